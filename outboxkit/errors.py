@@ -1,0 +1,151 @@
+"""Every error that outboxkit raises, in one tree.
+
+OutboxKitError
+├── ConfigurationError         (also ValueError) a setting, URL, extra or table is wrong; says which and what to do
+├── CaptureError               emit() or publish() would lose atomicity: no session, detached object, other bind …
+├── CodecError
+│   ├── EncodeError            an event cannot be written: raised inside the user's transaction, with the field path
+│   └── DecodeError            a message cannot be read: poison, it becomes a dead letter
+├── SchemaError
+│   ├── SchemaNotFound         no schema under that id, fingerprint or name
+│   └── IncompatibleSchema     reader and writer disagree: says which rule broke and where
+├── BrokerError
+│   ├── TransientBrokerError   try again, no attempt is spent
+│   └── PermanentBrokerError   this message will never be accepted
+├── LeaseLost                  another relay owns the shards now
+├── InboxConflict              the same message id came with other content
+└── ReplayError                a dead letter cannot be replayed as asked
+
+The docstring of a class is its default message: no error is ever mute. ``code`` is stable and has an anchor in
+``docs/reference/errors.md``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BrokerError",
+    "CaptureError",
+    "CodecError",
+    "ConfigurationError",
+    "DecodeError",
+    "EncodeError",
+    "InboxConflict",
+    "IncompatibleSchema",
+    "LeaseLost",
+    "OutboxKitError",
+    "PermanentBrokerError",
+    "ReplayError",
+    "SchemaError",
+    "SchemaNotFound",
+    "TransientBrokerError",
+]
+
+
+class OutboxKitError(Exception):
+    """outboxkit could not do what was asked."""
+
+    code: ClassVar[str] = "outboxkit"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+    @property
+    def message(self) -> str:
+        """The text: what happened, what was expected, what to do."""
+        return str(self.args[0])
+
+
+class ConfigurationError(OutboxKitError, ValueError):
+    """A setting is missing or wrong."""
+
+    code = "configuration"
+
+
+class CaptureError(OutboxKitError):
+    """This event cannot be written atomically with the session's changes."""
+
+    code = "capture"
+
+
+class CodecError(OutboxKitError):
+    """A payload could not be translated.
+
+    Attributes:
+        path: the field path in the value (``order.lines[2].sku``), empty when unknown.
+        offset: the byte offset in the data where decoding stopped, None when unknown.
+    """
+
+    code = "codec"
+
+    def __init__(self, message: str | None = None, *, path: str = "", offset: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.offset = offset
+
+
+class EncodeError(CodecError):
+    """The event cannot be encoded."""
+
+    code = "encode"
+
+
+class DecodeError(CodecError):
+    """The message cannot be decoded."""
+
+    code = "decode"
+
+
+class SchemaError(OutboxKitError):
+    """A schema is invalid."""
+
+    code = "schema"
+
+
+class SchemaNotFound(SchemaError):
+    """No schema is known under this id, fingerprint or name."""
+
+    code = "schema-not-found"
+
+
+class IncompatibleSchema(SchemaError):
+    """The reader's schema cannot read what the writer's schema wrote."""
+
+    code = "schema-incompatible"
+
+
+class BrokerError(OutboxKitError):
+    """The broker did not do what was asked."""
+
+    code = "broker"
+
+
+class TransientBrokerError(BrokerError):
+    """The broker is away or busy: trying again later may work."""
+
+    code = "broker-transient"
+
+
+class PermanentBrokerError(BrokerError):
+    """The broker refuses this and will refuse it again."""
+
+    code = "broker-permanent"
+
+
+class LeaseLost(OutboxKitError):
+    """The lease of this relay has ended: another relay may own its shards now."""
+
+    code = "lease-lost"
+
+
+class InboxConflict(OutboxKitError):
+    """A message came again under the same id, but with other content."""
+
+    code = "inbox-conflict"
+
+
+class ReplayError(OutboxKitError):
+    """The dead letter cannot be replayed."""
+
+    code = "replay"
