@@ -1,0 +1,253 @@
+"""Brokers: the two ports of the outside world, and how one is found.
+
+**Writing a broker.** One module with ``publisher(url, options) -> Publisher`` and
+``subscriber(url, subscription, options) -> Subscriber``, one entry point in the group ``outboxkit.brokers`` named after
+the URL scheme, and the conformance suite of ``outboxkit.testing`` passed. An adapter knows the message and nothing of databases. It maps its client's errors to
+`Failure` in one table, by code, never by text. It never logs payloads or secrets.
+
+`Publisher` is called from one dispatcher thread and never blocks it: ``publish`` returns a future at once. `Subscriber`
+belongs to one asyncio event loop.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
+
+from outboxkit.errors import ConfigurationError
+from outboxkit.policy import Failure, Order
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from concurrent.futures import Future
+    from datetime import timedelta
+
+    from outboxkit.message import Headers, Row
+
+__all__ = [
+    "Batch",
+    "Delivery",
+    "Features",
+    "Publisher",
+    "Receipts",
+    "Refusal",
+    "Subscriber",
+    "Subscription",
+    "open_publisher",
+    "open_subscriber",
+    "redacted",
+]
+
+_GROUP: Final = "outboxkit.brokers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a broker can do: the only place where such a question is asked.
+
+    Attributes:
+        name: ``kafka``, ``rabbitmq``, ``memory``.
+        order: the default for `Order` that keeps keys in order on this broker.
+        evidence: whether an acknowledgement tells partition and offset.
+        max_message_bytes: the largest message the broker takes by default, None when unbounded.
+    """
+
+    name: str
+    order: Order
+    evidence: bool
+    max_message_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one kind for one destination, in the order in which they must arrive per key.
+
+    Attributes:
+        destination: the topic; the queue when the rows are commands.
+        rows: what to send; `outboxkit.message.unpack_headers` gives the wire headers, to which the adapter adds
+            ``outboxkit.message.sequence_header(row.position)``.
+    """
+
+    destination: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One message of a batch that was not acknowledged."""
+
+    index: int
+    failure: Failure
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """What became of a batch: evidence for each index (-1 where there is none) and the refusals, by index."""
+
+    partitions: Sequence[int]
+    offsets: Sequence[int]
+    refusals: tuple[Refusal, ...] = ()
+
+
+class Publisher(Protocol):
+    """The way out."""
+
+    @property
+    def features(self) -> Features: ...
+
+    def publish(self, batch: Batch) -> Future[Receipts]:
+        """Hands a batch over and returns at once.
+
+        Guarantee: a row without a refusal in the receipts is stored by the broker. The future always ends, also after
+        `reset` and `close`; it never raises for trouble with the broker, but reports each row as refused.
+        """
+        ...
+
+    def capacity(self, destination: str) -> int:
+        """How many more messages this destination may have in flight now; 0 is back-pressure."""
+        ...
+
+    def check(self, destinations: Collection[str], timeout: timedelta) -> Mapping[str, Refusal]:
+        """Asks the broker about destinations; returns those in trouble (index -1). Blocks at most ``timeout``.
+
+        Raises:
+            ConfigurationError: the login was refused.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Gives up everything in flight: all futures end (``indeterminate`` where unknown), then a new session begins."""
+        ...
+
+    def close(self) -> None:
+        """Ends the session; everything in flight ends as in `reset`. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """Who reads what.
+
+    Attributes:
+        consumer: the consumer's name: Kafka group id, and part of the RabbitMQ queue name ``{topic}.{consumer}``.
+        topics: event topics to read.
+        queues: command destinations to read (``send(…, to=…)``).
+    """
+
+    consumer: str
+    topics: tuple[str, ...]
+    queues: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One message as the broker handed it out: bytes, untouched.
+
+    Attributes:
+        topic: the event topic or command queue it came from.
+        key: the record key (Kafka), or the ``partitionkey`` header (RabbitMQ).
+        headers: in order, duplicates kept, Kafka spelling for CloudEvents attributes.
+        payload: the body; None is a Kafka tombstone.
+        origin: where it stood, for people: ``orders[3]@1881`` or ``queue orders.billing``.
+        partition: Kafka partition, -1 elsewhere.
+        offset: Kafka offset, -1 elsewhere.
+        redelivered: the broker knows that it was handed out before.
+        token: the adapter's own handle, opaque to others.
+    """
+
+    topic: str
+    key: bytes | None
+    headers: Headers
+    payload: bytes | None
+    origin: str
+    partition: int = -1
+    offset: int = -1
+    redelivered: bool = False
+    token: object = field(default=None, compare=False, repr=False)
+
+
+class Subscriber(Protocol):
+    """The way in. At-least-once: what was not acknowledged comes again."""
+
+    @property
+    def features(self) -> Features: ...
+
+    async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
+        """The next deliveries, at most ``limit``, in order per key; empty after ``timeout``.
+
+        Raises:
+            TransientBrokerError: the broker is away; calling again is right.
+            ConfigurationError: the login was refused, or a topic or queue is missing.
+        """
+        ...
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Tells the broker that these are settled. Kafka commits no offset past an unacknowledged delivery.
+
+        Guarantee: called only after the database commit; a crash before it brings the deliveries again.
+        """
+        ...
+
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Gives deliveries back unhandled: they come again, in order."""
+        ...
+
+    async def declare(self, subscription: Subscription) -> Sequence[str]:
+        """Creates what the subscription needs (topics, exchanges, queues, bindings); returns a line for each."""
+        ...
+
+    async def close(self) -> None:
+        """Leaves; what was not acknowledged comes again elsewhere. Idempotent."""
+        ...
+
+
+def open_publisher(url: str, options: Mapping[str, str] | None = None) -> Publisher:
+    """The publisher for a broker URL; nothing is connected yet.
+
+    Args:
+        url: ``kafka://host:9092,host2:9092``, ``kafka+ssl://…``, ``amqp://user:password@host/vhost``, ``amqps://…``, ``memory://name``.
+        options: client settings by their own names (``sasl.mechanism``); each adapter allows a list and refuses others.
+
+    Raises:
+        ConfigurationError: unparsable URL, unknown scheme, missing extra, setting that is not allowed.
+    """
+    publisher: Publisher = _module(url).publisher(url, dict(options or {}))
+    return publisher
+
+
+def open_subscriber(url: str, subscription: Subscription, options: Mapping[str, str] | None = None) -> Subscriber:
+    """The subscriber for a broker URL; see `open_publisher`."""
+    subscriber: Subscriber = _module(url).subscriber(url, subscription, dict(options or {}))
+    return subscriber
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, query or anything else that may be secret; never raises."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "(unparsable URL)"
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else "(unparsable URL)"
+
+
+def _module(url: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  a plug module: its functions are checked by the conformance suite
+    scheme = url.partition("://")[0].lower() if "://" in url else ""
+    family = scheme.partition("+")[0]
+    known = {point.name: point.value for point in entry_points(group=_GROUP)}
+    if family not in known:
+        raise ConfigurationError(
+            f"the broker URL {redacted(url)} has no known scheme; expected one of {', '.join(sorted(known))}, "
+            "as in kafka://localhost:9092 or amqp://user:password@localhost/",
+        )
+    try:
+        return importlib.import_module(known[family])
+    except ModuleNotFoundError as error:
+        extra = {"amqp": "rabbitmq", "amqps": "rabbitmq"}.get(family, family)
+        raise ConfigurationError(
+            f"{family} needs the module {error.name}; install it: pip install 'outboxkit[{extra}]'",
+        ) from error

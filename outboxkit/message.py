@@ -1,0 +1,282 @@
+"""What travels: the message, its wire headers, its limits and its shard. Pure: no clock, no I/O.
+
+Headers follow CloudEvents 1.0 in binary mode with the Kafka spelling (``ce_id``, ``ce_type`` …). An adapter for another
+broker translates the names; nothing else knows them. `wire_headers` and `from_wire` are each other's inverse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from outboxkit.errors import DecodeError, EncodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+__all__ = [
+    "CONTENT_TYPE",
+    "REPLAY_FOR",
+    "Headers",
+    "Kind",
+    "Limits",
+    "Message",
+    "Row",
+    "check_limits",
+    "content_hash",
+    "from_wire",
+    "pack_headers",
+    "shard_of",
+    "unpack_headers",
+    "wire_headers",
+]
+
+Headers = tuple[tuple[str, bytes], ...]
+
+CONTENT_TYPE: Final = "content-type"
+REPLAY_FOR: Final = "outboxkit-replay-for"
+SCHEMA: Final = "outboxkit-schema"
+RESERVED_PREFIXES: Final = ("ce_", "cloudevents:", "cloudevents_", "outboxkit-")
+
+# The CloudEvents spellings that brokers use for the same attribute, by prefix, all read as ``ce_``.
+_FOREIGN_PREFIXES: Final = ("cloudEvents:", "cloudEvents_")
+
+# Attribute of `Message` -> wire header, for those whose value is plain text.
+_TEXT: Final = {
+    "id": "ce_id",
+    "type": "ce_type",
+    "source": "ce_source",
+    "correlation_id": "ce_correlationid",
+    "causation_id": "ce_causationid",
+    "dataschema": "ce_dataschema",
+    "schema": SCHEMA,
+    "content_type": CONTENT_TYPE,
+}
+_TIMES: Final = {"occurred_at": "ce_time", "recorded_at": "ce_recordedtime", "expires_at": "ce_expirytime"}
+_SEQUENCE: Final = "ce_sequence"
+_SEQUENCE_DIGITS: Final = 20  # CloudEvents orders sequences as text: 20 digits hold every 64-bit position
+_DERIVED: Final = frozenset((*_TEXT.values(), *_TIMES.values(), _SEQUENCE, "ce_specversion", "ce_partitionkey"))
+
+
+class Kind(StrEnum):
+    """What a message is to its receivers."""
+
+    EVENT = "event"  #: something happened; any number of receivers, also none
+    COMMAND = "command"  #: something is asked for; exactly one receiver
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message, as it is captured and as a consumer sees it.
+
+    Attributes:
+        id: the identity that deduplicates; a UUIDv7 as text for our own messages, any text for foreign ones.
+        type: the name of what happened (``order.placed``).
+        topic: the destination (Kafka topic; RabbitMQ exchange, or queue for a command).
+        payload: the encoded bytes, frozen at emit.
+        key: messages of one (topic, key) keep their order; None has no order.
+        kind: event or command.
+        source: who produced it (CloudEvents source), empty when a foreign message has none.
+        content_type: how the payload is encoded.
+        schema: fingerprint of the writer's schema, empty when the codec has none.
+        dataschema: CloudEvents URI of the schema version.
+        occurred_at: application time of the fact, aware.
+        recorded_at: database time of the insert, aware; None before it was stored.
+        expires_at: not worth delivering after this instant.
+        correlation_id: names the whole conversation.
+        causation_id: id of the message whose handling caused this one.
+        sequence: position in the producer's outbox; grows within (topic, key), gaps are normal.
+        headers: every other header, in order, duplicates kept.
+    """
+
+    id: str
+    type: str
+    topic: str
+    payload: bytes
+    key: bytes | None = None
+    kind: Kind = Kind.EVENT
+    source: str = ""
+    content_type: str = ""
+    schema: str = ""
+    dataschema: str = ""
+    occurred_at: datetime | None = None
+    recorded_at: datetime | None = None
+    expires_at: datetime | None = None
+    correlation_id: str = ""
+    causation_id: str = ""
+    sequence: int | None = None
+    headers: Headers = ()
+
+    def header(self, name: str) -> str | None:
+        """The first header of that name as text, or None."""
+        return next((value.decode("utf-8", "replace") for key, value in self.headers if key == name), None)
+
+
+class Row(NamedTuple):
+    """One stored outbox row as a relay reads it: raw bytes, because this is the hot path (a tuple costs a tenth)."""
+
+    position: int
+    id: UUID
+    topic: str
+    key: bytes | None
+    type: str
+    kind: str
+    payload: bytes
+    headers: bytes
+    recorded_at: datetime
+    expires_at: datetime | None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds that every message must keep, so that no broker refuses it later. Sizes are bytes."""
+
+    payload: int = 900_000  # below Kafka's default of 1 MiB with headers and framing on top
+    header_count: int = 64
+    header_bytes: int = 16 * 1024
+    key: int = 1024
+
+
+def wire_headers(message: Message) -> Headers:
+    """All headers of a message as they go to the broker (Kafka spelling), ours first."""
+    ours: list[tuple[str, bytes]] = [("ce_specversion", b"1.0")]
+    ours += [(name, getattr(message, field).encode()) for field, name in _TEXT.items() if getattr(message, field)]
+    for field, name in _TIMES.items():
+        instant: datetime | None = getattr(message, field)
+        if instant is not None:
+            ours.append((name, format_instant(instant).encode()))
+    if message.key is not None:
+        ours.append(("ce_partitionkey", message.key))
+    if message.sequence is not None:
+        ours.append(sequence_header(message.sequence))
+    return (*ours, *message.headers)
+
+
+def from_wire(topic: str, key: bytes | None, headers: Iterable[tuple[str, bytes | None]], payload: bytes) -> Message:
+    """Reads a message from what a broker delivered. Foreign messages are welcome: missing attributes stay empty.
+
+    Raises:
+        DecodeError: an attribute of ours holds bytes that are not text, a time or a number.
+    """
+    seen: dict[str, bytes] = {}
+    others: list[tuple[str, bytes]] = []
+    for raw_name, value in headers:
+        name = _canonical(raw_name)
+        if name in _DERIVED and name not in seen:
+            seen[name] = value or b""
+        elif name not in _DERIVED:
+            others.append((name, value or b""))
+    times = {field: _instant(name, seen.get(name)) for field, name in _TIMES.items()}
+    return Message(
+        topic=topic,
+        key=key,
+        payload=payload,
+        headers=tuple(others),
+        sequence=_sequence(seen.get(_SEQUENCE)),
+        **{field: _text(name, seen.get(name, b"")) for field, name in _TEXT.items()},  # type: ignore[arg-type]
+        **times,  # type: ignore[arg-type]
+    )
+
+
+def sequence_header(position: int) -> tuple[str, bytes]:
+    """The ``ce_sequence`` header of a position: zero-padded, so that text order is number order."""
+    return _SEQUENCE, b"%0*d" % (_SEQUENCE_DIGITS, position)
+
+
+def format_instant(instant: datetime) -> str:
+    """RFC 3339 in UTC with microseconds: ``2026-11-24T08:30:00.000000Z``."""
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def content_hash(message: Message) -> bytes:
+    """SHA-256 over type and payload: tells a redelivery from another message that came under the same id."""
+    return hashlib.sha256(message.type.encode() + b"\0" + message.payload).digest()
+
+
+def shard_of(topic: str, key: bytes | None, message_id: UUID, shards: int) -> int:
+    """The shard of a message: the first two bytes of SHA-256 over (topic, NUL, key), modulo the number of shards.
+
+    A message without a key has no order to keep and is spread by its id.
+    """
+    digest = hashlib.sha256(topic.encode() + b"\0" + (message_id.bytes if key is None else key)).digest()
+    return int.from_bytes(digest[:2], "big") % shards
+
+
+def pack_headers(headers: Headers) -> bytes:
+    """Headers as one value of a column: count, then length and bytes of each name and value (big endian)."""
+    parts = [struct.pack(">H", len(headers))]
+    for name, value in headers:
+        raw = name.encode()
+        parts += (struct.pack(">HI", len(raw), len(value)), raw, value)
+    return b"".join(parts)
+
+
+def unpack_headers(data: bytes) -> list[tuple[str, bytes]]:
+    """The inverse of `pack_headers`."""
+    (count,) = struct.unpack_from(">H", data)
+    headers, at = [], 2
+    for _ in range(count):
+        name_size, value_size = struct.unpack_from(">HI", data, at)
+        name_at = at + 6
+        at = name_at + name_size + value_size
+        headers.append((data[name_at : name_at + name_size].decode(), data[name_at + name_size : at]))
+    return headers
+
+
+def check_limits(message: Message, limits: Limits) -> None:
+    """Refuses a message that some broker would refuse later.
+
+    Raises:
+        EncodeError: says which bound, its value, and the size found.
+    """
+    _bound(message, "payload", len(message.payload), limits.payload)
+    _bound(message, "key", len(message.key or b""), limits.key)
+    _bound(message, "number of headers", len(message.headers), limits.header_count)
+    size = sum(len(name) + len(value) for name, value in message.headers)
+    _bound(message, "headers", size, limits.header_bytes)
+    for name, _ in message.headers:
+        if name.lower().startswith(RESERVED_PREFIXES) and name != REPLAY_FOR:
+            raise EncodeError(f"{message.type}: the header {name!r} is reserved; choose a name without that prefix")
+
+
+def _bound(message: Message, what: str, found: int, most: int) -> None:
+    if found > most:
+        raise EncodeError(
+            f"{message.type}: the {what} has a size of {found:,}, at most {most:,} is allowed; "
+            "send a reference to the data, or raise the limit where the broker allows more",
+        )
+
+
+def _canonical(name: str) -> str:
+    for prefix in _FOREIGN_PREFIXES:
+        if name.startswith(prefix):
+            return "ce_" + name[len(prefix) :]
+    return name
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"the header {name} is not UTF-8", path=name, offset=error.start) from error
+
+
+def _instant(name: str, value: bytes | None) -> datetime | None:
+    if not value:
+        return None
+    try:
+        instant = datetime.fromisoformat(_text(name, value))
+    except ValueError as error:
+        raise DecodeError(f"the header {name} is not an RFC 3339 time", path=name) from error
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _sequence(value: bytes | None) -> int | None:
+    # Foreign producers may use any text as a sequence: only numbers are positions.
+    return int(value) if value and value.isdigit() and len(value) <= _SEQUENCE_DIGITS else None

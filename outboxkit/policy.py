@@ -1,0 +1,231 @@
+"""Decisions: what a failure means, when to try again, when to give up. Pure: ``now`` and ``rng`` are arguments.
+
+Trouble has one of two addresses. *Destination* trouble (broker away, unroutable, not allowed …) says nothing about the
+message: the destination is paused and no attempt is spent. *Message* trouble spends attempts and ends as a dead letter.
+An outage is never poison.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final
+
+from outboxkit.errors import ConfigurationError, DecodeError, InboxConflict, SchemaError
+
+__all__ = [
+    "Backoff",
+    "Bury",
+    "Done",
+    "Failure",
+    "Followers",
+    "Order",
+    "Pause",
+    "Resend",
+    "Retry",
+    "RetryPolicy",
+    "Verdict",
+    "duration",
+    "full_jitter",
+    "verdict",
+]
+
+
+class Failure(StrEnum):
+    """Why a message was not published or not handled. Adapters choose one from a table of their own, never by text."""
+
+    BROKER_DOWN = "broker-down"
+    UNROUTABLE = "unroutable"
+    UNKNOWN_TOPIC = "unknown-topic"
+    UNAUTHORIZED = "unauthorized"
+    BLOCKED = "blocked"
+    REFUSING = "refusing"
+    INDETERMINATE = "indeterminate"  #: perhaps stored, perhaps not: send again, the inbox removes the copy
+    TOO_LARGE = "too-large"
+    INVALID = "invalid"
+    REJECTED = "rejected"
+    FENCED = "fenced"  #: another producer took over: stop all work
+    HANDLER = "handler"  #: the consumer's handler raised
+    TIMEOUT = "timeout"  #: the handler did not end in time
+    POISON = "poison"  #: it can never be handled: undecodable, incompatible, or declared so by the handler
+    CONFLICT = "conflict"  #: a known id with other content
+    CRASH = "crash"  #: the process died while handling it
+
+    @property
+    def of_destination(self) -> bool:
+        """Whether the destination is in trouble, and not the message."""
+        return self in _DESTINATION
+
+    @property
+    def is_final(self) -> bool:
+        """Whether trying again cannot help."""
+        return self in _FINAL
+
+
+_DESTINATION: Final = frozenset(
+    {
+        Failure.BROKER_DOWN,
+        Failure.UNROUTABLE,
+        Failure.UNKNOWN_TOPIC,
+        Failure.UNAUTHORIZED,
+        Failure.BLOCKED,
+        Failure.REFUSING,
+    },
+)
+_FINAL: Final = frozenset({Failure.TOO_LARGE, Failure.INVALID, Failure.POISON, Failure.CONFLICT})
+
+
+class Order(StrEnum):
+    """How much of a key may be in flight at once."""
+
+    PIPELINED = "pipelined"  #: followers may be in flight; one that the broker refuses can be overtaken
+    STRICT = "strict"  #: the next one goes out after the previous one is acknowledged
+
+
+class Followers(StrEnum):
+    """What happens to the later messages of a key whose head is dead."""
+
+    PARK = "park"  #: they wait until an operator releases, skips or repairs
+    SKIP = "skip"  #: they go on
+    BLOCK = "block"  #: the head never dies: it is tried for ever
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It is published or handled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """The outcome is unknown: send again at once, no attempt is spent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try this message again at an instant; an attempt is spent."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Stop using the destination until an instant; no attempt is spent."""
+
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Make it a dead letter."""
+
+    reason: Failure
+    followers: Followers
+
+
+Verdict = Done | Resend | Retry | Pause | Bury
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Delays that grow exponentially under full jitter.
+
+    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog 2015: sleep = random(0, min(cap, base·2^n)).
+    """
+
+    base: timedelta
+    cap: timedelta
+    attempts: int
+
+    def delay(self, attempt: int, rng: random.Random) -> timedelta:
+        """The delay after the given failed attempt (1 is the first)."""
+        # 2**62 is far above every cap and keeps the arithmetic inside a float.
+        ceiling = min(self.cap, self.base * 2 ** min(attempt - 1, 30))
+        return ceiling * rng.random()
+
+
+def full_jitter(base: timedelta | str, *, cap: timedelta | str, attempts: int) -> Backoff:
+    """Backoff by full jitter: ``full_jitter("1s", cap="5m", attempts=8)``.
+
+    Raises:
+        ConfigurationError: a duration is not positive, or attempts is below 1.
+    """
+    if attempts < 1:
+        raise ConfigurationError(f"attempts must be at least 1, got {attempts}")
+    return Backoff(base=duration(base), cap=duration(cap), attempts=attempts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and when a message in trouble is tried again.
+
+    Attributes:
+        immediate: retries at once, before any delay.
+        delayed: the backoff after them; its ``attempts`` counts delayed retries.
+        poison: exception classes for which no retry can help.
+        followers: what happens to the key's later messages when a head dies.
+    """
+
+    immediate: int = 0
+    delayed: Backoff = field(
+        default=Backoff(base=timedelta(milliseconds=100), cap=timedelta(seconds=5), attempts=8),
+    )
+    poison: tuple[type[BaseException], ...] = (DecodeError, SchemaError, InboxConflict)
+    followers: Followers = Followers.PARK
+
+    @property
+    def attempts(self) -> int:
+        """How often a message is tried before it dies, the first time included."""
+        return 1 + self.immediate + self.delayed.attempts
+
+
+# A final failure gets one more try alone: a broker may refuse a whole batch because of one message in it.
+_TRIES_OF_A_FINAL_FAILURE: Final = 2
+
+
+def verdict(
+    outcome: Failure | None, attempt: int, policy: RetryPolicy, now: datetime, rng: random.Random,
+) -> Verdict:
+    """What to do next with a message.
+
+    Args:
+        outcome: None for success, else why it failed.
+        attempt: which try this was, the first is 1. For destination trouble: how often in a row it was in trouble.
+        policy: how patient to be.
+        now: the current instant.
+        rng: source of the jitter.
+    """
+    if outcome is None:
+        return Done()
+    if outcome in (Failure.INDETERMINATE, Failure.FENCED):
+        return Resend()
+    if outcome.of_destination:
+        return Pause(now + policy.delayed.delay(attempt, rng))
+    spent = attempt >= (_TRIES_OF_A_FINAL_FAILURE if outcome.is_final else policy.attempts)
+    if spent and policy.followers is not Followers.BLOCK:
+        return Bury(outcome, policy.followers)
+    if attempt <= policy.immediate or outcome.is_final:
+        return Retry(now)
+    return Retry(now + policy.delayed.delay(attempt - policy.immediate, rng))
+
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+
+
+def duration(value: timedelta | str) -> timedelta:
+    """A positive duration from a timedelta or a text such as ``250ms``, ``30s``, ``5m``, ``1h``, ``14d``.
+
+    Raises:
+        ConfigurationError: not such a text, or not positive.
+    """
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if not match:
+            raise ConfigurationError(f"expected a duration such as 250ms, 30s, 5m, 1h or 14d, got {value!r}")
+        value = timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    if value <= timedelta(0):
+        raise ConfigurationError(f"expected a duration above zero, got {value}")
+    return value
