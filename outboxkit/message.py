@@ -30,6 +30,7 @@ __all__ = [
     "check_limits",
     "content_hash",
     "from_wire",
+    "outgoing_headers",
     "pack_headers",
     "shard_of",
     "unpack_headers",
@@ -187,6 +188,14 @@ def from_wire(topic: str, key: bytes | None, headers: Iterable[tuple[str, bytes 
 def sequence_header(position: int) -> tuple[str, bytes]:
     """The ``ce_sequence`` header of a position: zero-padded, so that text order is number order."""
     return _SEQUENCE, b"%0*d" % (_SEQUENCE_DIGITS, position)
+
+
+def outgoing_headers(row: Row) -> list[tuple[str, bytes]]:
+    """The wire headers of a stored row: those frozen at capture, and the two that only the database knew."""
+    headers = unpack_headers(row.headers)
+    headers.append(sequence_header(row.position))
+    headers.append(("ce_recordedtime", format_instant(row.recorded_at).encode()))
+    return headers
 
 
 def format_instant(instant: datetime) -> str:

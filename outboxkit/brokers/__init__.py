@@ -67,8 +67,7 @@ class Batch:
 
     Attributes:
         destination: the topic; the queue when the rows are commands.
-        rows: what to send; `outboxkit.message.unpack_headers` gives the wire headers, to which the adapter adds
-            ``outboxkit.message.sequence_header(row.position)``.
+        rows: what to send; `outboxkit.message.outgoing_headers` gives the wire headers of each.
     """
 
     destination: str

@@ -1,0 +1,89 @@
+"""Is a default a value of its field's type? Avro specification 1.12, "Complex Types", the table of default values.
+
+A union default may match any branch (since 1.12; before, only the first). Bytes and fixed are strings of the code
+points 0 to 255; a record default may leave out fields that have defaults themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from outboxkit.schemas.nodes import ABSENT, Array, Enum, Fixed, Map, Named, Node, Record, Ref, Union
+
+__all__ = ["MAX_DEFAULT_DEPTH", "default_fault"]
+
+MAX_DEFAULT_DEPTH: Final = 64
+"""Nesting of a default value: a recursive type could follow a hostile default without end."""
+
+
+def default_fault(names: Mapping[str, Named], node: Node, value: object, depth: int = 0) -> str | None:
+    """Say why `value` is no default for `node`, or return None."""
+    if depth > MAX_DEFAULT_DEPTH:
+        return f"it is nested deeper than {MAX_DEFAULT_DEPTH} levels"
+    if isinstance(node, Ref):
+        node = names[node.name]
+    if isinstance(node, Union):
+        faults = [default_fault(names, branch, value, depth + 1) for branch in node.branches]
+        return None if None in faults else f"{_shown(value)} matches no branch of the union"
+    if isinstance(node, Array):
+        return _items_fault(names, node.items, value, depth, list)
+    if isinstance(node, Map):
+        return _items_fault(names, node.values, value, depth, dict)
+    if isinstance(node, Record):
+        return _record_fault(names, node, value, depth)
+    if isinstance(node, Enum):
+        return None if value in node.symbols else f"{_shown(value)} is not a symbol of {node.name}"
+    if isinstance(node, Fixed):
+        good = _is_bytes(value) and len(str(value)) == node.size
+        return None if good else f"{_shown(value)} is not {node.size} bytes (code points 0-255)"
+    return None if _PRIMITIVE[node.type](value) else f"{_shown(value)} is not a value of type {node.type}"
+
+
+def _items_fault(
+    names: Mapping[str, Named], node: Node, value: object, depth: int, kind: type[list[object]] | type[dict[str, object]]
+) -> str | None:
+    if not isinstance(value, kind):
+        return f"{_shown(value)} is not {'a list' if kind is list else 'an object'}"
+    items = value.values() if isinstance(value, dict) else value
+    return next((fault for one in items if (fault := default_fault(names, node, one, depth + 1))), None)
+
+
+def _record_fault(names: Mapping[str, Named], node: Record, value: object, depth: int) -> str | None:
+    if not isinstance(value, dict):
+        return f"{_shown(value)} is not an object"
+    for one in node.fields:
+        given = value.get(one.name, one.default)
+        fault = "no value and no default" if given is ABSENT else default_fault(names, one.node, given, depth + 1)
+        if fault is not None:
+            return f"field {one.name}: {fault}"
+    return None
+
+
+def _is_whole(value: object, bits: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, str) and all(ord(one) < 256 for one in value)
+
+
+_PRIMITIVE: Final[Mapping[str, Callable[[object], bool]]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "int": lambda value: _is_whole(value, 32),
+    "long": lambda value: _is_whole(value, 64),
+    "float": _is_number,
+    "double": _is_number,
+    "bytes": _is_bytes,
+    "string": lambda value: isinstance(value, str),
+}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
