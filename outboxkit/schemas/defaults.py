@@ -41,7 +41,11 @@ def default_fault(names: Mapping[str, Named], node: Node, value: object, depth: 
 
 
 def _items_fault(
-    names: Mapping[str, Named], node: Node, value: object, depth: int, kind: type[list[object]] | type[dict[str, object]]
+    names: Mapping[str, Named],
+    node: Node,
+    value: object,
+    depth: int,
+    kind: type[list[object] | dict[str, object]],
 ) -> str | None:
     if not isinstance(value, kind):
         return f"{_shown(value)} is not {'a list' if kind is list else 'an object'}"

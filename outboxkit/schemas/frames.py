@@ -41,6 +41,10 @@ class FrameKind(Enum):
     BARE = "bare"
 
 
+_PREFIXES: Final = frozenset({FrameKind.CONFLUENT_ID, FrameKind.CONFLUENT_GUID, FrameKind.SINGLE_OBJECT})
+_HEADERS: Final = frozenset(set(FrameKind) - _PREFIXES)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """A message taken apart; at most one of `schema_id`, `guid` and `fingerprint` is set.
@@ -65,21 +69,21 @@ class Frame:
 def read_frame(data: bytes, headers: Headers = (), *, pinned: FrameKind | None = None, part: Part = "value") -> Frame:
     """Take a message apart.
 
-    Headers win over prefixes, as in Confluent's own deserializer. Without `pinned` an unframed message is refused;
-    ``pinned=FrameKind.BARE`` returns it whole.
+    Headers win over prefixes, as in Confluent's own deserializer. With `pinned` only that place is looked at; without
+    it an unframed message is refused. ``pinned=FrameKind.BARE`` returns it whole.
 
     Raises:
         DecodeError: no frame, an incomplete one, or another one than `pinned`.
     """
     if pinned is FrameKind.BARE:
         return Frame(kind=FrameKind.BARE, payload=data)
-    frame = _from_headers(data, dict(headers), part) or _from_prefix(data)
+    frame = None if pinned in _PREFIXES else _from_headers(data, dict(headers), part)
+    if frame is None and pinned not in _HEADERS:
+        frame = _from_prefix(data)
     if frame is None:
         _refuse(f"no schema is named: the message has {_start(data)} and no schema header")
     if pinned is not None and frame.kind is not pinned:
-        if frame.kind is FrameKind.SINGLE_OBJECT or pinned.value.endswith("header") or frame.offset == 0:
-            _refuse(f"the topic uses {pinned.value} frames, this message is {frame.kind.value}")
-        _refuse(f"the topic uses {pinned.value} frames, this message has {_start(data)}")
+        _refuse(f"this topic is pinned to {pinned.value} frames, the message is {frame.kind.value}")
     return frame
 
 

@@ -314,5 +314,5 @@ def _bad_defaults(names: Mapping[str, Named], fields: Iterable[Field]) -> Iterab
 
 def _endless(names: Mapping[str, Named]) -> Iterable[Flaw]:
     for record in endless_records(names):
-        why = f"the record {record.name} always holds another {record.name}: no finite value exists"
+        why = f"the record {record.name} has no finite value: it always holds itself, or an enum without symbols"
         yield Flaw(pointer=record.pointer, message=why)

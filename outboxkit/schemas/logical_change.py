@@ -1,0 +1,55 @@
+"""What a change of logical type does to the values: nothing, another Python type, or other values.
+
+The specification compares decimals only (scale and precision). Implementations silently apply the reader's unit to the
+writer's number, so a timestamp lands in 1970 and an amount is off by 100: those changes are errors here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from outboxkit.schemas.nodes import Fixed, Logical, Primitive
+from outboxkit.schemas.witness import Witness
+
+__all__ = ["LogicalChange", "logical_change"]
+
+_NUMBERS: Final = frozenset({"int", "long", "float", "double"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogicalChange:
+    """A changed logical type; `breaks` when values would be read wrong."""
+
+    message: str
+    breaks: bool
+    witness: Witness | None = None
+
+
+def logical_change(reader: Primitive | Fixed, writer: Primitive | Fixed) -> LogicalChange | None:
+    """Compare the logical types of two nodes whose base types fit."""
+    new, old = reader.logical, writer.logical
+    if new == old:
+        return None
+    if new is not None and old is not None:
+        return _both(new, old, writer)
+    if new is None:
+        return LogicalChange(message=f"the writer's {old} is read as plain {reader.type}", breaks=False)
+    return LogicalChange(message=f"the writer's plain {writer.type} is read as {new}", breaks=False)
+
+
+def _both(new: Logical, old: Logical, writer: Primitive | Fixed) -> LogicalChange:
+    if new.name != old.name:
+        return LogicalChange(message=f"the writer's {old} would be read as {new}: other values", breaks=True)
+    if new.scale != old.scale:
+        return LogicalChange(message=f"{old} read as {new}: values are off by powers of ten", breaks=True)
+    if new.precision >= old.precision:
+        return LogicalChange(message=f"{old} is read as {new}", breaks=False)
+    message = f"{old} has more digits than {new} of the reader"
+    return LogicalChange(message=message, breaks=True, witness=_too_long(new, writer))
+
+
+def _too_long(new: Logical, writer: Primitive | Fixed) -> Witness:
+    unscaled = 10**new.precision
+    size = writer.size if isinstance(writer, Fixed) else unscaled.bit_length() // 8 + 1
+    return Witness(value=unscaled.to_bytes(size, "big", signed=True).decode("latin-1"))
