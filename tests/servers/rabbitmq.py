@@ -1,0 +1,116 @@
+"""A real RabbitMQ: the distribution's programs, driven directly on a private node, port, cookie and epmd."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.servers import processes
+from tests.servers.local import LocalServer
+from tests.servers.server import Given, Unavailable
+
+__all__ = ["given", "local", "server_version"]
+
+# Debian's /usr/sbin wrappers change the user and lose the environment; these are what they call.
+_SCRIPTS = [Path("/usr/lib/rabbitmq/bin"), Path("/opt/homebrew/sbin"), Path("/usr/local/sbin")]
+
+
+def given(url: str, source: str) -> Given:
+    """The broker behind an amqp or amqps URL."""
+    return Given(name="RabbitMQ", url=url, version=server_version(url), source=source)
+
+
+def local() -> LocalServer:
+    """One node without plugins; everything it opens is on loopback."""
+    script = _script()
+    user = processes.drop_to("rabbitmq", "nobody")
+    folder = processes.owned_folder(processes.session_folder() / "rabbitmq", user)
+    port, distribution, epmd = processes.free_ports(3)
+    environment = _environment(folder, port=port, distribution=distribution, epmd=epmd)
+    _start_epmd(folder, user, environment)
+    url = f"amqp://guest:guest@127.0.0.1:{port}/"
+    server = LocalServer(
+        name="RabbitMQ",
+        url=url,
+        version="?",
+        source=f"installed, {script.parent}",
+        argv=[script],
+        folder=folder,
+        user=user,
+        env=environment,
+        ready=lambda: server_version(url),
+    )
+    server.start()
+    server.version = server_version(url)
+    return server
+
+
+def _script() -> Path:
+    for folder in _SCRIPTS:
+        if (folder / "rabbitmq-server").is_file():
+            return folder / "rabbitmq-server"
+    found = shutil.which("rabbitmq-server")
+    if found is None:
+        msg = "no RabbitMQ: install it (Debian: rabbitmq-server)"
+        raise Unavailable(msg)
+    return Path(found)
+
+
+def _environment(folder: Path, *, port: int, distribution: int, epmd: int) -> dict[str, str]:
+    (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\n")
+    (folder / "enabled_plugins").write_text("[].\n")
+    (folder / "rabbitmq-env.conf").write_text("")  # an empty one keeps the system's own out
+    for readable in folder.iterdir():
+        readable.chmod(0o644)
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")},
+        "HOME": str(folder),  # the Erlang cookie is written there
+        "RABBITMQ_NODENAME": f"outboxkit-{port}@localhost",
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_PID_FILE": str(folder / "node.pid"),
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "ERL_EPMD_PORT": str(epmd),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+    }
+
+
+def _start_epmd(folder: Path, user: str | None, environment: dict[str, str]) -> None:
+    """Erlang's name server as a child of ours: the one that a node starts by itself would outlive everything."""
+    program = shutil.which("epmd")
+    if program is None:
+        msg = "no epmd beside RabbitMQ: install Erlang completely (Debian: erlang-base)"
+        raise Unavailable(msg)
+    processes.spawn([program], user=user, env=environment, log=folder.parent / "epmd.log")
+    port = int(environment["ERL_EPMD_PORT"])
+    processes.wait_until(lambda: processes.knock("127.0.0.1", port), within=10, alive=lambda: True, what="epmd")
+
+
+def server_version(url: str) -> str:
+    """As the server says it in the first frame of the protocol; raises while it does not serve clients.
+
+    Spoken by hand: the client libraries leave open sockets behind after a refused connection, and log about it.
+    """
+    target = urlsplit(url)
+    secure = target.scheme == "amqps"
+    address = target.hostname or "127.0.0.1", target.port or (5671 if secure else 5672)
+    with socket.create_connection(address, timeout=5) as plain:
+        stream = ssl.create_default_context().wrap_socket(plain, server_hostname=address[0]) if secure else plain
+        stream.sendall(b"AMQP\x00\x00\x09\x01")
+        said = stream.recv(4096)
+    version = re.search(rb"\x07versionS\x00\x00\x00.([0-9][0-9.a-z-]*[0-9])", said)
+    if version is None:
+        msg = f"no AMQP 0-9-1 server answers there: {said[:40]!r}"
+        raise ConnectionError(msg)
+    return version[1].decode()
