@@ -132,6 +132,7 @@ class Row(NamedTuple):
     recorded_at: datetime
     expires_at: datetime | None
     attempts: int = 0
+    waiting_id: int | None = None  # set when it comes from outbox_waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,150 @@
+"""Dialects: what differs between databases, behind one contract.
+
+**Writing a dialect.** One module with ``dialect() -> Dialect`` and one entry point in the group ``outboxkit.dialects``
+named as SQLAlchemy names the dialect. It passes the dialect conformance suite of ``outboxkit.testing``. Everything that
+plain SQLAlchemy Core says for all databases stays out of here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from outboxkit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from datetime import timedelta
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy.dialects.postgresql import Insert
+
+    from outboxkit.message import Row
+
+__all__ = ["Dialect", "Features", "Reading", "dialect_of", "insert_ignoring", "open_engine"]
+
+_GROUP: Final = "outboxkit.dialects"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a database can do: the only place where such a question is asked.
+
+    Attributes:
+        name: ``postgresql``, ``sqlite``.
+        concurrent_writers: whether two transactions can write at once, so that a smaller position may commit later.
+        notifies: whether it can wake a relay.
+    """
+
+    name: str
+    concurrent_writers: bool
+    notifies: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a relay wants to read.
+
+    Attributes:
+        shards: the shards it owns.
+        without: topics that are paused.
+        limit: at most so many rows.
+    """
+
+    shards: Collection[int]
+    without: Collection[str]
+    limit: int
+
+
+class Dialect(Protocol):
+    """One database."""
+
+    @property
+    def features(self) -> Features: ...
+
+    def engine(self, url: URL, patience: timedelta) -> Engine:
+        """An engine for daemons: time-outs on statements, locks and connections; parameters hidden in errors.
+
+        Args:
+            url: of the database; an async driver is replaced by the blocking one.
+            patience: no statement, lock or connection attempt takes longer.
+        """
+        ...
+
+    def read(self, connection: Connection, reading: Reading) -> list[Row]:
+        """Unpublished rows in position order.
+
+        Transaction: one statement of its own (READ COMMITTED).
+        Guarantee: for two rows of one key, the earlier committed one comes first, and none is passed over.
+        """
+        ...
+
+    def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
+        """Makes every commit that was read durable, and tells how long the relay's lease still holds; None when it ended.
+
+        Transaction: the caller's short one, between reading and publishing; it must be committed before publishing.
+        Guarantee: a transaction that a crash of the server would lose has not been read, or is durable now.
+        """
+        ...
+
+    def remove(self, connection: Connection, rows: Sequence[tuple[int, UUID]]) -> int:
+        """Deletes exactly these (position, message id) pairs from ``outbox_messages``; returns how many were there."""
+        ...
+
+    def insert(self, table: Table) -> Insert:
+        """An INSERT that understands ``on_conflict_do_nothing`` and RETURNING."""
+        ...
+
+
+def dialect_of(connection: Connection | Engine) -> Dialect:
+    """The dialect of a connection.
+
+    Raises:
+        ConfigurationError: this database is not supported.
+    """
+    return _dialect(connection.dialect.name)
+
+
+def insert_ignoring(connection: Connection, table: Table) -> Insert:
+    """``INSERT … ON CONFLICT DO NOTHING`` for the connection's database; add RETURNING to see what was new."""
+    return dialect_of(connection).insert(table).on_conflict_do_nothing()
+
+
+def open_engine(url: str, *, patience: timedelta) -> Engine:
+    """A daemon's engine for a database URL; nothing is connected yet.
+
+    Raises:
+        ConfigurationError: unparsable URL, unsupported database, or a missing extra.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # The driver's text repeats the URL, password included: do not chain it.
+        raise ConfigurationError(
+            "the database URL cannot be parsed; expected one like postgresql+psycopg://user@host/database or "
+            "sqlite:///file.db",
+        ) from None
+    dialect = _dialect(parsed.get_backend_name())
+    try:
+        return dialect.engine(parsed, patience)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{parsed.get_backend_name()} needs the module {error.name}; install it: pip install 'outboxkit[postgres]'",
+        ) from error
+
+
+@functools.cache
+def _dialect(name: str) -> Dialect:
+    known = {point.name: point.value for point in entry_points(group=_GROUP)}
+    if name not in known:
+        raise ConfigurationError(f"the database {name!r} is not supported; expected one of {', '.join(sorted(known))}")
+    module: Any = importlib.import_module(known[name])
+    found: Dialect = module.dialect()
+    return found

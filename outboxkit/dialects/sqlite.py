@@ -1,0 +1,103 @@
+"""SQLite 3.35 and newer: the embedded default for demo and tests. One writer at a time, so positions commit in order."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import URL, Engine, bindparam, create_engine, delete, event, select, text
+from sqlalchemy.dialects.sqlite import Insert, insert
+
+from outboxkit import tables
+from outboxkit.dialects import Features, Reading
+from outboxkit.message import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Table
+
+__all__ = ["dialect"]
+
+_HOT: Final = tables.outbox_messages.c
+
+_CLAIM: Final = text(
+    """
+    SELECT (julianday(expires_at) - julianday('now')) * 86400.0
+    FROM outbox_relays
+    WHERE id = :relay AND expires_at > strftime('%Y-%m-%d %H:%M:%f', 'now')
+    """,
+)
+
+
+class SQLite:
+    """The embedded database."""
+
+    features = Features(name="sqlite", concurrent_writers=False, notifies=False)
+
+    def engine(self, url: URL, patience: timedelta) -> Engine:
+        """See `outboxkit.dialects.Dialect.engine`."""
+        engine = create_engine(
+            url.set(drivername="sqlite"), hide_parameters=True, connect_args={"timeout": patience.total_seconds()},
+        )
+        event.listen(engine, "connect", _prepare)
+        event.listen(engine, "begin", _begin)
+        return engine
+
+    def read(self, connection: Connection, reading: Reading) -> list[Row]:
+        """See `outboxkit.dialects.Dialect.read`."""
+        statement = (
+            select(
+                _HOT.position,
+                _HOT.message_id,
+                _HOT.topic,
+                _HOT.key,
+                _HOT.type,
+                _HOT.kind,
+                _HOT.payload,
+                _HOT.headers,
+                _HOT.recorded_at,
+                _HOT.expires_at,
+            )
+            .where(_HOT.shard.in_(sorted(reading.shards)), _HOT.topic.not_in(sorted(reading.without)))
+            .order_by(_HOT.position)
+            .limit(reading.limit)
+        )
+        return [Row._make((*row, 0, None)) for row in connection.execute(statement)]
+
+    def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
+        """See `outboxkit.dialects.Dialect.claim`. What can be read is durable here: only the lease is looked at."""
+        found = connection.execute(_CLAIM, {"relay": relay.hex}).one_or_none()
+        connection.commit()
+        return timedelta(seconds=float(found[0])) if found else None
+
+    def remove(self, connection: Connection, rows: Sequence[tuple[int, UUID]]) -> int:
+        """See `outboxkit.dialects.Dialect.remove`."""
+        pair = delete(tables.outbox_messages).where(
+            _HOT.position == bindparam("at"), _HOT.message_id == bindparam("id"),
+        )
+        return connection.execute(pair, [{"at": position, "id": message_id} for position, message_id in rows]).rowcount
+
+    def insert(self, table: Table) -> Insert:
+        """See `outboxkit.dialects.Dialect.insert`."""
+        return insert(table)
+
+
+def _prepare(connection: Any, _record: object) -> None:
+    # The driver must not begin transactions by itself: it would begin them too late and as readers.
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    # A transaction that reads first and writes later fails at once when another one wrote in between: take the
+    # writer's place at the beginning, and wait for it there.
+    reading = connection.get_execution_options().get("outboxkit_reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def dialect() -> SQLite:
+    """The plug."""
+    return SQLite()
