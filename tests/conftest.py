@@ -78,7 +78,7 @@ def database_url(postgres: servers.Server) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def kafka() -> servers.Server:
-    """The Kafka broker; `kafka.url` is `kafka://host:port`, `bootstrap(kafka.url)` what clients call servers."""
+    """The Kafka broker; `kafka.url` is `kafka://host:port`, `kafka.bootstrap` the part that other clients want."""
     return _server("kafka")
 
 

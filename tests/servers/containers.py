@@ -13,7 +13,7 @@ from tests.servers import kafka as kafka_broker
 from tests.servers import postgres as postgres_server
 from tests.servers import processes
 from tests.servers import rabbitmq as rabbitmq_broker
-from tests.servers.server import Unavailable
+from tests.servers.server import Unavailable, address
 
 __all__ = ["ContainerServer", "kafka", "postgres", "rabbitmq"]
 
@@ -28,6 +28,10 @@ class ContainerServer:
     source: str
     container: Any  # docker-py carries no types
     ready: Callable[[], object]
+
+    @property
+    def bootstrap(self) -> str:
+        return address(self.url)
 
     def kill(self) -> None:
         self.container.kill()

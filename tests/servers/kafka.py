@@ -14,9 +14,9 @@ from confluent_kafka.admin import AdminClient
 from tests.servers import processes
 from tests.servers.cache import cached
 from tests.servers.local import LocalServer
-from tests.servers.server import Given, Unavailable
+from tests.servers.server import Given, Unavailable, address
 
-__all__ = ["VERSION", "answers", "bootstrap", "given", "local"]
+__all__ = ["VERSION", "answers", "given", "local"]
 
 VERSION = "4.4.0"
 _OLDEST_JAVA = 17
@@ -69,15 +69,11 @@ log.cleaner.io.buffer.size=65536
 """
 
 
-def bootstrap(url: str) -> str:
-    """`host:port` of a kafka URL."""
-    return url.removeprefix("kafka://").rstrip("/")
-
-
 def given(url: str, source: str) -> Given:
     """The cluster behind `kafka://host:port` (or `host:port`)."""
-    answers(bootstrap(url))
-    return Given(name="Apache Kafka", url=f"kafka://{bootstrap(url)}", version="version unknown", source=source)
+    server = address(url if "://" in url else f"kafka://{url}")
+    answers(server)
+    return Given(name="Apache Kafka", url=f"kafka://{server}", version="version unknown", source=source)
 
 
 def local() -> LocalServer:
@@ -147,11 +143,11 @@ def _broker(java: str, libs: Path, folder: Path, flags: list[str]) -> LocalServe
     )
 
 
-def answers(address: str) -> None:
+def answers(bootstrap: str) -> None:
     """Raise until a broker is registered and serves metadata."""
-    host, _, port = address.split(",")[0].rpartition(":")
+    host, _, port = bootstrap.split(",")[0].rpartition(":")
     processes.knock(host, int(port))
-    admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     if not admin.list_topics(timeout=2).brokers:
         msg = "no broker is registered yet"
         raise ConnectionError(msg)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.servers import processes
+from tests.servers.server import address
 
 __all__ = ["LocalServer"]
 
@@ -32,6 +33,10 @@ class LocalServer:
     shutdown: signal.Signals = signal.SIGTERM
     start_seconds: float = 60.0
     _child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        return address(self.url)
 
     @property
     def log(self) -> Path:

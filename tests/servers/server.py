@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Given", "NotOurs", "Server", "Unavailable"]
+__all__ = ["Given", "NotOurs", "Server", "Unavailable", "address"]
 
 
 class Unavailable(Exception):  # noqa: N818  # read at the call site: `except Unavailable`
@@ -16,12 +16,17 @@ class NotOurs(Exception):  # noqa: N818  # as above
     """A server that was given by URL is somebody else's process: a test may not stop it."""
 
 
+def address(url: str) -> str:
+    """The `host:port` part of a URL, which Kafka's clients call bootstrap servers."""
+    return url.partition("://")[2].rpartition("@")[2].split("/")[0]
+
+
 class Server(Protocol):
     """A real server in reach of the tests.
 
     `kill` is SIGKILL of every process, `stop` a clean shutdown, `start` brings the same port and data back and returns
     when clients are served; `pause` and `resume` freeze and thaw it (connections stay open, nothing answers); `heal`
-    undoes whatever a test left behind; `close` gives the server and its data up.
+    undoes whatever a test left behind; `close` gives the server and its data up. `bootstrap` is the URL's `host:port`.
     """
 
     name: str
@@ -29,6 +34,8 @@ class Server(Protocol):
     version: str
     source: str
 
+    @property
+    def bootstrap(self) -> str: ...
     def kill(self) -> None: ...
     def stop(self) -> None: ...
     def start(self) -> None: ...
@@ -46,6 +53,10 @@ class Given:
     url: str
     version: str
     source: str
+
+    @property
+    def bootstrap(self) -> str:
+        return address(self.url)
 
     def _refuse(self) -> None:
         msg = f"{self.name} was given by {self.source}; tests that stop it need a local one: unset the variable"
