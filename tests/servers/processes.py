@@ -13,16 +13,32 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 __all__ = ["drop_to", "end", "free_ports", "kill_trees", "knock", "owned_folder", "session_folder", "spawn", "tree", "wait_until"]
 
 _ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+_one_at_a_time = threading.RLock()
 _children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def _once(build: Callable[[], T]) -> Callable[[], T]:
+    """Build on first use, once even when several threads ask at the same time."""
+    kept = functools.cache(build)
+
+    @functools.wraps(build)
+    def call() -> T:
+        with _one_at_a_time:
+            return kept()
+
+    return call
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -55,7 +71,7 @@ def kill_trees(pids: Iterable[int], *, within: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-@functools.cache
+@_once
 def session_folder() -> Path:
     """One folder for the data of this session's servers; other users may pass through it, not look into it."""
     folder = Path(tempfile.mkdtemp(prefix="outboxkit-test-"))
@@ -64,7 +80,7 @@ def session_folder() -> Path:
     return folder
 
 
-@functools.cache
+@_once
 def _watchdog() -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.servers.watchdog", str(session_folder())],
@@ -78,8 +94,9 @@ def _watchdog() -> subprocess.Popen[str]:
 def _tell_watchdog(line: str) -> None:
     pipe = _watchdog().stdin
     assert pipe is not None
-    pipe.write(f"{line}\n")
-    pipe.flush()
+    with _one_at_a_time:
+        pipe.write(f"{line}\n")
+        pipe.flush()
 
 
 def _end_of_session() -> None:
