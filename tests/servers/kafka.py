@@ -78,30 +78,33 @@ def given(url: str, source: str) -> Given:
 
 def local() -> LocalServer:
     """One broker that is its own controller; topics are created by who needs them, never by accident."""
-    java = _java()
-    jars = cached(f"kafka-{VERSION}", lambda folder: _download(folder, java))
+    java, release = _java()
+    libs = cached(f"kafka-{VERSION}", _download) / "libs"
+    # Apart from the jars, because the archive is only valid for the very paths that it was made from.
+    classes = cached(f"kafka-{VERSION}-java-{release}", lambda folder: _train(java, libs, folder))
     folder = processes.owned_folder(processes.session_folder() / "kafka", None)
-    server = _broker(java, jars / "libs", folder, [f"-XX:SharedArchiveFile={jars / 'classes.jsa'}"])
+    server = _broker(java, libs, folder, f"-XX:SharedArchiveFile={classes / 'classes.jsa'}")
     server.start()
     return server
 
 
-def _java() -> str:
+def _java() -> tuple[str, str]:
+    """The program and its full version."""
     home = os.environ.get("JAVA_HOME")
     java = f"{home}/bin/java" if home else shutil.which("java")
     if java is None:
         msg = f"no Java: install a JRE of version {_OLDEST_JAVA} or newer (Debian: default-jre-headless)"
         raise Unavailable(msg)
     said = subprocess.run([java, "-version"], capture_output=True, text=True, check=True, timeout=60).stderr
-    version = re.search(r'version "(\d+)', said)
-    if version is None or int(version[1]) < _OLDEST_JAVA:
+    version = re.search(r'version "((\d+)[^"]*)"', said)
+    if version is None or int(version[2]) < _OLDEST_JAVA:
         msg = f"Apache Kafka {VERSION} needs Java {_OLDEST_JAVA} or newer; {java} says: {said.splitlines()[0]}"
         raise Unavailable(msg)
-    return java
+    return java, version[1]
 
 
-def _download(folder: Path, java: str) -> None:
-    """The broker's jars, by Maven; then one training run, which leaves an archive that halves the start-up."""
+def _download(folder: Path) -> None:
+    """The broker's jars, by Maven (its own settings and mirrors apply)."""
     maven = shutil.which("mvn")
     if maven is None:
         msg = "no Maven to fetch Apache Kafka with: install it (Debian: maven)"
@@ -114,13 +117,17 @@ def _download(folder: Path, java: str) -> None:
     if done.returncode:
         msg = f"Maven could not fetch Apache Kafka {VERSION}: {(done.stdout + done.stderr).strip()[-1500:]}"
         raise Unavailable(msg)
+
+
+def _train(java: str, libs: Path, folder: Path) -> None:
+    """One run that leaves an archive of loaded classes, which halves every later start."""
     work = processes.owned_folder(processes.session_folder() / "kafka-training", None)
-    trainee = _broker(java, folder / "libs", work, [f"-XX:ArchiveClassesAtExit={folder / 'classes.jsa'}"])
+    trainee = _broker(java, libs, work, f"-XX:ArchiveClassesAtExit={folder / 'classes.jsa'}")
     trainee.start()
     trainee.stop()
 
 
-def _broker(java: str, libs: Path, folder: Path, flags: list[str]) -> LocalServer:
+def _broker(java: str, libs: Path, folder: Path, archive: str) -> LocalServer:
     port, controller = processes.free_ports(2)
     settings = folder / "server.properties"
     settings.write_text(_SETTINGS.format(port=port, controller=controller, folder=folder))
@@ -136,7 +143,7 @@ def _broker(java: str, libs: Path, folder: Path, flags: list[str]) -> LocalServe
         url=f"kafka://127.0.0.1:{port}",
         version=VERSION,
         source="Maven Central jars, KRaft, local JVM",
-        argv=[*command[:1], "-Xms256m", "-Xmx512m", *flags, *command[1:], "kafka.Kafka", settings],
+        argv=[*command[:1], "-Xms256m", "-Xmx512m", archive, *command[1:], "kafka.Kafka", settings],
         folder=folder,
         ready=lambda: answers(f"127.0.0.1:{port}"),
         shutdown=signal.SIGTERM,
