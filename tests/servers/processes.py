@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import pwd
@@ -58,17 +59,23 @@ def _gone(process: psutil.Process) -> bool:
         return True
 
 
-def kill_trees(pids: Iterable[int], *, within: float = 10.0) -> None:
+def kill_trees(pids: Iterable[int]) -> None:
     """SIGKILL the processes with all their children and wait until they are gone (their ports and locks are free)."""
     processes = [process for pid in pids for process in tree(pid)]
     for process in processes:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
+    _wait_for(processes, within=10)
+
+
+def _wait_for(processes: Iterable[psutil.Process], *, within: float) -> bool:
+    """Whether all of them are gone in time; psutil's own wait would wait for zombies."""
     deadline = time.monotonic() + within
-    while not all(map(_gone, processes)) and time.monotonic() < deadline:
+    while not all(map(_gone, processes)):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.01)
+    return True
 
 
 @_once
@@ -146,17 +153,13 @@ def spawn(argv: Sequence[str | Path], *, user: str | None, env: Mapping[str, str
     return child  # type: ignore[no-any-return]
 
 
-def end(child: subprocess.Popen[bytes], *, gently: signal.Signals | None = None, within: float = 30.0) -> None:
-    """End a child: by its own shutdown signal when given one, in any case wholly."""
-    below = [process.pid for process in tree(child.pid)]
+def end(child: subprocess.Popen[bytes], *, gently: signal.Signals | None = None) -> None:
+    """End a child with everything below it: by its own shutdown signal when given one, by SIGKILL what remains."""
+    processes = tree(child.pid)
     if gently is not None and child.poll() is None:
         child.send_signal(gently)
-        try:
-            child.wait(within)
-        except subprocess.TimeoutExpired:
-            kill_trees(below)
-            raise
-    kill_trees(below)
+        _wait_for(processes, within=30)
+    kill_trees(process.pid for process in processes)
     child.wait()
     _children.pop(child.pid, None)
     _tell_watchdog(f"-{child.pid}")
