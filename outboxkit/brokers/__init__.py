@@ -39,6 +39,7 @@ __all__ = [
     "open_publisher",
     "open_subscriber",
     "redacted",
+    "refuse_unknown",
 ]
 
 _GROUP: Final = "outboxkit.brokers"
@@ -232,6 +233,19 @@ def redacted(url: str) -> str:
     except ValueError:
         return "(unparsable URL)"
     return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else "(unparsable URL)"
+
+
+def refuse_unknown(options: Mapping[str, str], allowed: Collection[str], broker: str) -> None:
+    """Refuses a client setting that is not on the broker's allow-list: some settings load code or log secrets.
+
+    Raises:
+        ConfigurationError: names the setting (never its value) and what is allowed.
+    """
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ConfigurationError(
+            f"the {broker} setting {unknown[0]!r} is not allowed; allowed are {', '.join(sorted(allowed))}",
+        )
 
 
 def _module(url: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  a plug module: its functions are checked by the conformance suite

@@ -1,0 +1,42 @@
+"""Apache Kafka, through librdkafka: idempotent producer, cooperative consumer, and a cluster inside the process.
+
+An acknowledged record is on all in-sync replicas (``acks=all``). Records of one key stay in order, because librdkafka
+never gives up by itself (``message.timeout.ms=0``): giving up is `Publisher.reset`, which purges everything.
+
+``kafka://embedded`` is librdkafka's mock cluster inside this process, for demos and quick tests. It is no evidence
+about Kafka.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from outboxkit.brokers.kafka import embedded
+from outboxkit.brokers.kafka.embedded import embedded_cluster
+from outboxkit.brokers.kafka.publish import KafkaPublisher
+from outboxkit.brokers.kafka.settings import EMBEDDED, parse
+from outboxkit.brokers.kafka.subscribe import KafkaSubscriber
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from outboxkit.brokers import Subscription
+
+__all__ = ["KafkaPublisher", "KafkaSubscriber", "embedded_cluster", "publisher", "subscriber"]
+
+
+def publisher(url: str, options: Mapping[str, str]) -> KafkaPublisher:
+    """The plug's entry: a publisher that connects at its first use."""
+    return KafkaPublisher(parse(_resolved(url), options))
+
+
+def subscriber(url: str, subscription: Subscription, options: Mapping[str, str]) -> KafkaSubscriber:
+    """The plug's entry: a subscriber that connects at its first use."""
+    return KafkaSubscriber(parse(_resolved(url), options), subscription)
+
+
+def _resolved(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    if rest.partition("?")[0].rstrip("/") != EMBEDDED:
+        return url
+    return f"{scheme}://{rest.replace(EMBEDDED, embedded.shared_address(), 1)}"

@@ -1,0 +1,379 @@
+"""The way in from Kafka. One thread drives the consumer; the event loop never waits for it.
+
+Invariants: no offset is committed past an unacknowledged delivery of its partition; what belonged to a partition that was
+taken away commits nothing; while nobody receives, the partitions are paused and the consumer is still polled, so that long
+handlers do not cost the membership.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from outboxkit.brokers import Delivery
+from outboxkit.brokers.kafka.publish import FEATURES
+from outboxkit.brokers.kafka.topics import LookupFailed, Topics, login_trouble, open_client
+from outboxkit.errors import ConfigurationError, TransientBrokerError
+from outboxkit.policy import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import timedelta
+
+    from confluent_kafka import Message
+
+    from outboxkit.brokers import Subscription
+    from outboxkit.brokers.kafka.settings import Settings
+
+__all__ = ["KafkaSubscriber", "Progress"]
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+_SLICE_SECONDS: Final = 0.05  # bounds how long an acknowledgement waits behind an idle receive
+_KEEP_ALIVE_SECONDS: Final = 1.0
+_LOOKUP_SECONDS: Final = 5.0
+# The membership ended or moves: what was settled here is handed out again elsewhere, and the inbox knows it.
+_MOVED: Final = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError._ASSIGNMENT_LOST,
+        KafkaError._NO_OFFSET,
+        KafkaError._STATE,
+    },
+)
+_MISSING: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
+_REFUSED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED})
+# auto.offset.reset=error: the position is gone, and going on would skip messages silently.
+_GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
+
+
+class Progress:
+    """How far one partition is: which offsets are handed out, and up to where all of them are settled.
+
+    A lap is one pass over the offsets: after `rewind` they come again in a new lap, and a late acknowledgement of the
+    old one counts no more.
+    """
+
+    __slots__ = ("_handed", "_lap", "_next")
+
+    def __init__(self) -> None:
+        self._handed: dict[int, int] = {}  # offset -> lap; ascending, because offsets come in order
+        self._lap = 0
+        self._next = -1  # after the highest offset handed out
+
+    def hand_out(self, offset: int) -> int:
+        """Notes a delivery; returns its lap."""
+        self._handed[offset] = self._lap
+        self._next = offset + 1
+        return self._lap
+
+    def settle(self, offset: int, lap: int) -> bool:
+        """Notes an acknowledgement; False when it came too late to count."""
+        if self._handed.get(offset) != lap:
+            return False
+        del self._handed[offset]
+        return True
+
+    @property
+    def position(self) -> int:
+        """The first offset that is not settled."""
+        return next(iter(self._handed), self._next)
+
+    def rewind(self, offset: int) -> None:
+        """The partition is read again from this offset on."""
+        self._handed = {handed: lap for handed, lap in self._handed.items() if handed < offset}
+        self._next = offset
+        self._lap += 1
+
+
+class _Token(NamedTuple):
+    progress: Progress
+    lap: int
+
+
+class KafkaSubscriber:
+    """See `outboxkit.brokers.Subscriber`."""
+
+    features = FEATURES
+
+    def __init__(self, settings: Settings, subscription: Subscription) -> None:
+        self._settings = settings
+        self._subscription = subscription
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        # What follows belongs to the thread.
+        self._consumer: Consumer | None = None
+        self._progress: dict[tuple[str, int], Progress] = {}
+        self._paused: list[TopicPartition] = []
+        self._trouble: Exception | None = None
+
+    def __repr__(self) -> str:
+        return f"KafkaSubscriber({self._settings.address}, {self._subscription.consumer})"
+
+    async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
+        taken = self._submit(self._take, limit, timeout.total_seconds())
+        try:
+            return await asyncio.wrap_future(taken)
+        except asyncio.CancelledError:
+            self._submit(self._take_back, taken)  # nobody will ever acknowledge what this call brings
+            raise
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        await asyncio.wrap_future(self._submit(self._commit, deliveries))
+
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        await asyncio.wrap_future(self._submit(self._rewind, deliveries))
+
+    async def declare(self, subscription: Subscription) -> Sequence[str]:
+        names = (*subscription.topics, *subscription.queues)
+        return await asyncio.to_thread(self._create, names)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        thread = self._thread
+        if thread is not None:
+            self._jobs.put(self._leave)
+            await asyncio.to_thread(thread.join)
+
+    def _create(self, names: Sequence[str]) -> Sequence[str]:
+        topics = Topics(self._settings)
+        try:
+            return topics.create(names)
+        except LookupFailed as error:
+            raise _raised(error) from error
+        finally:
+            topics.close()
+
+    def _submit(self, job: Callable[..., _Result], *arguments: object) -> Future[_Result]:
+        outcome: Future[_Result] = Future()
+        if self._closed:
+            outcome.set_exception(TransientBrokerError("the subscriber is closed"))
+            return outcome
+        if self._thread is None:
+            # A daemon: an abandoned subscriber must not keep the process from ending.
+            self._thread = threading.Thread(target=self._run, name="outboxkit-kafka-in", daemon=True)
+            self._thread.start()
+        self._jobs.put(partial(_resolve, outcome, partial(job, *arguments)))
+        return outcome
+
+    # From here on everything runs in the thread.
+
+    def _run(self) -> None:
+        while not self._closed or not self._jobs.empty():
+            try:
+                self._jobs.get(timeout=_KEEP_ALIVE_SECONDS)()
+            except queue.Empty:
+                self._keep_alive()
+
+    def _leave(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _keep_alive(self) -> None:
+        if self._consumer is None or not self._progress:
+            return
+        if not self._paused:
+            self._paused = self._consumer.assignment()
+            self._consumer.pause(self._paused)
+        message = self._consumer.poll(0)
+        if message is not None and message.error() is None:
+            self._seek(message.topic(), message.partition(), message.offset())  # fetched before the pause took effect
+
+    def _take(self, limit: int, timeout_seconds: float) -> Sequence[Delivery]:
+        consumer = self._joined()
+        if self._paused:
+            self._resume(consumer)
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            first = consumer.poll(max(0.0, min(_SLICE_SECONDS, deadline - time.monotonic())))
+            self._raise_trouble()
+            if first is not None:
+                rest = consumer.consume(limit - 1, timeout=0) if limit > 1 else []
+                return self._handed_out([first, *rest])
+            if time.monotonic() >= deadline:
+                return ()
+            self._run_waiting()
+
+    def _run_waiting(self) -> None:
+        """Does what came in while this receive waits; another receive cannot be among it: a subscriber has one reader."""
+        while True:
+            try:
+                self._jobs.get_nowait()()
+            except queue.Empty:
+                return
+
+    def _resume(self, consumer: Consumer) -> None:
+        mine = {(partition.topic, partition.partition) for partition in consumer.assignment()}
+        still = [partition for partition in self._paused if (partition.topic, partition.partition) in mine]
+        consumer.resume(still)
+        self._paused = []
+
+    def _handed_out(self, messages: Iterable[Message]) -> Sequence[Delivery]:
+        deliveries = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._on_error(error)
+                continue
+            deliveries.append(self._delivery(message))
+        if not deliveries:
+            self._raise_trouble()
+        return deliveries
+
+    def _delivery(self, message: Message) -> Delivery:
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018  a record has them
+        progress = self._progress.setdefault((topic, partition), Progress())
+        return Delivery(
+            topic=topic,
+            key=message.key(),  # type: ignore[arg-type]  # no deserializer is set
+            headers=tuple((name, value if value is not None else b"") for name, value in message.headers() or ()),  # type: ignore[misc]
+            payload=message.value(),  # type: ignore[arg-type]
+            origin=f"{topic}[{partition}]@{offset}",
+            partition=partition,
+            offset=offset,
+            token=_Token(progress, progress.hand_out(offset)),
+        )
+
+    def _take_back(self, taken: Future[Sequence[Delivery]]) -> None:
+        if not taken.cancelled() and taken.exception() is None:
+            self._rewind(taken.result())
+
+    def _commit(self, deliveries: Sequence[Delivery]) -> None:
+        touched = {}
+        for delivery in deliveries:
+            progress, lap = delivery.token  # type: ignore[misc]  # made in _delivery
+            if self._is_current(delivery) and progress.settle(delivery.offset, lap):
+                touched[delivery.topic, delivery.partition] = progress
+        offsets = [TopicPartition(topic, number, progress.position) for (topic, number), progress in touched.items()]
+        if not offsets or self._consumer is None:
+            return
+        try:
+            results = self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            self._commit_failed(error.args[0])
+        else:
+            for result in results or ():
+                if result.error is not None:
+                    self._commit_failed(result.error)
+
+    def _commit_failed(self, error: KafkaError) -> None:
+        if error.code() not in _MOVED:
+            raise TransientBrokerError(f"Kafka did not take the offsets of {self._subscription.consumer}: {error.str()}")
+        _log.info("kafka_commit_after_rebalance", extra={"consumer": self._subscription.consumer})
+
+    def _rewind(self, deliveries: Sequence[Delivery]) -> None:
+        lowest: dict[tuple[str, int], int] = {}
+        for delivery in deliveries:
+            if self._is_current(delivery):
+                place = (delivery.topic, delivery.partition)
+                lowest[place] = min(delivery.offset, lowest.get(place, delivery.offset))
+        for (topic, partition), offset in lowest.items():
+            self._progress[topic, partition].rewind(offset)
+            self._seek(topic, partition, offset)
+
+    def _seek(self, topic: str, partition: int, offset: int) -> None:
+        if self._consumer is None:
+            return
+        try:
+            self._consumer.seek(TopicPartition(topic, partition, offset))
+        except KafkaException:  # no longer ours: the new owner reads from the committed offset
+            self._progress.pop((topic, partition), None)
+
+    def _is_current(self, delivery: Delivery) -> bool:
+        progress, _ = delivery.token  # type: ignore[misc]
+        return self._progress.get((delivery.topic, delivery.partition)) is progress
+
+    def _joined(self) -> Consumer:
+        if self._consumer is None:
+            names = [*self._subscription.topics, *self._subscription.queues]
+            self._require(names)
+            consumer = open_client(Consumer, self._configuration())
+            consumer.subscribe(names, on_revoke=self._forget, on_lost=self._forget)
+            self._consumer = consumer
+        return self._consumer
+
+    def _require(self, names: Sequence[str]) -> None:
+        topics = Topics(self._settings)
+        try:
+            missing = topics.look_up(names, _LOOKUP_SECONDS)
+        except LookupFailed as error:
+            raise _raised(error) from error
+        finally:
+            topics.close()
+        if missing:
+            raise _topic_missing(", ".join(sorted(missing)))
+
+    def _configuration(self) -> Mapping[str, object]:
+        return {
+            **self._settings.common,
+            "auto.offset.reset": "earliest",
+            "partition.assignment.strategy": "cooperative-sticky",
+            **self._settings.subscriber,
+            "group.id": self._subscription.consumer,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "allow.auto.create.topics": False,
+            "error_cb": self._on_error,
+        }
+
+    def _forget(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        for partition in partitions:
+            self._progress.pop((partition.topic, partition.partition), None)
+
+    def _on_error(self, error: KafkaError) -> None:
+        login = login_trouble(error, self._settings.address)
+        code = error.code()
+        if login or code in _REFUSED:
+            self._trouble = ConfigurationError(login or f"not allowed to read: {error.str()}")
+        elif code in _MISSING:
+            self._trouble = _topic_missing(", ".join(self._subscription.topics))
+        elif code in _GONE:
+            self._trouble = ConfigurationError(
+                f"the position of consumer {self._subscription.consumer} is gone from the topic: {error.str()}; "
+                "messages were removed before they were read",
+            )
+        elif code == KafkaError._ALL_BROKERS_DOWN:
+            self._trouble = TransientBrokerError(f"Kafka at {self._settings.address} is away")
+
+    def _raise_trouble(self) -> None:
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            raise trouble
+
+
+def _resolve(outcome: Future[_Result], job: Callable[[], _Result]) -> None:
+    if not outcome.set_running_or_notify_cancel():
+        return
+    try:
+        result = job()
+    except BaseException as error:  # noqa: BLE001  it belongs to the caller, who waits in another thread
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(result)
+
+
+def _raised(error: LookupFailed) -> Exception:
+    kind = ConfigurationError if error.failure is Failure.UNAUTHORIZED else TransientBrokerError
+    return kind(str(error))
+
+
+def _topic_missing(names: str) -> ConfigurationError:
+    return ConfigurationError(f"Kafka has no topic {names}; create it: outboxkit init --topology")

@@ -1,0 +1,164 @@
+"""What the cluster says about its topics: whether they exist, and how large a message they take."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+
+from outboxkit.errors import ConfigurationError
+from outboxkit.policy import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from outboxkit.brokers.kafka.settings import Settings
+
+__all__ = ["CLIENT_LOG", "LookupFailed", "Topics", "login_trouble", "open_client"]
+
+CLIENT_LOG: Final = logging.getLogger("outboxkit.brokers.kafka.client")
+
+Client = TypeVar("Client")
+
+DEFAULT_LIMIT: Final = 1_048_588  # Kafka's default for max.message.bytes
+_DESCRIBE_SECONDS: Final = 5.0
+_CREATE_SECONDS: Final = 15.0
+_MOCK_CLUSTER: Final = "mockCluster"
+_LOGIN: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
+        KafkaError._SSL,
+    },
+)
+
+
+class LookupFailed(Exception):
+    """The cluster did not answer; says why."""
+
+    def __init__(self, failure: Failure, text: str) -> None:
+        super().__init__(text)
+        self.failure = failure
+
+
+def login_trouble(error: KafkaError, address: str) -> str:
+    """A text when the error says that the cluster refused us, else empty. Never holds a secret."""
+    if error.code() not in _LOGIN:
+        return ""
+    what = "TLS" if error.code() == KafkaError._SSL else "the login"
+    return f"{what} was refused by Kafka at {address}: check the credentials, sasl.mechanism and security.protocol"
+
+
+def open_client(kind: Callable[..., Client], conf: Mapping[str, object]) -> Client:
+    """A client of librdkafka; what it would print goes to our log.
+
+    Raises:
+        ConfigurationError: a setting has a value that librdkafka does not take.
+    """
+    try:
+        return kind(dict(conf), logger=CLIENT_LOG)
+    except KafkaException as error:
+        raise ConfigurationError(f"a kafka setting is wrong: {error.args[0].str()}") from error
+
+
+class Topics:
+    """Looks topics up and remembers those that were found, with the size of a message that each takes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._limits: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._admin: AdminClient | None = None
+        self._login = ""
+
+    def limit(self, name: str) -> int | None:
+        """The largest record batch that the topic takes; None when the topic was not seen."""
+        return self._limits.get(name)
+
+    @property
+    def smallest_limit(self) -> int:
+        """Over all topics that were seen."""
+        return min(self._limits.values(), default=DEFAULT_LIMIT)
+
+    def forget(self, name: str) -> None:
+        """It may be gone: look again before the next message."""
+        self._limits.pop(name, None)
+
+    def look_up(self, names: Iterable[str], timeout_seconds: float) -> set[str]:
+        """Asks the cluster; returns the names that it does not have.
+
+        Raises:
+            LookupFailed: the cluster did not answer, or refused the login.
+        """
+        admin = self._client()
+        try:
+            # The list of all topics: asking for one by name would create it where brokers create topics on demand.
+            cluster = admin.list_topics(timeout=timeout_seconds)
+        except KafkaException as error:
+            admin.poll(0)  # brings the event that says whether it was the login
+            failure = Failure.UNAUTHORIZED if self._login else Failure.BROKER_DOWN
+            raise LookupFailed(failure, self._login or f"Kafka at {self._settings.address} did not answer") from error
+        self._login = ""
+        wanted = set(names)
+        found = wanted & cluster.topics.keys()
+        # The mock cluster knows no configurations and never answers.
+        mock = (cluster.cluster_id or "").startswith(_MOCK_CLUSTER)
+        self._limits.update(dict.fromkeys(found, DEFAULT_LIMIT) if mock else self._describe(admin, found))
+        return wanted - found
+
+    def create(self, names: Iterable[str]) -> Sequence[str]:
+        """Creates topics that are missing; returns a line for each.
+
+        Raises:
+            LookupFailed: the cluster did not answer, or refused the login.
+            ConfigurationError: it refuses to create one.
+        """
+        wanted = sorted(set(names))
+        missing = self.look_up(wanted, _CREATE_SECONDS)
+        lines = [f"topic {name} exists" for name in wanted if name not in missing]
+        new = [
+            NewTopic(name, self._settings.partitions, self._settings.replication)
+            for name in wanted
+            if name in missing
+        ]
+        futures = self._client().create_topics(new, operation_timeout=_CREATE_SECONDS) if new else {}
+        for name, future in futures.items():
+            try:
+                future.result(_CREATE_SECONDS)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise ConfigurationError(f"cannot create the topic {name}: {error.args[0].str()}") from error
+            except FutureTimeoutError as error:
+                raise LookupFailed(Failure.BROKER_DOWN, f"no answer to the creation of topic {name}") from error
+            lines.append(f"topic {name} created with {self._settings.partitions} partitions")
+        return lines
+
+    def close(self) -> None:
+        """Drops the client; a later question opens a new one."""
+        with self._lock:
+            self._admin = None
+
+    def _client(self) -> AdminClient:
+        with self._lock:
+            if self._admin is None:
+                self._admin = open_client(AdminClient, {**self._settings.common, "error_cb": self._on_error})
+            return self._admin
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._login = login_trouble(error, self._settings.address) or self._login
+
+    def _describe(self, admin: AdminClient, names: Collection[str]) -> dict[str, int]:
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        futures = admin.describe_configs(resources, request_timeout=_DESCRIBE_SECONDS) if resources else {}
+        limits = {}
+        for resource, future in futures.items():
+            try:
+                limits[resource.name] = int(future.result(_DESCRIBE_SECONDS)["max.message.bytes"].value)
+            except (KafkaException, FutureTimeoutError, KeyError):  # not allowed to describe: assume the default
+                limits[resource.name] = DEFAULT_LIMIT
+        return limits

@@ -1,0 +1,239 @@
+"""A broker inside the process: ``memory://name``. For users' tests, and the simplest adapter to read first.
+
+Every publisher and subscriber of one name meets in the same `Exchange`. A topic keeps what was published, in order;
+each consumer has its own position in it, and what it does not acknowledge comes again after `release` or a new subscriber.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from outboxkit.brokers import Delivery, Features, Receipts, Refusal, refuse_unknown
+from outboxkit.errors import ConfigurationError, TransientBrokerError
+from outboxkit.message import sequence_header, unpack_headers
+from outboxkit.policy import Failure, Order
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from datetime import timedelta
+
+    from outboxkit.brokers import Batch, Subscription
+    from outboxkit.message import Row
+
+__all__ = ["FEATURES", "Exchange", "exchange", "publisher", "subscriber"]
+
+FEATURES: Final = Features(name="memory", order=Order.PIPELINED, evidence=True, max_message_bytes=1_048_588)
+_MESSAGES_IN_FLIGHT: Final = 10_000
+_PARTITION: Final = 0
+_POLL_SECONDS: Final = 0.005  # publishers live in other threads and other loops: looking is simpler than waking
+
+_exchanges: dict[str, Exchange] = {}
+_exchanges_lock = threading.Lock()
+
+
+@dataclass(slots=True)
+class _Consumption:
+    """One consumer's view of one topic."""
+
+    ready: deque[Delivery] = field(default_factory=deque)
+    handed: dict[int, Delivery] = field(default_factory=dict)
+
+
+class Exchange:
+    """The topics of one name. Thread-safe.
+
+    Attributes:
+        away: while True the broker refuses everything, as if it were down.
+        missing: topics that are refused as unknown; every other topic exists.
+    """
+
+    def __init__(self) -> None:
+        self.away = False
+        self.missing: set[str] = set()
+        self._lock = threading.Lock()
+        self._log: dict[str, list[Delivery]] = {}
+        self._consumptions: dict[tuple[str, str], _Consumption] = {}
+
+    def messages(self, topic: str) -> Sequence[Delivery]:
+        """Everything that was ever published to a topic, in order."""
+        with self._lock:
+            return tuple(self._log.get(topic, ()))
+
+    def trouble(self, topic: str) -> Refusal | None:
+        """Why the topic takes nothing now, or None."""
+        if self.away:
+            return Refusal(-1, Failure.BROKER_DOWN, "the memory broker is away")
+        if topic in self.missing:
+            return Refusal(-1, Failure.UNKNOWN_TOPIC, f"there is no topic {topic}; create it: outboxkit init --topology")
+        return None
+
+    def append(self, topic: str, row: Row) -> int:
+        """Stores a row; returns its offset."""
+        with self._lock:
+            log = self._log.setdefault(topic, [])
+            delivery = Delivery(
+                topic=topic,
+                key=row.key,
+                headers=(*unpack_headers(row.headers), sequence_header(row.position)),
+                payload=row.payload,
+                origin=f"{topic}[{_PARTITION}]@{len(log)}",
+                partition=_PARTITION,
+                offset=len(log),
+            )
+            log.append(delivery)
+            for (name, _), consumption in self._consumptions.items():
+                if name == topic:
+                    consumption.ready.append(delivery)
+            return delivery.offset
+
+    def take(self, topics: Sequence[str], consumer: str, limit: int) -> list[Delivery]:
+        """Hands out what is ready."""
+        taken: list[Delivery] = []
+        with self._lock:
+            for topic in topics:
+                view = self._view(topic, consumer)
+                while view.ready and len(taken) < limit:
+                    delivery = view.ready.popleft()
+                    view.handed[delivery.offset] = delivery
+                    taken.append(delivery)
+        return taken
+
+    def settle(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
+        """These do not come again."""
+        with self._lock:
+            for delivery in deliveries:
+                self._view(delivery.topic, consumer).handed.pop(delivery.offset, None)
+
+    def give_back(self, topics: Sequence[str], consumer: str, offsets: Mapping[str, set[int]] | None = None) -> None:
+        """What is handed out (all of it, or these offsets by topic) is ready again, in order."""
+        with self._lock:
+            for topic in topics:
+                view = self._view(topic, consumer)
+                back = view.handed.keys() if offsets is None else view.handed.keys() & offsets.get(topic, set())
+                returned = [view.handed.pop(offset) for offset in list(back)]
+                ordered = sorted([*returned, *view.ready], key=lambda delivery: delivery.offset)
+                view.ready = deque(ordered)
+
+    def _view(self, topic: str, consumer: str) -> _Consumption:
+        place = (topic, consumer)
+        if place not in self._consumptions:
+            self._consumptions[place] = _Consumption(ready=deque(self._log.get(topic, ())))
+        return self._consumptions[place]
+
+
+def exchange(name: str) -> Exchange:
+    """The exchange behind ``memory://name``, for assertions in tests."""
+    with _exchanges_lock:
+        return _exchanges.setdefault(name, Exchange())
+
+
+class MemoryPublisher:
+    """See `outboxkit.brokers.Publisher`."""
+
+    features = FEATURES
+
+    def __init__(self, target: Exchange) -> None:
+        self._target = target
+        self._closed = False
+
+    def publish(self, batch: Batch) -> Future[Receipts]:
+        outcome: Future[Receipts] = Future()
+        offsets = [-1] * len(batch.rows)
+        refusals = []
+        for index, row in enumerate(batch.rows):
+            refusal = self._refusal(batch.destination, row)
+            if refusal is None:
+                offsets[index] = self._target.append(batch.destination, row)
+            else:
+                refusals.append(Refusal(index, refusal.failure, refusal.text))
+        partitions = [-1 if offset < 0 else _PARTITION for offset in offsets]
+        outcome.set_result(Receipts(partitions, offsets, tuple(refusals)))
+        return outcome
+
+    def _refusal(self, destination: str, row: Row) -> Refusal | None:
+        if self._closed:
+            return Refusal(-1, Failure.BROKER_DOWN, "the publisher is closed")
+        limit = FEATURES.max_message_bytes or 0
+        if len(row.payload) > limit:
+            return Refusal(-1, Failure.TOO_LARGE, f"at most {limit:,} bytes")
+        return self._target.trouble(destination)
+
+    def capacity(self, destination: str) -> int:
+        del destination  # nothing is ever in flight
+        return _MESSAGES_IN_FLIGHT
+
+    def check(self, destinations: Collection[str], timeout: timedelta) -> Mapping[str, Refusal]:
+        del timeout  # it answers at once
+        troubles = {name: self._target.trouble(name) for name in destinations}
+        return {name: trouble for name, trouble in troubles.items() if trouble is not None}
+
+    def reset(self) -> None:
+        """Nothing is ever in flight."""
+
+    def close(self) -> None:
+        self._closed = True
+
+
+class MemorySubscriber:
+    """See `outboxkit.brokers.Subscriber`."""
+
+    features = FEATURES
+
+    def __init__(self, source: Exchange, subscription: Subscription) -> None:
+        self._source = source
+        self._consumer = subscription.consumer
+        self._topics = (*subscription.topics, *subscription.queues)
+        self._closed = False
+
+    async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
+        deadline = asyncio.get_running_loop().time() + timeout.total_seconds()
+        while True:
+            self._raise_trouble()
+            taken = self._source.take(self._topics, self._consumer, limit)
+            if taken or asyncio.get_running_loop().time() >= deadline:
+                return taken
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        self._source.settle(self._consumer, deliveries)
+
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        offsets: dict[str, set[int]] = {}
+        for delivery in deliveries:
+            offsets.setdefault(delivery.topic, set()).add(delivery.offset)
+        self._source.give_back(self._topics, self._consumer, offsets)
+
+    async def declare(self, subscription: Subscription) -> Sequence[str]:
+        names = (*subscription.topics, *subscription.queues)
+        self._source.missing.difference_update(names)
+        return [f"topic {name} exists" for name in names]
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._source.give_back(self._topics, self._consumer)
+
+    def _raise_trouble(self) -> None:
+        if self._closed or self._source.away:
+            raise TransientBrokerError("the memory broker is away")
+        missing = [name for name in self._topics if name in self._source.missing]
+        if missing:
+            raise ConfigurationError(f"there is no topic {missing[0]}; create it: outboxkit init --topology")
+
+
+def publisher(url: str, options: Mapping[str, str]) -> MemoryPublisher:
+    """The plug's entry."""
+    refuse_unknown(options, (), "memory")
+    return MemoryPublisher(exchange(urlsplit(url).netloc))
+
+
+def subscriber(url: str, subscription: Subscription, options: Mapping[str, str]) -> MemorySubscriber:
+    """The plug's entry."""
+    refuse_unknown(options, (), "memory")
+    return MemorySubscriber(exchange(urlsplit(url).netloc), subscription)
