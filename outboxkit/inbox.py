@@ -1,0 +1,217 @@
+"""The inbox: a message takes effect once, because its inbox row commits with the effect or not at all.
+
+Invariants: one row per (consumer, source, message id); the row is inserted before the effect and its outcome is
+written as the last statement before the commit; a row with other content under the same id is a conflict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import and_, select
+from sqlalchemy.orm import Session
+
+from outboxkit import tables
+from outboxkit.dialects import insert_ignoring
+from outboxkit.errors import ConfigurationError, InboxConflict, OutboxKitError
+from outboxkit.failpoints import failpoint
+from outboxkit.message import content_hash
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from outboxkit.message import Message
+
+__all__ = ["MOST_OUTCOME_BYTES", "Admission", "Admitted", "Claim", "Claiming", "admit", "claim", "finish"]
+
+MOST_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
+_MOST_TRIES: Final = 10  # each means that another transaction rolled back, or a purge ran, between two statements
+
+
+class Admitted(StrEnum):
+    """What a message is to an inbox."""
+
+    FIRST = "first"  #: nobody handled it: go on, in this transaction
+    DUPLICATE = "duplicate"  #: its effect is committed
+    CONFLICT = "conflict"  #: its id is taken by other content
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer of `admit`; ``outcome`` is what `finish` stored for a duplicate."""
+
+    kind: Admitted
+    outcome: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One row of the inbox: its key, and the hash of what came under it."""
+
+    consumer: str
+    source: str
+    message_id: str
+    digest: bytes | None
+
+    def where(self) -> ColumnElement[bool]:
+        row = tables.inbox_messages.c
+        return and_(row.consumer == self.consumer, row.source == self.source, row.message_id == self.message_id)
+
+
+def admit(session: Session, consumer: str, message: Message) -> Admission:
+    """Claims a message for a consumer, or tells what became of it.
+
+    Transaction: joins the caller's; does not commit. A concurrent claim of the same message waits for the other one.
+    Guarantee: FIRST holds only if the transaction commits; then nobody else is told FIRST.
+
+    Writes: ``inbox_messages``. Reads: the same, by primary key. Locks: the inserted row.
+    """
+    return _admit(session, _entry(consumer, message))
+
+
+def finish(session: Session, consumer: str, message: Message, outcome: bytes | None = None) -> None:
+    """Stores the outcome: the last statement before the commit, always executed.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: if it returns, the row of `admit` is still in this transaction, and the effect commits with it.
+
+    Raises:
+        OutboxKitError: the row is gone, because the handler rolled back or committed by itself.
+    """
+    _finish(session, _entry(consumer, message), outcome)
+
+
+def claim(
+    session: Session | AsyncSession,
+    *,
+    message_id: str,
+    consumer: str,
+    source: str = "",
+    content: bytes | None = None,
+) -> Claiming:
+    """The inbox alone, for another framework's handler: ``with inbox.claim(…) as first: if first: …``.
+
+    Takes ``with`` for a Session and ``async with`` for an AsyncSession.
+
+    Transaction: joins the session's; does not commit.
+    Guarantee: as `admit` and `finish`, when the session commits after the block.
+
+    Args:
+        session: whose transaction holds the effect.
+        message_id: identity of the message, or the idempotency key of a request.
+        consumer: who handles it; each consumer handles it once.
+        source: who produced it, where ids are unique only per producer.
+        content: its bytes; the same id with other content is then refused.
+
+    Raises:
+        InboxConflict: at the start of the block.
+        OutboxKitError: at its end, if the block ended the transaction.
+    """
+    digest = None if content is None else hashlib.sha256(content).digest()
+    return Claiming(session, _Entry(consumer, source, message_id, digest))
+
+
+class Claim:
+    """A claimed message: true when this is the first time.
+
+    Attributes:
+        first: whether the effect is still to be made, in this transaction.
+        outcome: what the first handling stored (duplicates), or what `set_outcome` was given.
+    """
+
+    __slots__ = ("first", "outcome")
+
+    def __init__(self, admission: Admission) -> None:
+        self.first = admission.kind is Admitted.FIRST
+        self.outcome = admission.outcome
+
+    def __bool__(self) -> bool:
+        return self.first
+
+    def set_outcome(self, outcome: bytes) -> None:
+        """Stores a result for duplicates; a no-op on a duplicate, which keeps the first result."""
+        if self.first:
+            self.outcome = _bounded(outcome)
+
+
+class Claiming:
+    """The block of `claim`."""
+
+    __slots__ = ("_claim", "_entry", "_session")
+
+    def __init__(self, session: Session | AsyncSession, entry: _Entry) -> None:
+        self._session, self._entry = session, entry
+        self._claim: Claim | None = None
+
+    def __enter__(self) -> Claim:
+        if not isinstance(self._session, Session):
+            raise ConfigurationError("inbox.claim of an AsyncSession needs `async with`")
+        return self._begin(self._session)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(self._session, Session) and error is None:
+            self._end(self._session)
+
+    async def __aenter__(self) -> Claim:
+        if isinstance(self._session, Session):
+            raise ConfigurationError("inbox.claim of a Session needs `with`")
+        return await self._session.run_sync(self._begin)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None,
+    ) -> None:
+        if not isinstance(self._session, Session) and error is None:
+            await self._session.run_sync(self._end)
+
+    def _begin(self, session: Session) -> Claim:
+        admission = _admit(session, self._entry)
+        if admission.kind is Admitted.CONFLICT:
+            raise InboxConflict(f"{self._entry.consumer}: the id {self._entry.message_id!r} came again with other content")
+        self._claim = Claim(admission)
+        return self._claim
+
+    def _end(self, session: Session) -> None:
+        if self._claim is not None and self._claim.first:
+            _finish(session, self._entry, self._claim.outcome)
+
+
+def _entry(consumer: str, message: Message) -> _Entry:
+    return _Entry(consumer, message.source, message.id, content_hash(message))
+
+
+def _admit(session: Session, entry: _Entry) -> Admission:
+    connection, inbox = session.connection(), tables.inbox_messages
+    insert = insert_ignoring(connection, inbox).returning(inbox.c.message_id)
+    values = {"consumer": entry.consumer, "source": entry.source, "message_id": entry.message_id}
+    known = select(inbox.c.content_hash, inbox.c.outcome).where(entry.where())
+    for _ in range(_MOST_TRIES):
+        # RETURNING tells what was inserted; psycopg's rowcount does not.
+        if connection.execute(insert.values(content_hash=entry.digest, **values)).one_or_none() is not None:
+            failpoint("inbox.inserted")
+            return Admission(Admitted.FIRST)
+        if (found := connection.execute(known).one_or_none()) is not None:
+            differs = None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest
+            return Admission(Admitted.CONFLICT if differs else Admitted.DUPLICATE, found.outcome)
+    raise OutboxKitError(f"{entry.consumer}: the inbox row of {entry.message_id!r} appears and disappears; is a purge running?")
+
+
+def _finish(session: Session, entry: _Entry, outcome: bytes | None) -> None:
+    values = {"outcome": None if outcome is None else _bounded(outcome)}
+    update = tables.inbox_messages.update().where(entry.where()).values(values)
+    if session.connection().execute(update).rowcount != 1:
+        raise OutboxKitError(
+            f"{entry.consumer}: the inbox row of {entry.message_id!r} is gone before the commit: the handler must not "
+            "roll back or commit; use session.begin_nested() for what may fail",
+        )
+
+
+def _bounded(outcome: bytes) -> bytes:
+    if len(outcome) > MOST_OUTCOME_BYTES:
+        raise OutboxKitError(f"an outcome has at most {MOST_OUTCOME_BYTES:,} bytes, got {len(outcome):,}; store a reference")
+    return outcome
