@@ -1,0 +1,181 @@
+"""Settings of the daemon and the command line: file, environment, flags; the only module that reads the environment.
+
+Precedence: flags, environment (``OUTBOXKIT_RELAY__BATCH_SIZE``), the file (``outboxkit.toml``, or ``[tool.outboxkit]`` in
+``pyproject.toml``), defaults. An unknown key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from outboxkit.errors import ConfigurationError
+from outboxkit.policy import Followers, Order, duration
+
+__all__ = ["Duration", "RelaySettings", "Retention", "Settings", "load"]
+
+PREFIX: Final = "OUTBOXKIT_"
+
+Duration = Annotated[timedelta, BeforeValidator(lambda value: duration(value) if isinstance(value, str) else value)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RelaySettings(_Section):
+    """``[relay]``: how the daemon publishes."""
+
+    batch_size: int = Field(1000, ge=1, le=10_000, description="rows read, claimed and settled together")
+    lease: Duration = Field(timedelta(seconds=10), description="how long the others wait before they take over")
+    drain: Duration = Field(timedelta(seconds=20), description="how long a stop waits for messages in flight")
+    patience: Duration = Field(timedelta(seconds=30), description="a batch not answered for so long is sent again")
+    poll_slowest: Duration = Field(timedelta(milliseconds=250), description="the longest pause between two idle reads")
+    order: Order | None = Field(None, description="pipelined or strict; default: pipelined on Kafka, strict on RabbitMQ")
+    on_dead: Followers = Field(Followers.PARK, description="followers of a dead head: park, skip or block")
+    retry_base: Duration = Field(timedelta(milliseconds=100), description="full jitter: base of the delay")
+    retry_cap: Duration = Field(timedelta(seconds=5), description="full jitter: the longest delay")
+    retry_attempts: int = Field(8, ge=1, le=1000, description="tries after the first before a message is dead")
+
+
+class Retention(_Section):
+    """``[retention]``: how long finished things are kept."""
+
+    ledger: Duration = Field(timedelta(days=3), description="evidence of what was published")
+    inbox: Duration = Field(timedelta(days=14), description="how long a redelivered message is recognised")
+    dead_letters: Duration = Field(timedelta(days=90), description="closed dead letters")
+    audit: Duration = Field(timedelta(days=365), description="who did what")
+
+
+class LogSettings(_Section):
+    """``[log]``: what is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least severe level shown")
+    format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, JSON elsewhere")
+
+
+class Settings(BaseSettings):
+    """Everything the daemon and the command line can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, secrets_dir=None,
+    )
+
+    database_url: SecretStr | None = Field(None, description="postgresql+psycopg://user@host/database or sqlite:///file.db")
+    broker_url: SecretStr | None = Field(None, description="kafka://host:9092 or amqp://user@host/vhost")
+    broker: dict[str, str] = Field(default_factory=dict, description="client settings by their own names, by allow-list")
+    relay: RelaySettings = Field(default_factory=RelaySettings)
+    retention: Retention = Field(default_factory=Retention)
+    log: LogSettings = Field(default_factory=LogSettings)
+    failpoints: str = Field("", description="for tests only: name=exit[:n],…", exclude=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, whose content arrives as arguments."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    def database(self) -> str:
+        """The database URL, secret included.
+
+        Raises:
+            ConfigurationError: it is not set.
+        """
+        return _required(self.database_url, "database_url", "postgresql+psycopg://user@host/database")
+
+    def broker_address(self) -> str:
+        """The broker URL, secret included.
+
+        Raises:
+            ConfigurationError: it is not set.
+        """
+        return _required(self.broker_url, "broker_url", "kafka://localhost:9092 or amqp://guest@localhost/")
+
+
+def load(file: Path | None = None, **flags: Any) -> Settings:
+    """Reads settings; flags that are not None win.
+
+    Args:
+        file: a TOML file; default: ``OUTBOXKIT_CONFIG``, ``outboxkit.toml``, or ``[tool.outboxkit]`` of ``pyproject.toml``.
+        flags: top-level settings by name.
+
+    Raises:
+        ConfigurationError: each wrong key with what was expected.
+    """
+    content = {**_content(file), **_secrets_from_files()}
+    _refuse_unknown_variables()
+    try:
+        settings = Settings(**content)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from None
+    return settings.model_copy(update={name: SecretStr(value) for name, value in flags.items() if value is not None})
+
+
+def _content(file: Path | None) -> dict[str, Any]:
+    named = file or (Path(value) if (value := os.environ.get(f"{PREFIX}CONFIG")) else None)
+    if named is not None:
+        return _toml(named)
+    if (default := Path("outboxkit.toml")).is_file():
+        return _toml(default)
+    if (project := Path("pyproject.toml")).is_file():
+        found: dict[str, Any] = _toml(project).get("tool", {}).get("outboxkit", {})
+        return found
+    return {}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"the settings file {path} cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"the settings file {path} is not TOML: {error}") from None
+
+
+def _secrets_from_files() -> dict[str, str]:
+    """``OUTBOXKIT_DATABASE_URL_FILE`` and ``OUTBOXKIT_BROKER_URL_FILE``: for secrets that are mounted as files."""
+    found = {}
+    for name in ("database_url", "broker_url"):
+        if path := os.environ.get(f"{PREFIX}{name.upper()}_FILE"):
+            try:
+                found[name] = Path(path).read_text().strip()
+            except OSError as error:
+                raise ConfigurationError(f"{PREFIX}{name.upper()}_FILE: {path}: {error.strerror}") from None
+    return found
+
+
+def _refuse_unknown_variables() -> None:
+    sections = {"CONFIG", "DATABASE_URL_FILE", "BROKER_URL_FILE", "PROFILE"}
+    known = sections | {name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.startswith(PREFIX):
+            section = variable.removeprefix(PREFIX).partition("__")[0]
+            if section not in known and not section.startswith("TEST_"):
+                raise ConfigurationError(f"the variable {variable} is not a setting of outboxkit; see docs/reference/settings.md")
+
+
+def _explain(error: ValidationError) -> str:
+    # Never the input: it may be a secret.
+    lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_input=False)]
+    return "wrong settings: " + "; ".join(lines)
+
+
+def _required(value: SecretStr | None, name: str, example: str) -> str:
+    if value is None or not value.get_secret_value():
+        raise ConfigurationError(
+            f"{name} is not set; set {PREFIX}{name.upper()}, or {name} in outboxkit.toml, for example {example}",
+        )
+    return value.get_secret_value()
