@@ -53,7 +53,7 @@ def test_a_paused_postgres_answers_nobody_until_it_is_resumed(postgres: Server, 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_kafka_keeps_what_it_acknowledged(kafka: Server, how: str) -> None:
     topic = f"kept-{how}"
-    servers = {"bootstrap.servers": kafka.bootstrap, "log_level": 0}
+    servers: dict[str, str | int | float | bool] = {"bootstrap.servers": kafka.bootstrap, "log_level": 0}
     admin = AdminClient(servers)
     admin.create_topics([NewTopic(topic, 1)])[topic].result(10)
     producer = Producer(servers)

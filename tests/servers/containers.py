@@ -137,7 +137,7 @@ def _engine() -> type[Any]:
     return DockerContainer
 
 
-def _run(  # noqa: PLR0913  # a container has this many sides
+def _run(  # a container has this many sides
     name: str,
     image: str,
     *,

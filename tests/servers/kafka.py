@@ -152,7 +152,7 @@ def _broker(java: str, libs: Path, folder: Path, archive: str) -> LocalServer:
 
 def answers(bootstrap: str) -> None:
     """Raise until a broker is registered and serves metadata."""
-    host, _, port = bootstrap.split(",")[0].rpartition(":")
+    host, _, port = bootstrap.split(",", maxsplit=1)[0].rpartition(":")
     processes.knock(host, int(port))
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     if not admin.list_topics(timeout=2).brokers:

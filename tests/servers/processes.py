@@ -22,7 +22,18 @@ from typing import TypeVar
 
 import psutil
 
-__all__ = ["drop_to", "end", "free_ports", "kill_trees", "knock", "owned_folder", "session_folder", "spawn", "tree", "wait_until"]
+__all__ = [
+    "drop_to",
+    "end",
+    "free_ports",
+    "kill_trees",
+    "knock",
+    "owned_folder",
+    "session_folder",
+    "spawn",
+    "tree",
+    "wait_until",
+]
 
 _ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -134,7 +145,9 @@ def owned_folder(path: Path, user: str | None) -> Path:
     return path
 
 
-def spawn(argv: Sequence[str | Path], *, user: str | None, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def spawn(
+    argv: Sequence[str | Path], *, user: str | None, env: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
     """Start a direct child in a session of its own; the watchdog knows it until it has been waited for."""
     account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
     with log.open("ab") as output:
@@ -191,7 +204,7 @@ def wait_until(ready: Callable[[], object], *, within: float, alive: Callable[[]
     while True:
         try:
             ready()
-        except Exception as error:  # noqa: BLE001  # each client library has its own way to say "not yet"
+        except Exception as error:  # each client library has its own way to say "not yet"
             if not alive() or time.monotonic() > deadline:
                 state = "did not answer in time" if alive() else "ended during its start"
                 msg = f"{what} {state}: {error}"

@@ -8,11 +8,11 @@ from typing import Protocol
 __all__ = ["Given", "NotOurs", "Server", "Unavailable", "address"]
 
 
-class Unavailable(Exception):  # noqa: N818  # read at the call site: `except Unavailable`
+class Unavailable(Exception):
     """This source has no such server; the text says what is missing and what would bring it."""
 
 
-class NotOurs(Exception):  # noqa: N818  # as above
+class NotOurs(Exception):
     """A server that was given by URL is somebody else's process: a test may not stop it."""
 
 
