@@ -1,0 +1,108 @@
+"""Habits that a type checker cannot see: where time, chance, the environment and broad excepts may appear."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.house import ROOT, calls, files, functions, imported, place, syntax
+
+CORES = files(
+    "outboxkit/message.py",
+    "outboxkit/policy.py",
+    "outboxkit/schemas",
+    "relay/outboxkit_relay/step.py",
+    "relay/outboxkit_relay/breaker.py",
+)
+
+# Around the user's handler, around one relay cycle, in the command line's main.
+BROAD_EXCEPTS = {
+    "outboxkit/consumer.py",
+    "relay/outboxkit_relay/relay.py",
+    "relay/outboxkit_relay/cli.py",
+    "relay/outboxkit_relay/cli/__init__.py",
+}
+
+
+@pytest.mark.parametrize("file", CORES, ids=place)
+def test_a_core_takes_time_and_chance_as_arguments(file: Path) -> None:
+    clocks = {"time", "random", "secrets", "asyncio", "threading"} & {name.split(".")[0] for name in imported(file)}
+    reads = [place(file, call) for name, call in calls(file) if name.endswith((".now", ".utcnow", ".today", "uuid4"))]
+
+    allowed = {"random"} if _only_types_of(file, "random") else set()
+    assert not clocks - allowed
+    assert not reads
+
+
+def _only_types_of(file: Path, module: str) -> bool:
+    """A parameter `rng: random.Random` names the type; calling anything of the module would be a second source."""
+    used = {ast.unparse(node) for node in ast.walk(syntax(file)) if isinstance(node, ast.Attribute)}
+    return not {name for name in used if name.startswith(f"{module}.")} - {f"{module}.Random"} and not any(
+        name.startswith(f"{module}.") for name, _ in calls(file)
+    )
+
+
+def test_broad_excepts_stand_at_the_named_boundaries_only() -> None:
+    found = {
+        place(file, node): str(file.relative_to(ROOT))
+        for file in files()
+        for node in ast.walk(syntax(file))
+        if isinstance(node, ast.ExceptHandler) and _is_broad(node)
+    }
+
+    assert not {where for where, file in found.items() if file not in BROAD_EXCEPTS}
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    """Whatever is raised again is not swallowed: cleaning up on the way out is no boundary."""
+    kinds = {ast.unparse(node) for node in ast.walk(handler.type)} if handler.type else {"BaseException"}
+    again = handler.body and isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+    return bool(kinds & {"Exception", "BaseException"}) and not again
+
+
+def test_sql_text_is_never_assembled() -> None:
+    assert not [
+        place(file, call)
+        for file in files()
+        for name, call in calls(file)
+        if name.split(".")[-1] in {"text", "exec_driver_sql"} and call.args and _is_assembled(call.args[0])
+    ]
+
+
+def _is_assembled(argument: ast.expr) -> bool:
+    if isinstance(argument, ast.JoinedStr):
+        return True
+    if isinstance(argument, ast.BinOp):
+        return any(not isinstance(part, ast.Constant) for part in (argument.left, argument.right))
+    return isinstance(argument, ast.Call) and ast.unparse(argument.func).endswith(".format")
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    loaders = [place(file) for file in files() if {"pickle", "marshal", "shelve", "dill"} & imported(file)]
+    evaluated = [place(file, call) for file in files() for name, call in calls(file) if name in {"eval", "exec"}]
+
+    assert not loaders + evaluated
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    def reads(file: Path) -> Iterator[str]:
+        names = {"os.environ", "os.getenv"}
+        return (place(file, node) for node in ast.walk(syntax(file)) if ast.unparse(node) in names)
+
+    settings = ROOT / "relay" / "outboxkit_relay" / "settings.py"
+    assert not [where for file in files() if file != settings for where in reads(file)]
+    assert not [place(file) for file in files() if file != settings and {"os.environ", "os.getenv"} & imported(file)]
+
+
+def test_nothing_sleeps_in_an_async_function_but_asyncio() -> None:
+    assert not [
+        place(file, node)
+        for file in files()
+        for function in functions(file)
+        if isinstance(function, ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
+    ]
