@@ -70,7 +70,11 @@ def event(
 
     def declare(cls: T) -> T:
         found = EventType(
-            name=name, version=version, cls=cls, schema=schema, codec=codec or ("avro" if schema is not None else "json"),
+            name=name,
+            version=version,
+            cls=cls,
+            schema=schema,
+            codec=codec or ("avro" if schema is not None else "json"),
         )
         setattr(cls, _ATTRIBUTE, found)
         return cls
@@ -87,7 +91,9 @@ def event_type(value: object) -> EventType:
     cls = value if isinstance(value, type) else type(value)
     found = cls.__dict__.get(_ATTRIBUTE)
     if not isinstance(found, EventType):
-        raise CaptureError(f"{cls.__qualname__} is not an event: decorate the class with @event('some.name', version=1)")
+        raise CaptureError(
+            f"{cls.__qualname__} is not an event: decorate the class with @event('some.name', version=1)"
+        )
     return found
 
 

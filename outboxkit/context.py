@@ -1,0 +1,110 @@
+"""What a message inherits from where it is emitted: correlation, causation, source and trace context. Pure.
+
+Everything here is a `contextvars` value: it follows a task, a thread of its own starts empty. A consumer sets the message
+that it is handling by `handling`; what the handler emits is then caused by that message and joins its conversation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from outboxkit.message import Headers, Message
+
+__all__ = [
+    "causation_id",
+    "correlation",
+    "correlation_id",
+    "current_message",
+    "handling",
+    "producing",
+    "source",
+    "trace_headers",
+]
+
+T = TypeVar("T")
+
+_DEFAULT_SOURCE: Final = "outboxkit"
+_TRACE: Final = ("traceparent", "tracestate")  # W3C Trace Context, unprefixed on every broker
+
+_correlation: ContextVar[str] = ContextVar("outboxkit_correlation", default="")
+_source: ContextVar[str] = ContextVar("outboxkit_source", default=_DEFAULT_SOURCE)
+_message: ContextVar[Message | None] = ContextVar("outboxkit_message", default=None)
+
+
+@contextlib.contextmanager
+def correlation(name: str) -> Iterator[None]:
+    """Names the conversation of every message that is emitted inside the block.
+
+    Args:
+        name: any text: an order number, a request id.
+    """
+    with _set(_correlation, name):
+        yield
+
+
+@contextlib.contextmanager
+def producing(source: str) -> Iterator[None]:
+    """Names the producer (CloudEvents source) of every message emitted inside the block, unless its `Outbox` says other.
+
+    Args:
+        source: a stable name of the service: inboxes tell messages apart by (source, id).
+    """
+    with _set(_source, source):
+        yield
+
+
+@contextlib.contextmanager
+def handling(message: Message) -> Iterator[None]:
+    """Marks the block as the handling of a message: what is emitted inside is caused by it."""
+    with _set(_message, message), _set(_correlation, ""):
+        yield
+
+
+def correlation_id() -> str:
+    """The conversation: what `correlation` says, else that of the message being handled (its id if it starts one)."""
+    message = _message.get()
+    return _correlation.get() or (message.correlation_id or message.id if message else "")
+
+
+def causation_id() -> str:
+    """The id of the message being handled, empty outside of a handler."""
+    message = _message.get()
+    return message.id if message else ""
+
+
+def current_message() -> Message | None:
+    """The message being handled, None outside of a handler."""
+    return _message.get()
+
+
+def source() -> str:
+    """Who produces here: what `producing` says, else ``outboxkit``."""
+    return _source.get()
+
+
+def trace_headers() -> Headers:
+    """The W3C trace context as headers: the current span's, else that of the message being handled, else none."""
+    carrier: dict[str, str] = {}
+    if "opentelemetry" in sys.modules:  # never imported by us: without it in the process there is no span to find
+        tracecontext = importlib.import_module("opentelemetry.trace.propagation.tracecontext")
+        tracecontext.TraceContextTextMapPropagator().inject(carrier)
+    if carrier:
+        return tuple((name, carrier[name].encode()) for name in _TRACE if carrier.get(name))
+    message = _message.get()
+    return tuple(header for header in message.headers if header[0] in _TRACE) if message else ()
+
+
+@contextlib.contextmanager
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
