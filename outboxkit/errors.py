@@ -110,9 +110,28 @@ class SchemaNotFound(SchemaError):
 
 
 class IncompatibleSchema(SchemaError):
-    """The reader's schema cannot read what the writer's schema wrote."""
+    """The reader's schema cannot read what the writer's schema wrote.
+
+    Attributes:
+        problems: what the compatibility check found, one line each.
+        path: the field path in the value that could not be read, empty when no value was read.
+        offset: the byte offset of that value in the message, None when unknown.
+    """
 
     code = "schema-incompatible"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        problems: tuple[str, ...] = (),
+        path: str = "",
+        offset: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.problems = problems
+        self.path = path
+        self.offset = offset
 
 
 class BrokerError(OutboxKitError):

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from outboxkit.schemas.nodes import ABSENT, Array, Enum, Fixed, Logical, Map, Node, Record, Ref, Schema, Union
 
-__all__ = ["Algorithm", "canonical_form", "fingerprint", "full_form", "identity"]
+__all__ = ["Algorithm", "canonical_form", "fingerprint", "full_form", "identity", "wire_form"]
 
 Algorithm = Literal["CRC-64-AVRO", "MD5", "SHA-256"]
 
@@ -32,6 +32,11 @@ def full_form(schema: Schema) -> object:
     Every parser understands it, whatever short cuts the original used.
     """
     return _Writer(schema, full=True).node(schema.root)
+
+
+def wire_form(schema: Schema) -> object:
+    """Return the canonical form as a JSON value, with logical types: all that a decoder of bytes needs."""
+    return _Writer(schema, full=False, logical=True).node(schema.root)
 
 
 def fingerprint(schema: Schema, algorithm: Algorithm = "CRC-64-AVRO") -> bytes:
@@ -58,9 +63,10 @@ def identity(schema: Schema) -> str:
 class _Writer:
     """Writes each named type once, at its first use, then by name."""
 
-    def __init__(self, schema: Schema, *, full: bool) -> None:
+    def __init__(self, schema: Schema, *, full: bool, logical: bool = False) -> None:
         self.schema = schema
         self.full = full
+        self.logical = full or logical
         self.written: set[str] = set()
 
     def node(self, node: Node) -> object:
@@ -109,7 +115,7 @@ class _Writer:
         return made
 
     def _logical(self, logical: Logical | None) -> dict[str, object]:
-        if not self.full or logical is None:
+        if not self.logical or logical is None:
             return {}
         made: dict[str, object] = {"logicalType": logical.name}
         return made | {"precision": logical.precision, "scale": logical.scale} if logical.name == "decimal" else made

@@ -6,62 +6,70 @@ points 0 to 255; a record default may leave out fields that have defaults themse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from outboxkit.schemas.nodes import ABSENT, Array, Enum, Fixed, Map, Named, Node, Record, Ref, Union
+from outboxkit.schemas.nodes import ABSENT, Array, Enum, Fixed, Map, Named, Node, Primitive, Record, Ref, Union
 
-__all__ = ["MAX_DEFAULT_DEPTH", "default_fault"]
+__all__ = ["MAX_DEFAULT_DEPTH", "MAX_DEFAULT_PARTS", "default_fault"]
 
+MAX_DEFAULT_PARTS: Final = 20_000
 MAX_DEFAULT_DEPTH: Final = 64
 """Nesting of a default value: a recursive type could follow a hostile default without end."""
 
 
-def default_fault(names: Mapping[str, Named], node: Node, value: object, depth: int = 0) -> str | None:
+def default_fault(names: Mapping[str, Named], node: Node, value: object) -> str | None:
     """Say why `value` is no default for `node`, or return None."""
-    if depth > MAX_DEFAULT_DEPTH:
-        return f"it is nested deeper than {MAX_DEFAULT_DEPTH} levels"
-    if isinstance(node, Ref):
-        node = names[node.name]
-    if isinstance(node, Union):
-        faults = [default_fault(names, branch, value, depth + 1) for branch in node.branches]
-        return None if None in faults else f"{_shown(value)} matches no branch of the union"
-    if isinstance(node, Array):
-        return _items_fault(names, node.items, value, depth, list)
-    if isinstance(node, Map):
-        return _items_fault(names, node.values, value, depth, dict)
-    if isinstance(node, Record):
-        return _record_fault(names, node, value, depth)
+    return _Check(names).fault(node, value, 0)
+
+
+class _Check:
+    """One check of one default; the budget ends defaults that use defaults that use defaults, twice at each level."""
+
+    def __init__(self, names: Mapping[str, Named]) -> None:
+        self.names = names
+        self.left = MAX_DEFAULT_PARTS
+
+    def fault(self, node: Node, value: object, depth: int) -> str | None:
+        self.left -= 1
+        if depth > MAX_DEFAULT_DEPTH or self.left < 0:
+            return f"it has more than {MAX_DEFAULT_DEPTH} levels or {MAX_DEFAULT_PARTS} parts"
+        if isinstance(node, Ref):
+            node = self.names[node.name]
+        if isinstance(node, Union):
+            faults = [self.fault(branch, value, depth + 1) for branch in node.branches]
+            return None if None in faults else f"{_shown(value)} matches no branch of the union"
+        if isinstance(node, Array):
+            return self._items(node.items, value, depth) if isinstance(value, list) else f"{_shown(value)} is no list"
+        if isinstance(node, Map):
+            if not isinstance(value, dict):
+                return f"{_shown(value)} is no object"
+            return self._items(node.values, value.values(), depth)
+        if isinstance(node, Record):
+            return self._record(node, value, depth)
+        return _leaf_fault(node, value)
+
+    def _items(self, node: Node, values: Iterable[object], depth: int) -> str | None:
+        return next((fault for one in values if (fault := self.fault(node, one, depth + 1))), None)
+
+    def _record(self, node: Record, value: object, depth: int) -> str | None:
+        if not isinstance(value, dict):
+            return f"{_shown(value)} is no object"
+        for one in node.fields:
+            given = value.get(one.name, one.default)
+            fault = "no value and no default" if given is ABSENT else self.fault(one.node, given, depth + 1)
+            if fault is not None:
+                return f"field {one.name}: {fault}"
+        return None
+
+
+def _leaf_fault(node: Primitive | Enum | Fixed, value: object) -> str | None:
     if isinstance(node, Enum):
         return None if value in node.symbols else f"{_shown(value)} is not a symbol of {node.name}"
     if isinstance(node, Fixed):
         good = _is_bytes(value) and len(str(value)) == node.size
         return None if good else f"{_shown(value)} is not {node.size} bytes (code points 0-255)"
     return None if _PRIMITIVE[node.type](value) else f"{_shown(value)} is not a value of type {node.type}"
-
-
-def _items_fault(
-    names: Mapping[str, Named],
-    node: Node,
-    value: object,
-    depth: int,
-    kind: type[list[object] | dict[str, object]],
-) -> str | None:
-    if not isinstance(value, kind):
-        return f"{_shown(value)} is not {'a list' if kind is list else 'an object'}"
-    items = value.values() if isinstance(value, dict) else value
-    return next((fault for one in items if (fault := default_fault(names, node, one, depth + 1))), None)
-
-
-def _record_fault(names: Mapping[str, Named], node: Record, value: object, depth: int) -> str | None:
-    if not isinstance(value, dict):
-        return f"{_shown(value)} is not an object"
-    for one in node.fields:
-        given = value.get(one.name, one.default)
-        fault = "no value and no default" if given is ABSENT else default_fault(names, one.node, given, depth + 1)
-        if fault is not None:
-            return f"field {one.name}: {fault}"
-    return None
 
 
 def _is_whole(value: object, bits: int) -> bool:

@@ -11,7 +11,10 @@ from typing import Final
 
 from outboxkit.schemas.nodes import Logical
 
-__all__ = ["decimal_digits", "logical_fault", "logical_of"]
+__all__ = ["MAX_PRECISION", "decimal_digits", "logical_fault", "logical_of"]
+
+MAX_PRECISION: Final = 10_000
+"""Digits of a decimal: turning bytes into digits takes quadratic time."""
 
 _BASES: Final[Mapping[str, tuple[str, ...]]] = {
     "big-decimal": ("bytes",),
@@ -65,8 +68,8 @@ def decimal_digits(size: int) -> int:
 
 def _decimal_fault(base: str, value: Mapping[str, object]) -> str | None:
     precision, scale = _whole(value, "precision"), _whole(value, "scale") if "scale" in value else 0
-    if precision is None or precision < 1:
-        return "decimal needs a precision of at least 1"
+    if precision is None or not 1 <= precision <= MAX_PRECISION:
+        return f"decimal needs a precision from 1 to {MAX_PRECISION}"
     if scale is None or not 0 <= scale <= precision:
         return "the scale of a decimal lies between 0 and its precision"
     size = value.get("size")

@@ -6,11 +6,17 @@ All three are least fixed points over the named types, so they are right for rec
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 
-from outboxkit.schemas.nodes import Array, Enum, Fixed, Map, Named, Node, Primitive, Record, Ref, Union
+from outboxkit.schemas.nodes import Array, Enum, Fixed, Map, Named, Node, Record, Ref, Union
 
-__all__ = ["endless_records", "height", "heights", "recursive_names", "zero_width"]
+__all__ = [
+    "endless_records",
+    "height",
+    "heights",
+    "recursive_names",
+    "zero_width",
+    "zero_width_weights",
+]
 
 
 def heights(names: Mapping[str, Named]) -> dict[str, int]:
@@ -45,38 +51,58 @@ def endless_records(names: Mapping[str, Named]) -> list[Record]:
     return [node for name, node in names.items() if isinstance(node, Record) and name not in finite]
 
 
-def zero_width(names: Mapping[str, Named], node: Node, seen: frozenset[str] = frozenset()) -> bool:
-    """Tell whether every value of `node` takes no bytes at all (null, fixed(0), records of such)."""
+def zero_width_weights(names: Mapping[str, Named]) -> dict[str, int]:
+    """Return the named types whose values take no bytes at all, each with the memory that one value takes.
+
+    The unit is a list's slot (8 bytes): an empty dict is about 64 bytes and one with entries about 232, 30 slots.
+    Records that hold such records twice, at many levels, weigh more than any machine has.
+    """
+    known: dict[str, int] = {}
+    changed = True
+    while changed:
+        changed = False
+        for name, node in names.items():
+            found = None if name in known else zero_width(known, node)
+            if found is not None:
+                known[name], changed = found, True
+    return known
+
+
+def zero_width(known: Mapping[str, int], node: Node) -> int | None:
+    """Return the weight of a node whose values take no bytes, None for all others."""
     if isinstance(node, Ref):
-        return node.name not in seen and zero_width(names, names[node.name], seen | {node.name})
+        return known.get(node.name)
     if isinstance(node, Record):
-        check = partial(zero_width, names, seen=seen | {node.name})
-        return all(check(one.node) for one in node.fields)
-    if isinstance(node, Fixed):
-        return node.size == 0
-    return isinstance(node, Primitive) and node.type == "null"
+        parts = [zero_width(known, one.node) for one in node.fields]
+        return None if None in parts else 30 + sum(part for part in parts if part is not None)
+    empty = node.size == 0 if isinstance(node, Fixed) else node.type == "null"
+    return 1 if empty else None
 
 
 def recursive_names(names: Mapping[str, Named]) -> frozenset[str]:
-    """Return the names of the records that can hold themselves, at any depth."""
-    uses = {name: frozenset(_uses(node)) for name, node in names.items()}
-    return frozenset(name for name in names if name in _reached(uses, name))
+    """Return the names of the records whose values can be nested without end.
 
-
-def _reached(uses: Mapping[str, frozenset[str]], start: str) -> set[str]:
-    found: set[str] = set()
-    todo = list(uses[start])
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo.extend(uses.get(name, ()))
-    return found
+    These are the records that hold themselves, and those that hold such records: what is left after taking away,
+    again and again, the types that use no remaining type.
+    """
+    uses = {name: set(_uses(node)) for name, node in names.items()}
+    users: dict[str, list[str]] = {name: [] for name in names}
+    for name, used in uses.items():
+        for one in used:
+            users[one].append(name)
+    flat = [name for name, used in uses.items() if not used]
+    while flat:
+        done = flat.pop()
+        for name in users[done]:
+            uses[name].discard(done)
+            if not uses[name]:
+                flat.append(name)
+    return frozenset(name for name, used in uses.items() if used)
 
 
 def _uses(node: Node) -> Iterable[str]:
     for child in _children(node):
-        if isinstance(child, Ref | Record):
+        if isinstance(child, Ref | Record | Enum | Fixed):
             yield child.name
         else:
             yield from _uses(child)

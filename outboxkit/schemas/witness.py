@@ -77,7 +77,10 @@ class SmallestValues:
         budget = [MAX_NODES]
         if height(self.known, node) is None:
             return no_witness()
-        value = self._value(node, budget)
+        try:
+            value = self._value(node, budget)
+        except RecursionError:
+            return no_witness()
         return Witness(value=value) if budget[0] >= 0 else no_witness()
 
     def around(self, step: Step, inner: Witness) -> Witness:
