@@ -23,14 +23,15 @@ from outboxkit.message import content_hash
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Connection
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from outboxkit.message import Message
 
-__all__ = ["MOST_OUTCOME_BYTES", "Admission", "Admitted", "Claim", "Claiming", "admit", "claim", "finish"]
+__all__ = ["MOST_OUTCOME_BYTES", "Admission", "Admitted", "Claim", "Claiming", "admit", "claim", "condemn", "finish", "pardon"]
 
 MOST_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
+_DEAD: Final = b"\0outboxkit: dead"  # the outcome of a message that had no effect and became a dead letter
 _MOST_TRIES: Final = 10  # each means that another transaction rolled back, or a purge ran, between two statements
 
 
@@ -85,6 +86,26 @@ def finish(session: Session, consumer: str, message: Message, outcome: bytes | N
         OutboxKitError: the row is gone, because the handler rolled back or committed by itself.
     """
     _finish(session, _entry(consumer, message), outcome)
+
+
+def condemn(connection: Connection, consumer: str, source: str, message_id: str, digest: bytes) -> bool:
+    """Takes the row of a message that is dead, so that a redelivery has no effect; False when it was taken.
+
+    Transaction: joins the caller's, which also stores the dead letter; does not commit.
+    """
+    inbox = tables.inbox_messages
+    insert = insert_ignoring(connection, inbox).returning(inbox.c.message_id)
+    values = {"consumer": consumer, "source": source, "message_id": message_id}
+    return connection.execute(insert.values(content_hash=digest, outcome=_DEAD, **values)).one_or_none() is not None
+
+
+def pardon(connection: Connection, consumer: str, source: str, message_id: str) -> None:
+    """Gives the row of a dead message free again for its replay; a row of an effect stays.
+
+    Transaction: joins the caller's, which also writes the replay; does not commit.
+    """
+    condemned = and_(_Entry(consumer, source, message_id, None).where(), tables.inbox_messages.c.outcome == _DEAD)
+    connection.execute(tables.inbox_messages.delete().where(condemned))
 
 
 def claim(

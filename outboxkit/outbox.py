@@ -21,12 +21,14 @@ from sqlalchemy import and_, bindparam, delete, exists, func, insert, literal, o
 from outboxkit import tables
 from outboxkit.dialects import Reading, dialect_of
 from outboxkit.errors import ConfigurationError, LeaseLost
-from outboxkit.message import Message, Row, pack_headers, shard_of, wire_headers
+from outboxkit.message import Message, Row, from_wire, pack_headers, shard_of, wire_headers
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from sqlalchemy import Connection, Engine
+
+    from outboxkit.message import Headers
 
 __all__ = [
     "Evidence",
@@ -41,10 +43,12 @@ __all__ = [
     "park",
     "read",
     "remove",
+    "rewrite",
     "schedule",
     "set_aside",
     "shards_of",
     "stopped_keys",
+    "stored",
     "stored_id",
     "write",
 ]
@@ -88,6 +92,63 @@ def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime 
     for message, due in messages:
         due_at = tables.database_now(due) if isinstance(due, timedelta) else bindparam("due", due, waiting.c.due_at.type)
         connection.execute(waiting.insert().values(reason="scheduled", due_at=due_at, **_values(message, shards)))
+
+
+def rewrite(
+    connection: Connection,
+    *,
+    message_id: str,
+    topic: str,
+    key: bytes | None,
+    type_name: str,
+    kind: str,
+    payload: bytes,
+    headers: Headers,
+) -> None:
+    """Inserts a message again as an unpublished row, with its own wire headers, byte for byte.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: as `write`.
+    """
+    row = stored(
+        connection, message_id=message_id, topic=topic, key=key, type_name=type_name, kind=kind, payload=payload, headers=headers,
+    )
+    connection.execute(tables.outbox_messages.insert().values(row))
+
+
+def stored(
+    connection: Connection,
+    *,
+    message_id: str,
+    topic: str,
+    key: bytes | None,
+    type_name: str,
+    kind: str,
+    payload: bytes,
+    headers: Headers,
+) -> dict[str, Any]:
+    """The columns of a row whose wire headers exist already; it does not expire again.
+
+    Transaction: joins the caller's.
+
+    Raises:
+        DecodeError: the headers cannot be read.
+    """
+    row_id, message = stored_id(message_id), from_wire(topic, key, headers, payload)
+    return {
+        "shard": shard_of(topic, key, row_id, shards_of(connection)),
+        "message_id": row_id,
+        "topic": topic,
+        "key": key,
+        "type": type_name,
+        "kind": kind,
+        "payload": payload,
+        "headers": pack_headers(headers),
+        "content_type": message.content_type,
+        "schema_fingerprint": message.schema or None,
+        "occurred_at": message.occurred_at or tables.database_now(),
+        "expires_at": None,
+    }
 
 
 def shards_of(connection: Connection) -> int:
