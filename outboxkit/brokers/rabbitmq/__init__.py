@@ -1,0 +1,30 @@
+"""RabbitMQ: events go to a topic exchange by their type, commands straight to their queue.
+
+A publisher has one channel per destination, with confirms; every message is mandatory and persistent. A consumer has one
+quorum queue per topic with a single active consumer: with several, a redelivered message is overtaken by later ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from outboxkit.brokers.rabbitmq.publish import RabbitPublisher
+from outboxkit.brokers.rabbitmq.settings import parse
+from outboxkit.brokers.rabbitmq.subscribe import RabbitSubscriber
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from outboxkit.brokers import Subscription
+
+__all__ = ["RabbitPublisher", "RabbitSubscriber", "publisher", "subscriber"]
+
+
+def publisher(url: str, options: Mapping[str, str]) -> RabbitPublisher:
+    """The plug's entry: a publisher that connects at its first use."""
+    return RabbitPublisher(parse(url, options))
+
+
+def subscriber(url: str, subscription: Subscription, options: Mapping[str, str]) -> RabbitSubscriber:
+    """The plug's entry: a subscriber that connects at its first use."""
+    return RabbitSubscriber(parse(url, options), subscription)
