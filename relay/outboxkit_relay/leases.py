@@ -58,11 +58,8 @@ def balance(connection: Connection, relay: UUID) -> frozenset[int]:
     Transaction: the caller's; the new owner reads only after it has committed.
     Locks: all rows of outbox_shards, in order: two relays never balance at once.
     """
-    owners = dict(
-        connection.execute(
-            select(_SHARDS.c.shard, _SHARDS.c.owner).order_by(_SHARDS.c.shard).with_for_update(),
-        ).tuples(),
-    )
+    every = select(_SHARDS.c.shard, _SHARDS.c.owner).order_by(_SHARDS.c.shard).with_for_update()
+    owners = {row.shard: row.owner for row in connection.execute(every)}
     alive = _bury_the_dead(connection)
     mine = [shard for shard, owner in owners.items() if owner == relay]
     free = [shard for shard, owner in owners.items() if owner not in alive]

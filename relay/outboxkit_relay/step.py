@@ -526,7 +526,7 @@ def _sentence(
 
 def _evidence(state: State, rows: Sequence[Row]) -> list[Evidence]:
     by_topic: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.position):
         by_topic[row.topic].append(row)
     return [
         Evidence(
