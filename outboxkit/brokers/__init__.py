@@ -2,8 +2,9 @@
 
 **Writing a broker.** One module with ``publisher(url, options) -> Publisher`` and
 ``subscriber(url, subscription, options) -> Subscriber``, one entry point in the group ``outboxkit.brokers`` named after
-the URL scheme, and the conformance suite of ``outboxkit.testing`` passed. An adapter knows the message and nothing of databases. It maps its client's errors to
-`Failure` in one table, by code, never by text. It never logs payloads or secrets.
+the URL scheme, and the conformance suite of ``outboxkit.testing.broker_conformance`` passed. An adapter knows the
+message and nothing of databases. It maps its client's errors to `Failure` in one table, by code, never by text. It
+never logs payloads or secrets.
 
 `Publisher` is called from one dispatcher thread and never blocks it: ``publish`` returns a future at once. `Subscriber`
 belongs to one asyncio event loop.
@@ -120,7 +121,7 @@ class Publisher(Protocol):
         ...
 
     def reset(self) -> None:
-        """Gives up everything in flight: all futures end (``indeterminate`` where unknown), then a new session begins."""
+        """Gives up all that is in flight: every future ends (``indeterminate`` where unknown); a new session begins."""
         ...
 
     def close(self) -> None:

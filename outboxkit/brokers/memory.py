@@ -1,7 +1,8 @@
 """A broker inside the process: ``memory://name``. For users' tests, and the simplest adapter to read first.
 
 Every publisher and subscriber of one name meets in the same `Exchange`. A topic keeps what was published, in order;
-each consumer has its own position in it, and what it does not acknowledge comes again after `release` or a new subscriber.
+each consumer has its own position in it, and what it does not acknowledge comes again, by `release` or to the next
+subscriber.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Exchange:
         if self.away:
             return Refusal(-1, Failure.BROKER_DOWN, "the memory broker is away")
         if topic in self.missing:
-            return Refusal(-1, Failure.UNKNOWN_TOPIC, f"there is no topic {topic}; create it: outboxkit init --topology")
+            return Refusal(
+                -1, Failure.UNKNOWN_TOPIC, f"there is no topic {topic}; create it: outboxkit init --topology"
+            )
         return None
 
     def append(self, topic: str, row: Row) -> int:

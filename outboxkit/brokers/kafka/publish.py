@@ -269,7 +269,7 @@ class KafkaPublisher:
 
     def _produce(self, producer: Producer, pending: _Pending, index: int, report: Callable[..., None]) -> None:
         row = pending.batch.rows[index]
-        headers = unpack_headers(row.headers)
+        headers: list[tuple[str, str | bytes | None]] = [*unpack_headers(row.headers)]
         headers.append(sequence_header(row.position))
         while True:
             try:

@@ -1,8 +1,8 @@
 """The way in from Kafka. One thread drives the consumer; the event loop never waits for it.
 
-Invariants: no offset is committed past an unacknowledged delivery of its partition; what belonged to a partition that was
-taken away commits nothing; while nobody receives, the partitions are paused and the consumer is still polled, so that long
-handlers do not cost the membership.
+Invariants: no offset is committed past an unacknowledged delivery of its partition; what belonged to a partition that
+was taken away commits nothing; while nobody receives, the partitions are paused and the consumer is still polled, so that
+long handlers do not cost the membership.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Subscription
     from outboxkit.brokers.kafka.settings import Settings
+    from outboxkit.message import Headers
 
 __all__ = ["KafkaSubscriber", "Progress"]
 
@@ -194,7 +195,7 @@ class KafkaSubscriber:
             self._consumer.pause(self._paused)
         message = self._consumer.poll(0)
         if message is not None and message.error() is None:
-            self._seek(message.topic(), message.partition(), message.offset())  # fetched before the pause took effect
+            self._rewind([self._delivery(message)])  # fetched before the pause took effect
 
     def _take(self, limit: int, timeout_seconds: float) -> Sequence[Delivery]:
         consumer = self._joined()
@@ -212,7 +213,7 @@ class KafkaSubscriber:
             self._run_waiting()
 
     def _run_waiting(self) -> None:
-        """Does what came in while this receive waits; another receive cannot be among it: a subscriber has one reader."""
+        """Does what came in while this receive waits (no other receive: a subscriber has one reader)."""
         while True:
             try:
                 self._jobs.get_nowait()()
@@ -238,17 +239,16 @@ class KafkaSubscriber:
         return deliveries
 
     def _delivery(self, message: Message) -> Delivery:
-        topic, partition, offset = message.topic(), message.partition(), message.offset()
-        assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018  a record has them
+        topic, partition, offset = _place(message)
         progress = self._progress.setdefault((topic, partition), Progress())
         return Delivery(
             topic=topic,
-            key=message.key(),  # type: ignore[arg-type]  # no deserializer is set
-            headers=tuple((name, value if value is not None else b"") for name, value in message.headers() or ()),  # type: ignore[misc]
-            payload=message.value(),  # type: ignore[arg-type]
-            origin=f"{topic}[{partition}]@{offset}",
+            key=message.key(),
+            headers=_headers(message),
+            payload=message.value(),
             partition=partition,
             offset=offset,
+            origin=f"{topic}[{partition}]@{offset}",
             token=_Token(progress, progress.hand_out(offset)),
         )
 
@@ -259,7 +259,7 @@ class KafkaSubscriber:
     def _commit(self, deliveries: Sequence[Delivery]) -> None:
         touched = {}
         for delivery in deliveries:
-            progress, lap = delivery.token  # type: ignore[misc]  # made in _delivery
+            progress, lap = _token(delivery)
             if self._is_current(delivery) and progress.settle(delivery.offset, lap):
                 touched[delivery.topic, delivery.partition] = progress
         offsets = [TopicPartition(topic, number, progress.position) for (topic, number), progress in touched.items()]
@@ -276,7 +276,7 @@ class KafkaSubscriber:
 
     def _commit_failed(self, error: KafkaError) -> None:
         if error.code() not in _MOVED:
-            raise TransientBrokerError(f"Kafka did not take the offsets of {self._subscription.consumer}: {error.str()}")
+            raise TransientBrokerError(f"Kafka did not take the offsets: {error.str()}")
         _log.info("kafka_commit_after_rebalance", extra={"consumer": self._subscription.consumer})
 
     def _rewind(self, deliveries: Sequence[Delivery]) -> None:
@@ -298,8 +298,7 @@ class KafkaSubscriber:
             self._progress.pop((topic, partition), None)
 
     def _is_current(self, delivery: Delivery) -> bool:
-        progress, _ = delivery.token  # type: ignore[misc]
-        return self._progress.get((delivery.topic, delivery.partition)) is progress
+        return self._progress.get((delivery.topic, delivery.partition)) is _token(delivery).progress
 
     def _joined(self) -> Consumer:
         if self._consumer is None:
@@ -357,6 +356,20 @@ class KafkaSubscriber:
         trouble, self._trouble = self._trouble, None
         if trouble is not None:
             raise trouble
+
+
+def _place(message: Message) -> tuple[str, int, int]:
+    return message.topic(), message.partition(), message.offset()  # type: ignore[return-value]  # it was read there
+
+
+def _headers(message: Message) -> Headers:
+    raw: Iterable[tuple[str, bytes | None]] = message.headers() or ()  # type: ignore[assignment]  # it is a list of pairs
+    return tuple((name, value or b"") for name, value in raw)
+
+
+def _token(delivery: Delivery) -> _Token:
+    token: _Token = delivery.token  # type: ignore[assignment]  # made in _delivery
+    return token
 
 
 def _resolve(outcome: Future[_Result], job: Callable[[], _Result]) -> None:

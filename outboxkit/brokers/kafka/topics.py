@@ -107,7 +107,7 @@ class Topics:
         wanted = set(names)
         found = wanted & cluster.topics.keys()
         # The mock cluster knows no configurations and never answers.
-        mock = (cluster.cluster_id or "").startswith(_MOCK_CLUSTER)
+        mock = str(cluster.cluster_id).startswith(_MOCK_CLUSTER)
         self._limits.update(dict.fromkeys(found, DEFAULT_LIMIT) if mock else self._describe(admin, found))
         return wanted - found
 
@@ -122,9 +122,7 @@ class Topics:
         missing = self.look_up(wanted, _CREATE_SECONDS)
         lines = [f"topic {name} exists" for name in wanted if name not in missing]
         new = [
-            NewTopic(name, self._settings.partitions, self._settings.replication)
-            for name in wanted
-            if name in missing
+            NewTopic(name, self._settings.partitions, self._settings.replication) for name in wanted if name in missing
         ]
         futures = self._client().create_topics(new, operation_timeout=_CREATE_SECONDS) if new else {}
         for name, future in futures.items():

@@ -1,7 +1,7 @@
 """RabbitMQ: events go to a topic exchange by their type, commands straight to their queue.
 
-A publisher has one channel per destination, with confirms; every message is mandatory and persistent. A consumer has one
-quorum queue per topic with a single active consumer: with several, a redelivered message is overtaken by later ones.
+A publisher has one channel per destination, with confirms; every message is mandatory and persistent. A consumer has
+one quorum queue per topic with a single active consumer: with several, later messages overtake a redelivered one.
 """
 
 from __future__ import annotations

@@ -65,7 +65,9 @@ class Pending:
 
     def resolve(self) -> None:
         nowhere = (-1,) * len(self.settled)  # a confirm tells no place
-        self.future.set_result(Receipts(nowhere, nowhere, tuple(sorted(self.refused, key=lambda refusal: refusal.index))))
+        self.future.set_result(
+            Receipts(nowhere, nowhere, tuple(sorted(self.refused, key=lambda refusal: refusal.index)))
+        )
 
 
 class ConfirmChannel(Channel):

@@ -233,7 +233,9 @@ class _Lane:
         try:
             await asyncio.wait_for(connection.ready(), limit)
         except TimeoutError as error:
-            raise Trouble(Failure.BLOCKED, f"RabbitMQ takes nothing since {limit:g} s (memory or disk alarm)") from error
+            raise Trouble(
+                Failure.BLOCKED, f"RabbitMQ takes nothing since {limit:g} s (memory or disk alarm)"
+            ) from error
         if self._channel is None or self._channel.is_closed:
             trouble = await _trouble_with_kind(connection, self._destination, command=command)
             if trouble:

@@ -1,4 +1,4 @@
-"""From a URL and options to a connection. Secrets stay inside `Settings` and out of its repr and of every error text."""
+"""From a URL and options to a connection. Secrets stay inside `Settings`: out of its repr and of every error text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The way in from RabbitMQ: one connection, one channel, one consumer per queue, in the caller's event loop.
 
-Invariants: a queue has a single active consumer; what is given back goes back with everything behind it, so that it comes
-again in order; an acknowledgement for a channel that is gone does nothing, because the broker hands the message out again.
+Invariants: a queue has a single active consumer; what is given back goes back with everything behind it, so that it
+comes again in order; an acknowledgement for a channel that is gone does nothing, for the message comes again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from aiormq.connection import Connection
+    from pamqp.common import FieldTable
 
     from outboxkit.brokers import Subscription
     from outboxkit.brokers.rabbitmq.settings import Settings
 
 __all__ = ["RabbitSubscriber"]
 
-_QUORUM: Final = {
+_QUORUM: Final[FieldTable] = {
     "x-queue-type": "quorum",
     "x-single-active-consumer": True,
     # RabbitMQ 4 drops a message after 20 deliveries by default; how often one is tried is counted by the inbox.
@@ -94,7 +95,7 @@ class RabbitSubscriber:
         self._connection: Connection | None = None
         self._session: _Session | None = None
         self._failures = 0  # of connecting, in a row
-        self._jitter = random.Random()
+        self._jitter = random.Random()  # noqa: S311  it spreads reconnects
         self._closed = False
 
     def __repr__(self) -> str:
@@ -118,7 +119,7 @@ class RabbitSubscriber:
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         by_session: dict[_Session, set[int]] = {}
         for delivery in deliveries:
-            session, tag = delivery.token  # type: ignore[misc]  # made in _on_message
+            session, tag = _token(delivery)
             by_session.setdefault(session, set()).add(tag)
         for session, tags in by_session.items():
             if not session.lost:
@@ -137,7 +138,7 @@ class RabbitSubscriber:
 
         Giving back one by one would let later messages of the same key, already on their way, overtake.
         """
-        if any(delivery.token[0] is self._session for delivery in deliveries):  # type: ignore[index]
+        if any(_token(delivery).session is self._session for delivery in deliveries):
             await self._leave_channel()
 
     async def declare(self, subscription: Subscription) -> Sequence[str]:
@@ -160,7 +161,7 @@ class RabbitSubscriber:
             await channel.queue_declare(queue, durable=True, arguments=dict(_QUORUM), timeout=_ANSWER_SECONDS)
             if exchange:
                 await channel.queue_bind(queue, exchange, "#", timeout=_ANSWER_SECONDS)
-            await channel.close(timeout=_CLOSE_SECONDS)
+            await asyncio.wait_for(channel.close(), _CLOSE_SECONDS)
         except ChannelPreconditionFailed as error:
             raise ConfigurationError(
                 f"{queue} or {exchange or 'its exchange'} exists with other properties than a durable topic exchange "
@@ -183,7 +184,7 @@ class RabbitSubscriber:
             return
         session.lose()
         with suppress(*TROUBLE):
-            await session.channel.close(timeout=_CLOSE_SECONDS)
+            await asyncio.wait_for(session.channel.close(), _CLOSE_SECONDS)
 
     async def _consuming(self, limit: int, deadline: float) -> _Session | None:
         """The session, opened again when it was lost; None when the time is over before it can be."""
@@ -235,6 +236,11 @@ class RabbitSubscriber:
         except TROUBLE as error:
             raise _raised(trouble_of(error, asked)) from error
         return session
+
+
+def _token(delivery: Delivery) -> _Token:
+    token: _Token = delivery.token  # type: ignore[assignment]  # made in _receiver
+    return token
 
 
 def _receiver(session: _Session, topic: str, queue: str) -> Any:

@@ -35,7 +35,7 @@ _NOTHING: Final = (b"",)
 _FRAME_END: Final = b"\xce"
 _FRAME_OVERHEAD: Final = 8
 
-# Property -> the header it repeats; for foreign consumers that read properties, and from foreign producers that set them.
+# Property -> the header it repeats: for foreign consumers that read properties, from foreign producers that set them.
 _PROPERTIES: Final = {
     "content_type": CONTENT_TYPE,
     "correlation_id": "ce_correlationid",
@@ -43,6 +43,7 @@ _PROPERTIES: Final = {
     "message_type": "ce_type",
     "app_id": "ce_source",
 }
+
 
 class Unsendable(Exception):
     """AMQP has no room for this message."""
@@ -133,7 +134,7 @@ def _content_header(row: Row) -> bytes:
         (1 << 5, _property(grouped, "ce_type")),
         (1 << 3, _property(grouped, "ce_source")),
     )
-    flags = sum([bit for bit, value in fields if value])
+    flags = sum(bit for bit, value in fields if value)
     return struct.pack(">HHQH", 60, 0, len(row.payload), flags) + b"".join([value for _, value in fields])
 
 
