@@ -128,8 +128,8 @@ def main() -> int:
         print(f"{name}: {numbers['bytes']:.0f} bytes")
         for side in ("encode", "decode"):
             bare, ours = numbers[f"{side}_bare_us"], numbers[f"{side}_us"]
-            print(f"  {side}: {ours:.2f} µs, bare fastavro {bare:.2f} µs: {100 * bare / ours:.0f} % of its speed")
-        print(f"  decode as another version: {numbers['evolve_us']:.2f} µs, bare {numbers['evolve_bare_us']:.2f} µs")
+            print(f"  {side}: {ours:.2f} us, bare fastavro {bare:.2f} us: {100 * bare / ours:.0f} % of its speed")
+        print(f"  decode as another version: {numbers['evolve_us']:.2f} us, bare {numbers['evolve_bare_us']:.2f} us")
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0

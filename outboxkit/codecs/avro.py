@@ -74,7 +74,7 @@ def encode(schema: Schema, value: object) -> bytes:
         raise EncodeError(f"{error.message}{where}", path=error.path) from None
     except Refused as error:
         raise EncodeError(f"no reader accepts the value: {error}") from error
-    except Exception as error:  # noqa: BLE001  fastavro raises nearly anything; the user gets one class
+    except Exception as error:
         raise EncodeError(f"the value cannot be written: {explain(error)}") from error
     return data
 
@@ -95,7 +95,7 @@ def decode(writer: Schema, reader: Schema, data: bytes) -> Any:
         return value if reading.project is None else reading.project(value)
     except Unreadable as error:
         raise reading.unreadable(error, data) from None
-    except Exception as error:  # noqa: BLE001  hostile bytes: whatever is raised, the message is poison
+    except Exception as error:
         raise reading.fault(error, data) from error
 
 

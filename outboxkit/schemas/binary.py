@@ -3,6 +3,8 @@
 Sources: Avro specification 1.12, "Binary Encoding", "JSON Encoding" and, for defaults, "Complex Types".
 """
 
+# ruff: noqa: PLR2004  the numbers are those of the wire format
+
 from __future__ import annotations
 
 import struct
@@ -46,25 +48,25 @@ def write_long(value: int) -> bytes:
 
 def _guarded(schema: Schema, node: Node, value: object, *, tagged: bool) -> bytes:
     try:
-        return _encode(schema, node, value, tagged)
+        return _encode(schema, node, value, tagged=tagged)
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise EncodeError(f"the value does not fit the schema ({type(error).__name__}: {error})") from error
 
 
 # The value is any JSON value: a wrong one fails in the operation that it does not support, and `_guarded` says so.
-def _encode(schema: Schema, node: Node, value: Any, tagged: bool) -> bytes:
+def _encode(schema: Schema, node: Node, value: Any, *, tagged: bool) -> bytes:
     if isinstance(node, Ref):
         node = schema.names[node.name]
     if isinstance(node, Record):
-        parts = (_encode(schema, one.node, _given(value, one.name, one.default), tagged) for one in node.fields)
+        parts = (_encode(schema, one.node, _given(value, one.name, one.default), tagged=tagged) for one in node.fields)
         return b"".join(parts)
     if isinstance(node, Union):
-        return _union(schema, node, value, tagged)
+        return _union(schema, node, value, tagged=tagged)
     if isinstance(node, Array):
-        items = [_encode(schema, node.items, one, tagged) for one in value]
+        items = [_encode(schema, node.items, one, tagged=tagged) for one in value]
         return (write_long(len(items)) + b"".join(items) if items else b"") + b"\x00"
     if isinstance(node, Map):
-        entries = [_text(key) + _encode(schema, node.values, one, tagged) for key, one in value.items()]
+        entries = [_text(key) + _encode(schema, node.values, one, tagged=tagged) for key, one in value.items()]
         return (write_long(len(entries)) + b"".join(entries) if entries else b"") + b"\x00"
     if isinstance(node, Enum):
         return write_long(node.symbols.index(value))
@@ -79,13 +81,15 @@ def _given(value: Mapping[str, object], name: str, default: object) -> object:
     return value.get(name, default)
 
 
-def _union(schema: Schema, node: Union, value: Any, tagged: bool) -> bytes:
+def _union(schema: Schema, node: Union, value: Any, *, tagged: bool) -> bytes:
     if not tagged:
         index = [default_fault(schema.names, branch, value) is None for branch in node.branches].index(True)
-        return write_long(index) + _encode(schema, node.branches[index], value, tagged)
+        return write_long(index) + _encode(schema, node.branches[index], value, tagged=tagged)
     name = "null" if value is None else next(iter(value))
     index = [branch_name(schema, branch) for branch in node.branches].index(name)
-    return write_long(index) + _encode(schema, node.branches[index], None if value is None else value[name], tagged)
+    return write_long(index) + _encode(
+        schema, node.branches[index], None if value is None else value[name], tagged=tagged
+    )
 
 
 def _text(value: str) -> bytes:

@@ -50,15 +50,14 @@ def _optional(label: str, check: Prepare, *, nullable: bool) -> Prepare:
     def optional(value: Any) -> Any:
         if value is None and nullable:
             return None
-        if type(value) is tuple and len(value) == 2 and value[0] in (label, short_name(label)):
-            value = value[1]
-        return label, check(value)
+        named = type(value) is tuple and _named(value, (label,)) is not None
+        return label, check(value[1] if named else value)
 
     return optional
 
 
 def _named(value: Any, labels: Sequence[str]) -> int | None:
-    if type(value) is not tuple or len(value) != 2 or not isinstance(value[0], str):
+    if type(value) is not tuple or len(value) != len(("name", "value")) or not isinstance(value[0], str):
         return None
     for names in (list(labels), [short_name(label) for label in labels]):
         if names.count(value[0]) == 1:

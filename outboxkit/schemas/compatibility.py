@@ -104,16 +104,18 @@ class _Walk:
         elif isinstance(reader, Fixed) and isinstance(writer, Fixed):
             yield from self._fixeds(pair, reader, writer)
         elif isinstance(reader, Array) and isinstance(writer, Array):
-            yield _down(pair, reader.items, writer.items, "[]", "[]", Step(kind="item"))
+            yield _down(pair, reader.items, writer.items, names=("[]", "[]"), step=Step(kind="item"))
         elif isinstance(reader, Map) and isinstance(writer, Map):
-            yield _down(pair, reader.values, writer.values, "{}", "{}", Step(kind="value"))
+            yield _down(pair, reader.values, writer.values, names=("{}", "{}"), step=Step(kind="value"))
         else:
             yield from self._primitives(pair)
 
     def _writer_union(self, pair: _Pair, writer: Union) -> Iterator[_Pair]:
         for index, branch in enumerate(writer.branches):
             label = f"(union:{_label(self.writer, branch)})"
-            yield _down(pair, pair.reader, branch, "", label, Step(kind="branch", index=index, node=writer))
+            yield _down(
+                pair, pair.reader, branch, names=("", label), step=Step(kind="branch", index=index, node=writer)
+            )
 
     def _reader_union(self, pair: _Pair, reader: Union) -> Iterator[Problem | _Pair]:
         choice = choose_branch(self.reader, reader, pair.writer)
@@ -125,7 +127,7 @@ class _Walk:
             other = _label(self.reader, reader.branches[choice.rival])
             why = f"{_name(pair.writer)} is read as {label}; readers that take the first match choose {other}"
             yield self._problem(pair, Kind.UNION_BRANCH_SHADOWED, why, severity=Severity.WARNING)
-        yield _down(pair, reader.branches[choice.index], pair.writer, f"(union:{label})", "", None)
+        yield _down(pair, reader.branches[choice.index], pair.writer, names=(f"(union:{label})", ""))
 
     def _no_branch(self, pair: _Pair, reader: Union) -> Problem:
         labels = ", ".join(_label(self.reader, branch) for branch in reader.branches) or "no branch"
@@ -164,7 +166,7 @@ class _Walk:
         if match.writers:
             source = match.writers[0]
             step = Step(kind="field", name=source.name, node=writer)
-            yield _down(pair, one.node, source.node, f".{one.name}", f".{source.name}", step)
+            yield _down(pair, one.node, source.node, names=(f".{one.name}", f".{source.name}"), step=step)
         elif one.default is ABSENT:
             why = f"{writer.name} of the writer has no field {one.name}, and the reader gives no default"
             yield report(Kind.READER_FIELD_MISSING_DEFAULT_VALUE, why, witness=witness)
@@ -254,8 +256,9 @@ class _Walk:
         return witness
 
 
-def _down(pair: _Pair, reader: Node, writer: Node, reader_suffix: str, writer_suffix: str, step: Step | None) -> _Pair:
-    return _Pair(reader, writer, f"{pair.reader_path}{reader_suffix}", f"{pair.writer_path}{writer_suffix}", pair, step)
+def _down(pair: _Pair, reader: Node, writer: Node, *, names: tuple[str, str], step: Step | None = None) -> _Pair:
+    paths = pair.reader_path + names[0], pair.writer_path + names[1]
+    return _Pair(reader, writer, *paths, parent=pair, step=step)
 
 
 def _ambiguity(match: FieldMatch) -> str:

@@ -18,6 +18,9 @@ MAX_DEFAULT_DEPTH: Final = 64
 """Nesting of a default value: a recursive type could follow a hostile default without end."""
 
 
+_SHOWN: Final = 60
+
+
 def default_fault(names: Mapping[str, Named], node: Node, value: object) -> str | None:
     """Say why `value` is no default for `node`, or return None."""
     return _Check(names).fault(node, value, 0)
@@ -81,7 +84,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_bytes(value: object) -> bool:
-    return isinstance(value, str) and all(ord(one) < 256 for one in value)
+    return isinstance(value, str) and all(one <= "\xff" for one in value)
 
 
 _PRIMITIVE: Final[Mapping[str, Callable[[object], bool]]] = {
@@ -98,4 +101,4 @@ _PRIMITIVE: Final[Mapping[str, Callable[[object], bool]]] = {
 
 def _shown(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

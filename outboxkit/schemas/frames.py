@@ -8,6 +8,8 @@
 A topic that says which frame it uses is read with ``pinned`` and nothing is guessed.
 """
 
+# ruff: noqa: PLR2004  the numbers are those of the wire formats
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping

@@ -8,6 +8,8 @@ and says where.
 Limits: Avro Java 1.13 stops at 100 levels too (AVRO-4302).
 """
 
+# ruff: noqa: ARG001, PLR2004  all steps have one signature; the numbers are those of the wire format
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -8,6 +8,7 @@ reported at that place too (text that is not UTF-8, a date that the calendar doe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, NoReturn
 
 from outboxkit.errors import DecodeError
@@ -39,10 +40,8 @@ def offset_of(schema: Schema, data: bytes, path: str) -> int | None:
     """Return the byte offset of the value at `path`, or of the innermost value around it."""
     walk = _Walk(schema, data, None)
     walk.target = path
-    try:
+    with suppress(DecodeError, RecursionError):
         walk.node(schema.root, "")
-    except DecodeError:
-        pass
     return walk.seen
 
 
@@ -68,8 +67,11 @@ class _Walk:
         self.recursive = recursive_names(schema.names)
         self.weights = zero_width_weights(schema.names)
 
+    def fault(self, path: str, why: str) -> DecodeError:
+        return DecodeError(f"{why} (at {path or 'the top'}, byte {self.pos})", path=path, offset=self.pos)
+
     def refuse(self, path: str, why: str) -> NoReturn:
-        raise DecodeError(f"{why} (at {path or 'the top'}, byte {self.pos})", path=path, offset=self.pos)
+        raise self.fault(path, why)
 
     def node(self, node: Node, path: str) -> None:
         if self.target is not None and self.target.startswith(path):
@@ -162,9 +164,10 @@ class _Walk:
         except Refused as error:
             self.pos = start
             self.refuse(path, str(error))
-        except Exception as error:  # noqa: BLE001  whatever a decoder raises for a leaf is this leaf's fault
+        except Exception as error:
+            # Whatever a decoder raises for a leaf is this leaf's fault.
             self.pos = start
-            self.refuse(path, explain(error))
+            raise self.fault(path, explain(error)) from error
 
     def _end(self, node: Primitive | Enum | Fixed, path: str) -> int:
         """Return where the value ends, by its type alone."""

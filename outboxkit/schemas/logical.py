@@ -6,6 +6,7 @@ The specification asks that an unknown or invalid logical type is ignored and th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,7 +14,7 @@ from outboxkit.schemas.nodes import Logical
 
 __all__ = ["MAX_PRECISION", "decimal_digits", "logical_fault", "logical_of"]
 
-MAX_PRECISION: Final = 10_000
+MAX_PRECISION: Final = 4_000
 """Digits of a decimal: turning bytes into digits takes quadratic time."""
 
 _BASES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -63,7 +64,8 @@ def decimal_digits(size: int) -> int:
 
     Avro specification, "Decimal": floor(log10(2^(8*n - 1) - 1)).
     """
-    return len(str(2 ** (8 * size - 1) - 1)) - 1 if size else 0
+    # 2^k - 1 has as many digits as 2^k, which is never a power of ten.
+    return math.floor((8 * size - 1) * math.log10(2)) if size else 0
 
 
 def _decimal_fault(base: str, value: Mapping[str, object]) -> str | None:
@@ -73,8 +75,7 @@ def _decimal_fault(base: str, value: Mapping[str, object]) -> str | None:
     if scale is None or not 0 <= scale <= precision:
         return "the scale of a decimal lies between 0 and its precision"
     size = value.get("size")
-    # No fixed in use is longer than 1,000 bytes; the formula is quadratic in the size.
-    if base == "fixed" and isinstance(size, int) and size <= 1000 and precision > decimal_digits(size):
+    if base == "fixed" and isinstance(size, int) and size < MAX_PRECISION and precision > decimal_digits(size):
         return f"{precision} digits do not fit into {size} bytes"
     return None
 

@@ -7,19 +7,22 @@ writer's number, so a timestamp lands in 1970 and an amount is off by 100: those
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from outboxkit.schemas.nodes import Fixed, Logical, Primitive
 from outboxkit.schemas.witness import Witness
 
 __all__ = ["LogicalChange", "logical_change"]
 
-_NUMBERS: Final = frozenset({"int", "long", "float", "double"})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogicalChange:
-    """A changed logical type; `breaks` when values would be read wrong."""
+    """A changed logical type.
+
+    Attributes:
+        message: what changes.
+        breaks: values are read wrong, or some cannot be read.
+        witness: a value that cannot be read; None with `breaks` means that no value can be trusted.
+    """
 
     message: str
     breaks: bool
@@ -35,7 +38,9 @@ def logical_change(reader: Primitive | Fixed, writer: Primitive | Fixed) -> Logi
         return _both(new, old, writer)
     if new is None:
         return LogicalChange(message=f"the writer's {old} is read as plain {reader.type}", breaks=False)
-    return LogicalChange(message=f"the writer's plain {writer.type} is read as {new}", breaks=False)
+    message = f"the writer's plain {writer.type} is read as {new}"
+    outside = _outside(new, writer)
+    return LogicalChange(message=message, breaks=outside is not None, witness=outside)
 
 
 def _both(new: Logical, old: Logical, writer: Primitive | Fixed) -> LogicalChange:
@@ -47,6 +52,17 @@ def _both(new: Logical, old: Logical, writer: Primitive | Fixed) -> LogicalChang
         return LogicalChange(message=f"{old} is read as {new}", breaks=False)
     message = f"{old} has more digits than {new} of the reader"
     return LogicalChange(message=message, breaks=True, witness=_too_long(new, writer))
+
+
+def _outside(new: Logical, writer: Primitive | Fixed) -> Witness | None:
+    """Return a plain value that the logical type does not have; dates and instants take any number."""
+    if new.name in ("time-millis", "time-micros"):
+        return Witness(value=-1)
+    if new.name == "uuid" and isinstance(writer, Primitive):
+        return Witness(value="")
+    if new.name == "decimal":
+        return Witness(value="\x7f" + "\xff" * (writer.size - 1) if isinstance(writer, Fixed) else "")
+    return None
 
 
 def _too_long(new: Logical, writer: Primitive | Fixed) -> Witness:

@@ -116,11 +116,14 @@ def match_fields(reader: Record, writer: Record) -> tuple[FieldMatch, ...]:
         target = claims[one.name].name if one.name in claims else one.name
         feeds.setdefault(target, []).append(one)
     written = {one.name for one in writer.fields}
-    return tuple(_field_match(one, reader, feeds.get(one.name, []), claims, written) for one in reader.fields)
+    return tuple(
+        _field_match(one, reader, feeds=feeds.get(one.name, []), claims=claims, written=written)
+        for one in reader.fields
+    )
 
 
 def _field_match(
-    one: Field, reader: Record, feeds: list[Field], claims: Mapping[str, Field], written: set[str]
+    one: Field, reader: Record, *, feeds: list[Field], claims: Mapping[str, Field], written: set[str]
 ) -> FieldMatch:
     wanted = {name for name in one.aliases if name in written}
     rivals = [other for other in reader.fields if other is not one and wanted & set(other.aliases)]

@@ -64,7 +64,7 @@ def parse(source: object, *, references: Iterable[Schema] = (), lenient: bool = 
     """
     value = _load(source)
     state = _State(names={name: node for known in references for name, node in known.names.items()})
-    root = state.node(value, "", "", 0)
+    root = state.node(value, _Place())
     flaws = (*state.flaws, *_bad_defaults(state.names, state.defaults), *_endless(state.names))
     if flaws and not lenient:
         _refuse(flaws[0].pointer, flaws[0].message)
@@ -108,6 +108,18 @@ def _refuse(pointer: str, why: str) -> NoReturn:
     raise SchemaError(f"{why} (at {pointer or '/'})")
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in the document we are, and which namespace names without dots belong to."""
+
+    pointer: str = ""
+    space: str = ""
+    depth: int = 0
+
+    def down(self, step: str, space: str | None = None) -> _Place:
+        return _Place(f"{self.pointer}/{step}", self.space if space is None else space, self.depth + 1)
+
+
 @dataclass(slots=True)
 class _State:
     """What one parse has seen so far."""
@@ -118,91 +130,88 @@ class _State:
     defaults: list[Field] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
 
-    def node(self, value: object, space: str, pointer: str, depth: int) -> Node:
-        if depth > MAX_DEPTH:
-            _refuse(pointer, f"the schema is nested deeper than {MAX_DEPTH} levels")
+    def node(self, value: object, at: _Place) -> Node:
+        if at.depth > MAX_DEPTH:
+            _refuse(at.pointer, f"the schema is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, str):
-            return self._used(value, space, pointer, value)
+            return self._used(value, at, value)
         if isinstance(value, list):
-            return self._union(value, space, pointer, depth)
+            return self._union(value, at)
         if isinstance(value, Mapping):
-            return self._object(value, space, pointer, depth)
-        _refuse(pointer, f"a schema is a name, a list or an object, not {type(value).__name__}")
+            return self._object(value, at)
+        _refuse(at.pointer, f"a schema is a name, a list or an object, not {type(value).__name__}")
 
-    def _object(self, value: Mapping[str, object], space: str, pointer: str, depth: int) -> Node:
+    def _object(self, value: Mapping[str, object], at: _Place) -> Node:
         kind = value.get("type")
         if not isinstance(kind, str):
             if "type" not in value:
-                _refuse(pointer, 'an object needs "type"')
-            return self.node(kind, space, f"{pointer}/type", depth + 1)
+                _refuse(at.pointer, 'an object needs "type"')
+            return self.node(kind, at.down("type"))
         if kind in PRIMITIVES:
-            logical = logical_of(kind, value)
-            return Primitive(type=kind, logical=logical, pointer=pointer, fragment=value)
+            return Primitive(type=kind, logical=logical_of(kind, value), pointer=at.pointer, fragment=value)
         if kind == "array":
-            items = self._child(value, "items", space, pointer, depth)
-            return Array(items=items, pointer=pointer, fragment=value)
+            return Array(items=self._child(value, "items", at), pointer=at.pointer, fragment=value)
         if kind == "map":
-            values = self._child(value, "values", space, pointer, depth)
-            return Map(values=values, pointer=pointer, fragment=value)
+            return Map(values=self._child(value, "values", at), pointer=at.pointer, fragment=value)
         if kind in ("record", "error", "enum", "fixed"):
-            return self._named(kind, value, space, pointer, depth)
-        return self._used(kind, space, pointer, value)
+            return self._named(kind, value, at)
+        return self._used(kind, at, value)
 
-    def _child(self, value: Mapping[str, object], key: str, space: str, pointer: str, depth: int) -> Node:
+    def _child(self, value: Mapping[str, object], key: str, at: _Place) -> Node:
         if key not in value:
-            _refuse(pointer, f'"{value["type"]}" needs "{key}"')
-        return self.node(value[key], space, f"{pointer}/{key}", depth + 1)
+            _refuse(at.pointer, f'"{value["type"]}" needs "{key}"')
+        return self.node(value[key], at.down(key))
 
-    def _union(self, value: list[object], space: str, pointer: str, depth: int) -> Union:
-        branches = tuple(self.node(one, space, f"{pointer}/{i}", depth + 1) for i, one in enumerate(value))
+    def _union(self, value: list[object], at: _Place) -> Union:
+        branches = tuple(self.node(one, at.down(str(number))) for number, one in enumerate(value))
         seen: set[str] = set()
-        for index, branch in enumerate(branches):
+        for number, branch in enumerate(branches):
             label = branch.name if isinstance(branch, Ref | Record | Enum | Fixed) else branch.type
             if label == "union":
-                _refuse(f"{pointer}/{index}", "a union may not hold a union directly")
+                _refuse(f"{at.pointer}/{number}", "a union may not hold a union directly")
             if label in seen:
-                _refuse(f"{pointer}/{index}", f"the union holds {label} twice")
+                _refuse(f"{at.pointer}/{number}", f"the union holds {label} twice")
             seen.add(label)
-        return Union(branches=branches, pointer=pointer, fragment=value)
+        return Union(branches=branches, pointer=at.pointer, fragment=value)
 
-    def _used(self, name: str, space: str, pointer: str, fragment: object) -> Node:
+    def _used(self, name: str, at: _Place, fragment: object) -> Node:
         if name in PRIMITIVES:
-            return Primitive(type=name, pointer=pointer, fragment=fragment)
-        full = name if "." in name or not space else f"{space}.{name}"
+            return Primitive(type=name, pointer=at.pointer, fragment=fragment)
+        full = name if "." in name or not at.space else f"{at.space}.{name}"
         for candidate in (full, name):
             if candidate in self.names or candidate in self.open:
-                return Ref(name=candidate, pointer=pointer, fragment=fragment)
-        _refuse(pointer, f"the type {full} is not defined before this place")
+                return Ref(name=candidate, pointer=at.pointer, fragment=fragment)
+        _refuse(at.pointer, f"the type {full} is not defined before this place")
 
-    def _named(self, kind: str, value: Mapping[str, object], space: str, pointer: str, depth: int) -> Named:
-        name = self._full_name(value, space, pointer)
+    def _named(self, kind: str, value: Mapping[str, object], at: _Place) -> Named:
+        name = self._full_name(value, at)
         if name in self.names or name in self.open:
-            _refuse(pointer, f"the type {name} is defined twice")
+            _refuse(at.pointer, f"the type {name} is defined twice")
         self.open.add(name)
-        aliases = self._aliases(value, pointer, namespace_of(name))
+        aliases = self._aliases(value, at.pointer, namespace_of(name))
         if kind == "enum":
-            node: Named = self._enum(value, name, aliases, pointer)
+            node: Named = self._enum(value, name, aliases, at.pointer)
         elif kind == "fixed":
-            node = self._fixed(value, name, aliases, pointer)
+            node = self._fixed(value, name, aliases, at.pointer)
         else:
             node = Record(
                 name=name,
-                fields=self._fields(value, namespace_of(name), pointer, depth),
+                fields=self._fields(value, at, namespace_of(name)),
                 aliases=aliases,
                 error=kind == "error",
                 doc=_doc(value),
-                pointer=pointer,
+                pointer=at.pointer,
                 fragment=value,
             )
         self.open.discard(name)
         self.names[name] = node
         return node
 
-    def _full_name(self, value: Mapping[str, object], space: str, pointer: str) -> str:
-        name = value.get("name")
+    def _full_name(self, value: Mapping[str, object], at: _Place) -> str:
+        name, pointer = value.get("name"), at.pointer
         if not isinstance(name, str):
             _refuse(pointer, f'"{value["type"]}" needs a "name"')
-        given = value.get("namespace", space)
+        given = value.get("namespace", at.space)
         if not isinstance(given, str):
             _refuse(f"{pointer}/namespace", "a namespace is a string")
         full = name.removeprefix(".") if "." in name or not given else f"{given}.{name}"
@@ -227,11 +236,11 @@ class _State:
             self._counted(one, f"{pointer}/aliases")
         return tuple(one if "." in one or not space else f"{space}.{one}" for one in given)
 
-    def _fields(self, value: Mapping[str, object], space: str, pointer: str, depth: int) -> tuple[Field, ...]:
+    def _fields(self, value: Mapping[str, object], at: _Place, space: str) -> tuple[Field, ...]:
         given = value.get("fields")
         if not isinstance(given, list):
-            _refuse(pointer, 'a record needs "fields", a list')
-        fields = tuple(self._field(one, space, f"{pointer}/fields/{i}", depth) for i, one in enumerate(given))
+            _refuse(at.pointer, 'a record needs "fields", a list')
+        fields = tuple(self._field(one, at.down(f"fields/{number}", space)) for number, one in enumerate(given))
         seen: set[str] = set()
         for one in fields:
             if one.name in seen:
@@ -239,7 +248,8 @@ class _State:
             seen.add(one.name)
         return fields
 
-    def _field(self, value: object, space: str, pointer: str, depth: int) -> Field:
+    def _field(self, value: object, at: _Place) -> Field:
+        pointer = at.pointer
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str) or "type" not in value:
             _refuse(pointer, 'a field is an object with "name" and "type"')
         name: str = value["name"]
@@ -251,7 +261,7 @@ class _State:
             _refuse(f"{pointer}/order", f"order is one of {', '.join(_ORDERS)}")
         node = Field(
             name=name,
-            node=self.node(value["type"], space, f"{pointer}/type", depth + 1),
+            node=self.node(value["type"], _Place(f"{pointer}/type", at.space, at.depth)),
             default=value.get("default", ABSENT),
             aliases=self._aliases(value, pointer, ""),
             order=order,

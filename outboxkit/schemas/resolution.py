@@ -25,7 +25,6 @@ from outboxkit.schemas.nodes import (
     Enum,
     Field,
     Fixed,
-    Logical,
     Map,
     Named,
     Node,
@@ -171,7 +170,7 @@ class _Pairs:
         if not any(projects):
             return Union(branches=nodes), None
         nulls = [isinstance(node, Primitive) and node.type == "null" for node in nodes]
-        if len(nodes) == 2 and any(nulls) and projects[nulls.index(True)] is None:
+        if nulls.count(False) == 1 and any(nulls) and projects[nulls.index(True)] is None:
             only = projects[nulls.index(False)]
             return Union(branches=nodes), None if only is None else _unless_null(only)
         # A record with one field takes no bytes of its own: it tells the branches apart after decoding.
@@ -267,12 +266,11 @@ class _Pairs:
 
     def _logical(self, reader: Any, writer: Any) -> tuple[Any, Project | None]:
         change = logical_change(reader, writer)
-        if change is None or not change.breaks:
-            return replace(writer, logical=reader.logical), None
-        self.changes += 1
-        if change.witness is None:
+        if change is not None and change.breaks and change.witness is None:
+            self.changes += 1
             return replace(writer, logical=None), _refusal(change.message)
-        return writer, _digits(reader.logical)
+        # The guard and the decoder hold every value against the reader's logical type.
+        return replace(writer, logical=reader.logical), None
 
     def _promoted(self, reader: Primitive, writer: Primitive) -> _Plan:
         change = logical_change(reader, writer)
@@ -379,15 +377,6 @@ def _symbol(known: Mapping[str, str | None]) -> Project:
         return found
 
     return symbol
-
-
-def _digits(logical: Logical) -> Project:
-    def digits(value: Any) -> Any:
-        if len(value.as_tuple().digits) > logical.precision:
-            raise Unreadable(f"more digits than {logical} of the reader")
-        return value
-
-    return digits
 
 
 def _text(value: bytes) -> str:

@@ -42,6 +42,10 @@ def preparer(schema: Schema, default: MakeDefault) -> Prepare:
     return checked
 
 
+def _later(made: list[Prepare]) -> Prepare:
+    return lambda value: made[0](value)  # noqa: PLW0108  the list is still empty
+
+
 def _at(error: EncodeError, step: str) -> EncodeError:
     joint = "" if not error.path or error.path[0] in "[{" else "."
     error.path = f"{step}{joint}{error.path}"
@@ -73,7 +77,7 @@ class _Compiler:
     def _record(self, node: Record) -> Prepare:
         if node.name in self.made:
             made = self.made[node.name]
-            return made[0] if made else lambda value: made[0](value)
+            return made[0] if made else _later(made)
         made = self.made[node.name] = []
         parts = tuple((one.name, self.node(one.node)) for one in node.fields)
         defaults = {one.name: self.default(self.schema, one) for one in node.fields if one.default is not ABSENT}
