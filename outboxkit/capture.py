@@ -1,28 +1,30 @@
 """Capture: what an application says happened becomes a message in the transaction in which it happened.
 
-Three verbs. `OutboxMixin.emit` speaks for an object, `publish` for a session (an event, any number of receivers), `send`
-asks one receiver for something (a command). None of them does I/O: they encode, check and remember; the rows are written
-with the session's next flush (see `outboxkit.unit_of_work`), by the same transaction.
+Three verbs. `OutboxMixin.emit` speaks for an object, `publish` for a session (an event, any number of receivers),
+`send` asks one receiver for something (a command). None of them does I/O: they encode, check and remember. The rows are
+written by the same transaction, with the session's next flush (see `outboxkit.unit_of_work`).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypedDict
 from uuid import UUID, uuid5
 
+from sqlalchemy import event as listeners
 from sqlalchemy import inspect
-from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
-from sqlalchemy.orm import Session, object_session, scoped_session
+from sqlalchemy.orm import InstanceState, Session, object_session, scoped_session
+from typing_extensions import Unpack
 
 from outboxkit import codecs, context, unit_of_work
+from outboxkit.codecs import Encoded
 from outboxkit.errors import CaptureError
-from outboxkit.events import EventType, event_type
+from outboxkit.events import EventType, event_type, is_event
 from outboxkit.message import Headers, Kind, Limits, Message, check_limits
 from outboxkit.unit_of_work import Emission
 
@@ -31,13 +33,13 @@ if sys.version_info >= (3, 14):
 else:
     from uuid_utils.compat import uuid7
 
-if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState
-
-__all__ = ["AnySession", "Outbox", "OutboxMixin", "publish", "send"]
+__all__ = ["AnySession", "MessageOptions", "Outbox", "OutboxMixin", "publish", "send"]
 
 AnySession = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
+Key = str | Sequence[str] | Callable[[Any], object] | None
+Due = datetime | timedelta | None
 
+_LIMITS: Final = Limits()
 _UNIQUE: Final = UUID("6f7d4c1e-9d0b-5d3a-8f57-1c0e0b5c3a51")  # the namespace of ids that are made from a unique key
 _PARKED: Final = "outboxkit_parked"
 
@@ -47,18 +49,48 @@ class Outbox:
     """Where the events of a model go: ``__outbox__ = Outbox(topic="orders", key="id")``.
 
     Attributes:
-        topic: the destination.
-        key: the ordering key: a column's name, several (joined by ``/``), or a function of the object; None has no order.
+        topic: the destination; the event's type when empty.
+        key: the ordering key: a column's name, several (joined by ``/``), or a function of the object, read after the
+            flush. None keeps no order.
         source: the producer's name; what `outboxkit.context.source` says when empty.
         headers: added to every message.
-        limits: bounds that a message must keep.
+        limits: bounds that every message must keep.
     """
 
-    topic: str
-    key: str | Sequence[str] | Callable[[Any], object] | None = None
+    topic: str = ""
+    key: Key = None
     source: str = ""
     headers: Mapping[str, str | bytes] = field(default_factory=dict)
-    limits: Limits = Limits()
+    limits: Limits = _LIMITS
+
+
+_NO_ROUTE: Final = Outbox()
+
+
+class MessageOptions(TypedDict, total=False):
+    """What every verb may say about one message.
+
+    Attributes:
+        type: the type of an event that is a mapping; others carry theirs.
+        key: the ordering key: messages of one (topic, key) keep their order; None has no order.
+        headers: added to the message.
+        delay: publish that long after the insert, by the database's clock.
+        at: publish at this instant.
+        expires: do not publish after this time from now, or this instant.
+        unique_key: the same key gives the same message id, so that receivers drop a second one.
+        source: the producer's name; what `outboxkit.context.source` says when empty.
+        limits: other bounds than the defaults.
+    """
+
+    type: str
+    key: str | bytes | None
+    headers: Mapping[str, str | bytes]
+    delay: timedelta
+    at: datetime
+    expires: timedelta | datetime
+    unique_key: str
+    source: str
+    limits: Limits
 
 
 class OutboxMixin:
@@ -66,19 +98,7 @@ class OutboxMixin:
 
     __outbox__: ClassVar[Outbox]
 
-    def emit(
-        self,
-        event: object,
-        *,
-        type: str = "",
-        topic: str = "",
-        key: str | bytes | None = None,
-        headers: Mapping[str, str | bytes] | None = None,
-        delay: timedelta | None = None,
-        at: datetime | None = None,
-        expires: timedelta | datetime | None = None,
-        unique_key: str = "",
-    ) -> str:
+    def emit(self, event: object, *, topic: str = "", **options: Unpack[MessageOptions]) -> str:
         """Says that something happened to this object; the message is stored with the object's own changes.
 
         Transaction: joins that of the object's session; a new object's events wait until it is added to one.
@@ -86,14 +106,8 @@ class OutboxMixin:
 
         Args:
             event: an event, or a function without arguments that makes it after the flush, when keys are known.
-            type: of an event that is a mapping.
             topic: another destination than the model's.
-            key: another ordering key than the model's.
-            headers: added to the message.
-            delay: publish that long after the commit, by the database's clock.
-            at: publish at this instant.
-            expires: do not publish after this time or instant.
-            unique_key: the same key gives the same message id, so that receivers drop a second one.
+            options: see `MessageOptions`.
 
         Returns:
             The message's id.
@@ -102,45 +116,15 @@ class OutboxMixin:
             CaptureError: the object is detached, or its transaction cannot take the message.
             EncodeError: the event cannot be encoded or is too large; the path says where.
         """
-        outbox = _outbox_of(self)
-        envelope = _Envelope.at_emit(
-            kind=Kind.EVENT,
-            topic=topic or outbox.topic,
-            key=key,
-            source=outbox.source,
-            headers={**outbox.headers, **(headers or {})},
-            expires=expires,
-            unique_key=unique_key,
-            limits=outbox.limits,
-            type=type,
-            key_of=None if key is not None or outbox.key is None else partial(_key_of, self, outbox.key),
-        )
+        route = _route(type(self))
+        key_of = None if route.key is None else partial(_key_of, self, route.key)
+        draft = _draft(Kind.EVENT, topic or route.topic, options, route=route, key_of=key_of)
         state: InstanceState[Any] = inspect(self)
-        emission = Emission(
-            complete=envelope.freeze(event),
-            entity=self,
-            mapper=state.mapper,
-            due=_due(delay, at),
-        )
-        _take(state, emission)
-        return envelope.id
+        _take(state, Emission(_freeze(draft, event), self, state.mapper, _due(options)))
+        return draft.id
 
 
-def publish(
-    session: AnySession,
-    event: object,
-    *,
-    topic: str = "",
-    type: str = "",
-    key: str | bytes | None = None,
-    headers: Mapping[str, str | bytes] | None = None,
-    delay: timedelta | None = None,
-    at: datetime | None = None,
-    expires: timedelta | datetime | None = None,
-    unique_key: str = "",
-    source: str = "",
-    limits: Limits = Limits(),
-) -> str:
+def publish(session: AnySession, event: object, *, topic: str = "", **options: Unpack[MessageOptions]) -> str:
     """Publishes an event with the session's transaction: something happened, any number of receivers may care.
 
     Transaction: joins the session's; begins it if the session begins by itself.
@@ -150,15 +134,7 @@ def publish(
         session: a Session, AsyncSession, or a scoped one.
         event: an event, or a function without arguments that makes it after the flush.
         topic: the destination; the event's type when empty.
-        type: of an event that is a mapping.
-        key: messages of one (topic, key) keep their order; None has no order.
-        headers: added to the message.
-        delay: publish that long after the commit, by the database's clock.
-        at: publish at this instant.
-        expires: do not publish after this time or instant.
-        unique_key: the same key gives the same message id, so that receivers drop a second one.
-        source: the producer's name; what `outboxkit.context.source` says when empty.
-        limits: bounds that the message must keep.
+        options: see `MessageOptions`.
 
     Returns:
         The message's id.
@@ -167,37 +143,10 @@ def publish(
         CaptureError: the session's transaction cannot take the message.
         EncodeError: the event cannot be encoded or is too large; the path says where.
     """
-    return _say(
-        session,
-        event,
-        _due(delay, at),
-        kind=Kind.EVENT,
-        topic=topic,
-        type=type,
-        key=key,
-        headers=headers or {},
-        expires=expires,
-        unique_key=unique_key,
-        source=source,
-        limits=limits,
-    )
+    return _say(session, event, _draft(Kind.EVENT, topic, options), options)
 
 
-def send(
-    session: AnySession,
-    command: object,
-    *,
-    to: str,
-    type: str = "",
-    key: str | bytes | None = None,
-    headers: Mapping[str, str | bytes] | None = None,
-    delay: timedelta | None = None,
-    at: datetime | None = None,
-    expires: timedelta | datetime | None = None,
-    unique_key: str = "",
-    source: str = "",
-    limits: Limits = Limits(),
-) -> str:
+def send(session: AnySession, command: object, *, to: str, **options: Unpack[MessageOptions]) -> str:
     """Sends a command with the session's transaction: something is asked for, exactly one receiver does it.
 
     Transaction: joins the session's; begins it if the session begins by itself.
@@ -207,15 +156,7 @@ def send(
         session: a Session, AsyncSession, or a scoped one.
         command: a command (declared like an event), or a function without arguments that makes it after the flush.
         to: the receiver: a queue or topic.
-        type: of a command that is a mapping.
-        key: messages of one (topic, key) keep their order; None has no order.
-        headers: added to the message.
-        delay: send that long after the commit, by the database's clock.
-        at: send at this instant.
-        expires: do not send after this time or instant.
-        unique_key: the same key gives the same message id, so that the receiver drops a second one.
-        source: the producer's name; what `outboxkit.context.source` says when empty.
-        limits: bounds that the message must keep.
+        options: see `MessageOptions`.
 
     Returns:
         The message's id.
@@ -224,131 +165,90 @@ def send(
         CaptureError: the session's transaction cannot take the message.
         EncodeError: the command cannot be encoded or is too large; the path says where.
     """
-    return _say(
-        session,
-        command,
-        _due(delay, at),
-        kind=Kind.COMMAND,
-        topic=to,
-        type=type,
-        key=key,
-        headers=headers or {},
-        expires=expires,
-        unique_key=unique_key,
-        source=source,
-        limits=limits,
-    )
+    return _say(session, command, _draft(Kind.COMMAND, to, options), options)
 
 
 # --- from an event to a message ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Envelope:
-    """Everything about a message but its payload and the key that only the flush may know."""
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A message that lacks its event, and the key that only the flush may know."""
 
     id: str
-    kind: Kind
+    make: Callable[..., Message]
     topic: str
     type: str
     key: bytes | None
     key_of: Callable[[], bytes | None] | None
-    source: str
-    headers: Headers
-    occurred_at: datetime
-    expires_at: datetime | None
-    correlation_id: str
-    causation_id: str
     limits: Limits
 
-    @classmethod
-    def at_emit(
-        cls,
-        *,
-        kind: Kind,
-        topic: str,
-        type: str,
-        key: str | bytes | None,
-        headers: Mapping[str, str | bytes],
-        expires: timedelta | datetime | None,
-        unique_key: str,
-        source: str,
-        limits: Limits,
-        key_of: Callable[[], bytes | None] | None = None,
-    ) -> _Envelope:
-        now = datetime.now(UTC)
-        source = source or context.source()
-        return cls(
-            id=str(uuid5(_UNIQUE, f"{source}\0{topic}\0{unique_key}") if unique_key else uuid7()),
-            kind=kind,
-            topic=topic,
-            type=type,
-            key=key.encode() if isinstance(key, str) else key,
-            key_of=key_of,
-            source=source,
-            headers=(*_header_bytes(headers), *context.trace_headers()),
-            occurred_at=now,
-            expires_at=now + expires if isinstance(expires, timedelta) else expires,
-            correlation_id=context.correlation_id(),
-            causation_id=context.causation_id(),
-            limits=limits,
-        )
 
-    def freeze(self, event: object) -> Callable[[], Message]:
-        """Encodes the event now; a function is called and encoded when the message is completed."""
-        if _is_deferred(event):
-            return lambda: self._keyed(self._message(event()))  # type: ignore[operator]
-        message = self._message(event)
-        return (lambda: message) if self.key_of is None else partial(self._keyed, message)
-
-    def _message(self, event: object) -> Message:
-        declared = _declared(event, self.type)
-        encoded = codecs.codec_named(declared.codec).encode(event, declared)
-        message = Message(
-            id=self.id,
-            type=declared.name,
-            topic=self.topic or declared.name,
-            payload=encoded.payload,
-            key=self.key,
-            kind=self.kind,
-            source=self.source,
-            content_type=encoded.content_type,
-            schema=encoded.schema,
-            dataschema=declared.dataschema,
-            occurred_at=self.occurred_at,
-            expires_at=self.expires_at,
-            correlation_id=self.correlation_id,
-            causation_id=self.causation_id,
-            headers=self.headers,
-        )
-        check_limits(message, self.limits)
-        return message
-
-    def _keyed(self, message: Message) -> Message:
-        if self.key_of is None:
-            return message
-        message = replace(message, key=self.key_of())
-        check_limits(message, self.limits)
-        return message
-
-
-def _is_deferred(event: object) -> bool:
-    return (
-        callable(event)
-        and not isinstance(event, type)
-        and not isinstance(
-            type(event).__dict__.get("__outboxkit_event__"),
-            EventType,
-        )
+def _draft(
+    kind: Kind,
+    topic: str,
+    options: MessageOptions,
+    *,
+    route: Outbox = _NO_ROUTE,
+    key_of: Callable[[], bytes | None] | None = None,
+) -> _Draft:
+    now = datetime.now(UTC)
+    source = options.get("source") or route.source or context.source()
+    unique, expires, key = options.get("unique_key"), options.get("expires"), options.get("key")
+    message_id = str(uuid5(_UNIQUE, f"{source}\0{topic}\0{unique}") if unique else uuid7())
+    make = partial(
+        Message,
+        id=message_id,
+        kind=kind,
+        source=source,
+        occurred_at=now,
+        expires_at=now + expires if isinstance(expires, timedelta) else _instant("expires", expires),
+        correlation_id=context.correlation_id(),
+        causation_id=context.causation_id(),
+        headers=(*_headers(route.headers), *_headers(options.get("headers", {})), *context.trace_headers()),
+    )
+    return _Draft(
+        message_id,
+        make,
+        topic,
+        options.get("type", ""),
+        key.encode() if isinstance(key, str) else key,
+        None if "key" in options else key_of,
+        options.get("limits", route.limits),
     )
 
 
-def _declared(event: object, name: str) -> EventType:
+def _freeze(draft: _Draft, event: object) -> Callable[[], Message]:
+    """Encodes the event now, so that it can no longer change; a function is called and encoded after the flush."""
+    if callable(event) and not isinstance(event, type) and not is_event(event):
+        return lambda: _message(draft, *_encode(draft, event()))
+    declared, encoded = _encode(draft, event)
+    message = _message(draft, declared, encoded, keyed=False)
+    return (lambda: message) if draft.key_of is None else lambda: _message(draft, declared, encoded)
+
+
+def _encode(draft: _Draft, event: object) -> tuple[EventType, Encoded]:
     if not isinstance(event, Mapping):
-        return event_type(event)
-    if not name:
+        declared = event_type(event)
+    elif draft.type:
+        declared = EventType(name=draft.type)
+    else:
         raise CaptureError("an event that is a mapping needs its type: publish(session, {...}, type='order.placed')")
-    return EventType(name=name)
+    return declared, codecs.codec_named(declared.codec).encode(event, declared)
+
+
+def _message(draft: _Draft, declared: EventType, encoded: Encoded, *, keyed: bool = True) -> Message:
+    message = draft.make(
+        type=declared.name,
+        topic=draft.topic or declared.name,
+        payload=encoded.payload,
+        content_type=encoded.content_type,
+        schema=encoded.schema,
+        dataschema=declared.dataschema,
+        key=draft.key_of() if keyed and draft.key_of is not None else draft.key,
+    )
+    check_limits(message, draft.limits)
+    return message
 
 
 def _key_of(entity: object, key: str | Sequence[str] | Callable[[Any], object]) -> bytes | None:
@@ -358,31 +258,34 @@ def _key_of(entity: object, key: str | Sequence[str] | Callable[[Any], object]) 
     names = [key] if isinstance(key, str) else key
     values = [getattr(entity, name) for name in names]
     if None in values:
-        raise CaptureError(
-            f"{type(entity).__qualname__}.{names[values.index(None)]} is None and cannot be an ordering key"
-        )
+        name = f"{type(entity).__qualname__}.{names[values.index(None)]}"
+        raise CaptureError(f"the ordering key {name} is None after the flush: set it, or emit with key=None")
     return "/".join(map(str, values)).encode()
 
 
-def _header_bytes(headers: Mapping[str, str | bytes]) -> Headers:
+def _headers(headers: Mapping[str, str | bytes]) -> Headers:
     return tuple((name, value.encode() if isinstance(value, str) else value) for name, value in headers.items())
 
 
-def _due(delay: timedelta | None, at: datetime | None) -> timedelta | datetime | None:
+def _due(options: MessageOptions) -> Due:
+    delay, at = options.get("delay"), options.get("at")
     if delay is not None and at is not None:
-        raise CaptureError("give a delay or an instant (at), not both")
-    if at is not None and at.tzinfo is None:
-        raise CaptureError(f"at={at.isoformat()} has no time zone, so it is not an instant: give it one")
-    return at if delay is None else delay
+        raise CaptureError("a message is due after a delay or at an instant; got both")
+    return delay if delay is not None else _instant("at", at)
+
+
+def _instant(name: str, instant: datetime | None) -> datetime | None:
+    if instant is not None and instant.tzinfo is None:
+        raise CaptureError(f"{name}={instant.isoformat()} is no instant, because it has no time zone: give it one")
+    return instant
 
 
 # --- to a session ------------------------------------------------------------------------------------------------
 
 
-def _say(session: AnySession, event: object, due: timedelta | datetime | None, **options: Any) -> str:
-    envelope = _Envelope.at_emit(**options)
-    unit_of_work.add(_sync(session), Emission(complete=envelope.freeze(event), due=due))
-    return envelope.id
+def _say(session: AnySession, event: object, draft: _Draft, options: MessageOptions) -> str:
+    unit_of_work.add(_sync(session), Emission(_freeze(draft, event), due=_due(options)))
+    return draft.id
 
 
 def _sync(session: AnySession) -> Session:
@@ -395,15 +298,15 @@ def _sync(session: AnySession) -> Session:
     return session
 
 
-def _outbox_of(entity: OutboxMixin) -> Outbox:
-    found = getattr(type(entity), "__outbox__", None)
+def _route(cls: type) -> Outbox:
+    found = getattr(cls, "__outbox__", None)
     if not isinstance(found, Outbox):
-        raise CaptureError(f"{type(entity).__qualname__} needs __outbox__ = Outbox(topic=…, key=…)")
+        raise CaptureError(f"{cls.__qualname__} does not say where its events go: __outbox__ = Outbox(topic=…, key=…)")
     return found
 
 
 def _take(state: InstanceState[Any], emission: Emission) -> None:
-    session = object_session(state.obj())
+    session = object_session(emission.entity)
     if session is not None:
         unit_of_work.add(session, emission)
     elif state.transient:
@@ -411,11 +314,11 @@ def _take(state: InstanceState[Any], emission: Emission) -> None:
     else:
         raise CaptureError(
             f"{state.class_.__qualname__} is detached: its session has ended, so no transaction can take the event; "
-            "add or merge the object first and emit from what that returns",
+            "add or merge the object first and emit from what that returns"
         )
 
 
-@sqlalchemy_event.listens_for(Session, "transient_to_pending")
-def _unpark(session: Session, instance: object) -> None:
-    for emission in inspect(instance).info.pop(_PARKED, ()):
+@listeners.listens_for(Session, "transient_to_pending")
+def _unpark(session: Session, entity: object) -> None:
+    for emission in inspect(entity).info.pop(_PARKED, ()):
         unit_of_work.add(session, emission)

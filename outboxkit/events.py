@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["EventType", "event", "event_type", "from_plain", "to_plain"]
+__all__ = ["EventType", "event", "event_type", "from_plain", "is_event", "to_plain"]
 
 T = TypeVar("T", bound=type)
 
@@ -95,6 +95,11 @@ def event_type(value: object) -> EventType:
             f"{cls.__qualname__} is not an event: decorate the class with @event('some.name', version=1)"
         )
     return found
+
+
+def is_event(value: object) -> bool:
+    """Whether the value is of a class that `event` declared; true for a callable one as well."""
+    return isinstance(type(value).__dict__.get(_ATTRIBUTE), EventType)
 
 
 def to_plain(value: object) -> object:

@@ -1,49 +1,58 @@
-"""Unwritten emissions: they belong to a session's transaction, become rows after its flush, and die with it.
+"""Unwritten emissions: they belong to a session's transaction, become rows with its flush, and die with it.
 
 How it works, and why nothing is lost or invented:
 
-- What is emitted waits in a list that is an attribute of the `SessionTransaction` that is current, a savepoint's own or
-  the root's. A rollback throws the transaction away, and the list with it; there is nothing to clean up.
-- A pending marker object makes the session dirty, so that a flush happens (autoflush, a savepoint's begin, a commit) even
+- What is emitted waits in a list that is an attribute of the current `SessionTransaction`, a savepoint's own or the
+  root's. A rollback throws the transaction away, and the list with it; there is nothing to clean up.
+- A pending marker object makes the session dirty, so that a flush happens (before a query, a savepoint, a commit) even
   if nothing else changed. It leaves the session before the flush looks at it.
-- `after_flush` writes the list: keys that the database made are known, and the domain rows' locks are already taken, so
-  that the order of positions is the order of those locks. If nothing else is dirty there is no `after_flush`, so
-  `before_flush` writes at once; what any path forgot, `before_commit` writes.
+- `after_flush` writes the list by one INSERT: keys that the database made are known, and the locks of the domain's rows
+  are already taken, so that the order of positions is the order of those locks. A flush without other work has no
+  `after_flush`: then `before_flush` writes at once. What any path left over, `before_commit` writes.
 - The list keeps an emission until its INSERT has returned.
 """
 
 from __future__ import annotations
 
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
 
-from sqlalchemy import Column, Integer, MetaData, Table, event, exc
-from sqlalchemy.orm import Session, registry
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    ExceptionContext,
+    Integer,
+    MetaData,
+    Table,
+    event,
+    exc,
+    literal,
+    select,
+)
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, registry
 from sqlalchemy.orm.exc import UnmappedInstanceError
 
 from outboxkit import outbox, tables
 from outboxkit.errors import CaptureError
+from outboxkit.message import Message
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime, timedelta
-
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Mapper, SessionTransaction, UOWTransaction
-
-    from outboxkit.message import Message
-
-__all__ = ["Emission", "add", "install", "remove", "unwritten"]
+__all__ = ["Emission", "add", "install", "remove"]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Emission:
     """One emitted event on its way to a row.
 
     Attributes:
         complete: makes the message; called once, after the domain's flush.
         entity: the object that emitted, None when the session itself did.
-        mapper: of the entity: the outbox is in the same database.
+        mapper: of the entity: the row goes to the same database.
         due: publish later: at an instant, or a time after the insert by the database's clock.
     """
 
@@ -56,80 +65,85 @@ class Emission:
 def add(session: Session, emission: Emission) -> None:
     """Adds an emission to the session's current transaction.
 
-    Transaction: joins the session's, begins it if the session begins by itself.
-    Guarantee: the message is stored if and only if the transaction (and the savepoint) that is current now commits.
+    Transaction: joins the session's; begins it if the session begins by itself.
+    Guarantee: the message is stored if and only if the transaction, and the savepoint, that is current now commits.
 
     Raises:
-        CaptureError: there is no transaction, or it has failed or ended.
+        CaptureError: there is no transaction, it has failed or ended, or it commits every statement by itself.
     """
-    waiting = _waiting(_transaction(session))
+    transaction = _current(session) or _begin(session)
+    if not transaction.is_active:
+        raise CaptureError(
+            "the session's transaction has ended or failed, so nothing can be stored with it any more: "
+            "emit before the commit, or roll back and begin again"
+        )
+    _refuse_autocommit_engine(session, emission.mapper)
+    waiting = _waiting(transaction)
     waiting.emissions.append(emission)
-    if not session._flushing:
+    if not _flushing(session):
         _mark(session, waiting)
-    elif not (session.new or session.dirty or session.deleted):
-        _write(session, waiting)  # inside a before_flush hook, and the flush will find nothing to do
-
-
-def unwritten(session: Session) -> int:
-    """How many emissions of the current transaction are not yet rows."""
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    return len(_waiting(transaction).emissions) if transaction else 0
+    elif _is_clean(session):
+        _write(session, waiting)  # in a before_flush hook, and the flush will find nothing to do
 
 
 def install(target: Any = Session) -> None:
-    """Listens to sessions; importing `outboxkit` has done it for every `Session`. Again does nothing."""
+    """Listens to sessions; importing outboxkit did it for every `Session`. A second time does nothing."""
     for name, listener in _LISTENERS.items():
         if not event.contains(target, name, listener):
             event.listen(target, name, listener)
 
 
 def remove(target: Any = Session) -> None:
-    """Stops listening."""
+    """Stops listening: what is emitted afterwards is not stored."""
     for name, listener in _LISTENERS.items():
         if event.contains(target, name, listener):
             event.remove(target, name, listener)
 
 
-# --- the list of a transaction -----------------------------------------------------------------------------------
-
-
-class _Waiting:
-    __slots__ = ("checked", "emissions", "marker", "written")
-
-    def __init__(self) -> None:
-        self.emissions: list[Emission] = []
-        self.marker: _Marker | None = None
-        self.written: set[Connection] = set()
-
+# --- what waits with a transaction -------------------------------------------------------------------------------
 
 _ATTRIBUTE: Final = "_outboxkit_waiting"
 
 
+class _Waiting:
+    __slots__ = ("connections", "emissions", "finished", "marker", "partial")
+
+    def __init__(self) -> None:
+        self.emissions: list[Emission] = []
+        self.marker: _Marker | None = None
+        self.partial = False  # the flush that runs was told to look at some objects only
+        self.connections: dict[Mapper[Any] | None, Connection] = {}  # of the root: where messages were written
+        self.finished = False
+
+
+def _current(session: Session) -> SessionTransaction | None:
+    return session.get_nested_transaction() or session.get_transaction()
+
+
+def _begin(session: Session) -> SessionTransaction:
+    if not session.autobegin:
+        raise CaptureError("the session has no transaction, and does not begin one by itself: call session.begin()")
+    return session.begin()
+
+
 def _waiting(transaction: SessionTransaction) -> _Waiting:
-    found: _Waiting | None = getattr(transaction, _ATTRIBUTE, None)
+    found = _found(transaction)
     if found is None:
         found = _Waiting()
         setattr(transaction, _ATTRIBUTE, found)
     return found
 
 
-def _current(session: Session) -> _Waiting | None:
-    transaction = session.get_nested_transaction() or session.get_transaction()
+def _found(transaction: SessionTransaction | None) -> _Waiting | None:
     return getattr(transaction, _ATTRIBUTE, None)
 
 
-def _transaction(session: Session) -> SessionTransaction:
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    if transaction is None:
-        if not session.autobegin:
-            raise CaptureError("the session has no transaction: call session.begin() first")
-        transaction = session.begin()
-    if not transaction.is_active:
-        raise CaptureError(
-            "the session's transaction has ended or failed, so nothing can be written with it any more: "
-            "emit before the commit, or roll back and begin again",
-        )
-    return transaction
+def _flushing(session: Session) -> bool:
+    return session._flushing  # noqa: SLF001 # there is no public way to ask
+
+
+def _is_clean(session: Session) -> bool:
+    return not (session.new or session.dirty or session.deleted)
 
 
 # --- the marker --------------------------------------------------------------------------------------------------
@@ -151,17 +165,19 @@ def _map_marker() -> None:
             raise CaptureError("an emitted event cannot be taken back by expunge(): roll back its savepoint instead")
         return cascade(type_, state, *args, **options)
 
-    mapper.cascade_iterator = refuse_expunge  # type: ignore[method-assign] # only Session.expunge asks for this cascade
+    mapper.cascade_iterator = refuse_expunge  # type: ignore[method-assign] # only expunge() asks for this one
 
 
 def _mark(session: Session, waiting: _Waiting) -> None:
-    if waiting.marker is None or waiting.marker not in session:
-        try:
-            waiting.marker = _Marker()
-            session.add(waiting.marker)
-        except UnmappedInstanceError:  # the application called clear_mappers()
-            _map_marker()
-            _mark(session, waiting)
+    if waiting.marker is not None and waiting.marker in session:
+        return
+    waiting.marker = _Marker()
+    try:
+        session.add(waiting.marker)
+    except UnmappedInstanceError:  # the application called clear_mappers()
+        _map_marker()
+        waiting.marker = _Marker()
+        session.add(waiting.marker)
 
 
 def _unmark(session: Session, waiting: _Waiting) -> None:
@@ -171,46 +187,64 @@ def _unmark(session: Session, waiting: _Waiting) -> None:
         session.expunge(marker)
 
 
-# --- what the session tells us -----------------------------------------------------------------------------------
+# --- what sessions tell us ---------------------------------------------------------------------------------------
 
 
-def _before_flush(session: Session, context: UOWTransaction, objects: Any) -> None:
-    waiting = _current(session)
-    if waiting is None or objects is not None:  # a partial flush leaves the rest, and the marker, for the next one
+def _before_flush(session: Session, _context: object, objects: object) -> None:
+    waiting = _found(_current(session))
+    if waiting is None:
+        return
+    waiting.partial = objects is not None
+    if waiting.partial:
         return
     _unmark(session, waiting)
-    if not waiting.emissions:
-        return
-    if not (session.new or session.dirty or session.deleted):
-        _write(session, waiting)
+    if waiting.emissions:
+        _prepare(session, waiting.emissions)
+        if _is_clean(session):
+            _write(session, waiting)
 
 
-def _after_flush(session: Session, context: UOWTransaction) -> None:
-    waiting = _current(session)
-    if waiting is not None and waiting.emissions and waiting.marker is None:
+def _after_flush(session: Session, _context: object) -> None:
+    waiting = _found(_current(session))
+    if waiting is not None and waiting.emissions and not waiting.partial:
         _write(session, waiting)
 
 
 def _before_commit(session: Session) -> None:
-    waiting = _current(session)
-    if waiting is None:
-        return
-    if waiting.emissions:
+    waiting = _found(_current(session))
+    if waiting is not None and waiting.emissions:
         session.flush()
-    if waiting.emissions:
         _write(session, waiting)
+    if (root := _found(session.get_transaction())) is not None:
+        for connection in root.connections.values():
+            _refuse_aborted(connection)
+
+
+def _after_commit(session: Session) -> None:
+    if not session.in_nested_transaction() and (root := _found(session.get_transaction())) is not None:
+        root.finished = True
+
+
+def _after_rollback(session: Session) -> None:
+    if (waiting := _found(_current(session))) is not None:
+        waiting.finished = True
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    waiting = _current(session)
+    ended = _found(transaction)
+    if ended is not None and transaction.parent is None and not ended.finished:
+        warnings.warn("a session was closed without commit: the events emitted in it are dropped", ResourceWarning, 2)
+    waiting = _found(_current(session))
     if waiting is not None and waiting.emissions and session.is_active:
-        _mark(session, waiting)
+        _mark(session, waiting)  # emitted while a flush ran, too late for it: the next flush takes it
 
 
 _LISTENERS: Final[dict[str, Callable[..., None]]] = {
     "before_flush": _before_flush,
     "after_flush": _after_flush,
     "before_commit": _before_commit,
+    "after_commit": _after_commit,
+    "after_rollback": _after_rollback,
     "after_transaction_end": _after_transaction_end,
 }
 
@@ -218,34 +252,115 @@ _LISTENERS: Final[dict[str, Callable[..., None]]] = {
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
+def _prepare(session: Session, emissions: Iterable[Emission]) -> None:
+    """Refuses autocommit before the domain's rows are written, and lets objects speak that the flush will delete."""
+    deleted = session.deleted
+    for emission in emissions:
+        _connection(session, emission.mapper)
+        if deleted and emission.entity is not None and emission.entity in deleted:
+            emission.complete = partial(_identity, emission.complete())
+
+
+def _identity(message: Message) -> Message:
+    return message
+
+
 def _write(session: Session, waiting: _Waiting) -> None:
-    batch, waiting.emissions = waiting.emissions, []
-    try:
-        for connection, group in _by_connection(session, batch):
-            outbox.write(connection, [one.complete() for one in group if one.due is None])
-            outbox.schedule(connection, [(one.complete(), one.due) for one in group if one.due is not None])
-            waiting.written.add(connection)
-    except BaseException:
-        waiting.emissions[:0] = batch
-        raise
+    while batch := waiting.emissions:
+        waiting.emissions = []
+        try:
+            for connection, emissions in _by_connection(session, batch):
+                _insert(connection, emissions)
+        except BaseException:
+            waiting.emissions[:0] = batch
+            raise
 
 
-def _by_connection(session: Session, batch: list[Emission]) -> list[tuple[Connection, list[Emission]]]:
-    groups: dict[Any, tuple[Connection, list[Emission]]] = {}
-    mappers: dict[Any, Connection] = {}
+def _by_connection(session: Session, batch: list[Emission]) -> Iterable[tuple[Connection, list[Emission]]]:
+    groups: dict[int, tuple[Connection, list[Emission]]] = {}
     for emission in batch:
-        connection = mappers.get(emission.mapper)
-        if connection is None:
-            connection = mappers[emission.mapper] = _connection(session, emission.mapper)
-        groups.setdefault(connection, (connection, []))[1].append(emission)
-    return list(groups.values())
+        connection = _connection(session, emission.mapper)
+        groups.setdefault(id(connection), (connection, []))[1].append(emission)
+    return groups.values()
+
+
+def _insert(connection: Connection, emissions: list[Emission]) -> None:
+    completed = [(emission.complete(), emission.due) for emission in emissions]
+    outbox.write(connection, [message for message, due in completed if due is None])
+    outbox.schedule(connection, [(message, due) for message, due in completed if due is not None])
 
 
 def _connection(session: Session, mapper: Mapper[Any] | None) -> Connection:
+    root = session.get_transaction()
+    known = _waiting(root).connections if root is not None else {}
+    if (connection := known.get(mapper)) is None:
+        connection = known[mapper] = _connect(session, mapper)
+    return connection
+
+
+def _connect(session: Session, mapper: Mapper[Any] | None) -> Connection:
     try:
-        return session.connection(bind_arguments={"mapper": mapper, "clause": tables.outbox_messages.insert()})
+        connection = session.connection(bind_arguments={"mapper": mapper, "clause": tables.outbox_messages.insert()})
     except exc.UnboundExecutionError as error:
-        raise CaptureError(f"the session does not know which database the message belongs to: {error}") from error
+        raise CaptureError(f"the session cannot say which database the message belongs to: {error}") from error
+    if connection.get_execution_options().get("isolation_level") == _AUTOCOMMIT or _psycopg_autocommit(connection):
+        raise CaptureError(_AUTOCOMMITS)
+    return connection
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+_AUTOCOMMIT: Final = "AUTOCOMMIT"
+_PSYCOPG_INERROR: Final = 3  # psycopg.pq.TransactionStatus.INERROR; psycopg need not be installed
+_AUTOCOMMITS: Final = (
+    "the connection is in AUTOCOMMIT mode: every statement would commit by itself, so that the change could persist "
+    "without its message; use an engine with a transactional isolation level"
+)
+_failed: weakref.WeakSet[Connection] = weakref.WeakSet()  # a statement failed since the last look
+
+
+def _refuse_autocommit_engine(session: Session, mapper: Mapper[Any] | None) -> None:
+    if type(session).get_bind is not Session.get_bind:
+        return  # a routing session may answer with a read replica here; the flush looks at the real connection
+    try:
+        bind = session.get_bind(mapper)
+    except exc.UnboundExecutionError as error:
+        raise CaptureError(f"the session cannot say which database the message belongs to: {error}") from error
+    level = bind.get_execution_options().get("isolation_level") or getattr(
+        bind.dialect, "_on_connect_isolation_level", None
+    )
+    if level == _AUTOCOMMIT:
+        raise CaptureError(_AUTOCOMMITS)
+
+
+def _psycopg(connection: Connection) -> Any | None:
+    return connection.connection.driver_connection if connection.dialect.driver.startswith("psycopg") else None
+
+
+def _psycopg_autocommit(connection: Connection) -> bool:
+    driver = _psycopg(connection)
+    return driver is not None and bool(driver.autocommit)
+
+
+def _refuse_aborted(connection: Connection) -> None:
+    """PostgreSQL answers COMMIT of an aborted transaction with success and rolls back: nobody must believe it."""
+    driver = _psycopg(connection) if not connection.closed and not connection.invalidated else None
+    if connection not in _failed and (driver is None or driver.info.transaction_status != _PSYCOPG_INERROR):
+        return
+    try:
+        connection.execute(select(literal(1)))
+    except exc.DBAPIError as error:
+        raise CaptureError(
+            "a statement failed earlier in this transaction and the error was swallowed: the database would roll back "
+            "at commit and say nothing; roll back, or use a savepoint around what may fail"
+        ) from error
+    _failed.discard(connection)
+
+
+@event.listens_for(Engine, "handle_error")
+def _remember_failure(context: ExceptionContext) -> None:
+    if context.connection is not None:
+        _failed.add(context.connection)
 
 
 _map_marker()
