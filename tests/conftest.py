@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import servers
@@ -13,6 +15,26 @@ from tests.servers.postgres import create_database, drop_database
 
 _NEEDS = {"database_url": "postgres", **{kind: kind for kind in servers.KINDS}}
 _found: dict[str, Future[servers.Server]] = {}
+
+
+# `scripts/test --full` asks for the large counts. No deadlines: a loaded machine is slow, not wrong.
+PROFILE = os.environ.get("OUTBOXKIT_PROFILE", "short")
+hypothesis.settings.register_profile("short", max_examples=100, deadline=None)
+hypothesis.settings.register_profile("full", max_examples=5000, deadline=None)
+hypothesis.settings.load_profile(PROFILE)
+
+
+def pytest_report_header() -> str:
+    return f"outboxkit profile: {PROFILE}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `full` belong to the full profile only."""
+    if PROFILE == "full":
+        return
+    large = [item for item in items if item.get_closest_marker("full")]
+    items[:] = [item for item in items if item not in large]
+    config.hook.pytest_deselected(items=large)
 
 
 def _needed(item: pytest.Item) -> set[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import asyncpg
 import pika
@@ -12,8 +15,10 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import make_url
 
-from tests.servers import Given, NotOurs, Server
+from tests.servers import Given, NotOurs, Server, processes
 from tests.servers.rabbitmq import server_version
+
+ROOT = Path(__file__).parents[2]
 
 
 def _dsn(url: str) -> str:
@@ -99,3 +104,28 @@ def test_a_server_given_by_url_cannot_be_stopped_by_a_test() -> None:
 
     with pytest.raises(NotOurs, match="OUTBOXKIT_TEST_POSTGRES"):
         given.kill()
+
+
+_SESSION = """
+import time
+from tests.servers import find
+server = find("postgres")
+print(server.pid, server.folder.parent, flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_server_outlives_a_test_session_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", _SESSION], stdout=subprocess.PIPE, text=True, cwd=ROOT) as session:
+        assert session.stdout is not None
+        pid, folder = session.stdout.readline().split()
+        assert processes.tree(int(pid))
+
+        session.kill()
+
+    processes.wait_until(lambda: _gone(int(pid), Path(folder)), within=10, alive=lambda: True, what="the server's end")
+
+
+def _gone(pid: int, folder: Path) -> None:
+    assert not processes.tree(pid)
+    assert not folder.exists()

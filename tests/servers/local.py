@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,6 +34,7 @@ class LocalServer:
     shutdown: signal.Signals = signal.SIGTERM
     start_seconds: float = 60.0
     _child: subprocess.Popen[bytes] | None = None
+    _paused: bool = False
 
     @property
     def bootstrap(self) -> str:
@@ -73,22 +75,26 @@ class LocalServer:
 
     def _end(self, *, gently: signal.Signals | None) -> None:
         if self._child is not None:
-            child, self._child = self._child, None
+            child, self._child, self._paused = self._child, None, False
             processes.end(child, gently=gently)
 
     def pause(self) -> None:
+        self._paused = True
         for process in processes.tree(self.pid):
-            process.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def resume(self) -> None:
+        self._paused = False
         for process in processes.tree(self.pid):
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def heal(self) -> None:
         if not self._running():
             self.kill()
             self.start()
-        elif any(process.status() == psutil.STATUS_STOPPED for process in processes.tree(self.pid)):
+        elif self._paused:
             self.resume()
             self.ready()
 

@@ -94,7 +94,7 @@ def session_folder() -> Path:
     """One folder for the data of this session's servers; other users may pass through it, not look into it."""
     folder = Path(tempfile.mkdtemp(prefix="outboxkit-test-"))
     folder.chmod(0o711)
-    atexit.register(_end_of_session)
+    atexit.register(_end_of_session, os.getpid())
     return folder
 
 
@@ -117,14 +117,20 @@ def _tell_watchdog(line: str) -> None:
         pipe.flush()
 
 
-def _end_of_session() -> None:
-    """The end of the stream is the watchdog's sign to clean up; wait for it, so that nothing is left when we return."""
-    pipe = _watchdog().stdin
-    assert pipe is not None
-    pipe.close()
-    for child in _children.values():
-        child.wait()
-    _watchdog().wait()
+def _end_of_session(owner: int) -> None:
+    """Kill what is left; the end of its stream lets the watchdog go."""
+    if os.getpid() != owner:  # a forked copy of us ends: the servers are not its own
+        return
+    for child in list(_children.values()):
+        end(child)
+    watchdog = _watchdog()
+    assert watchdog.stdin is not None
+    watchdog.stdin.close()
+    try:
+        watchdog.wait(10)
+    except subprocess.TimeoutExpired:  # a forked copy of us still holds the stream open
+        watchdog.kill()
+        watchdog.wait()
     shutil.rmtree(session_folder(), ignore_errors=True)
 
 
