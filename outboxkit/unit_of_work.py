@@ -112,7 +112,7 @@ class _Waiting:
         self.emissions: list[Emission] = []
         self.marker: _Marker | None = None
         self.partial = False  # the flush that runs was told to look at some objects only
-        self.connections: dict[Mapper[Any] | None, Connection] = {}  # of the root: where messages were written
+        self.connections: dict[Mapper[Any] | None, Connection] = {}  # where messages are written; the root knows all
         self.finished = False
 
 
@@ -291,10 +291,11 @@ def _insert(connection: Connection, emissions: list[Emission]) -> None:
 
 
 def _connection(session: Session, mapper: Mapper[Any] | None) -> Connection:
-    root = session.get_transaction()
-    known = _waiting(root).connections if root is not None else {}
+    current, root = _current(session) or _begin(session), session.get_transaction()
+    known = _waiting(current).connections  # not the root's: asking the session is what begins a savepoint
     if (connection := known.get(mapper)) is None:
         connection = known[mapper] = _connect(session, mapper)
+        _waiting(root or current).connections.setdefault(mapper, connection)
     return connection
 
 

@@ -1,0 +1,63 @@
+"""The worlds of the capture tests: one PostgreSQL database for all of them, emptied for each; a file on SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, create_engine, make_url
+
+from tests import servers
+from tests.integration.capture.model import Base
+from tests.integration.capture.world import World, open_world, prepare
+from tests.servers.postgres import create_database, drop_database
+
+POSTGRES = ("postgresql+psycopg", "postgresql+psycopg_async", "postgresql+asyncpg")
+SQLITE = ("sqlite", "sqlite+aiosqlite")
+_KEEP = {"outbox_version", "outbox_shards"}
+
+
+@pytest.fixture(scope="session")
+def shop_database(postgres: servers.Server) -> Iterator[URL]:
+    url = make_url(create_database(postgres.url))
+    engine = create_engine(url)
+    prepare(engine)
+    engine.dispose()
+    yield url
+    drop_database(url.render_as_string(hide_password=False))
+
+
+@pytest.fixture
+def empty_shop(shop_database: URL) -> URL:
+    names = ", ".join(table.name for table in Base.metadata.sorted_tables if table.name not in _KEEP)
+    engine = create_engine(shop_database)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+    engine.dispose()
+    return shop_database
+
+
+@pytest.fixture(params=(*POSTGRES, *SQLITE))
+def world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+    driver: str = request.param
+    url = empty_shop
+    if driver.startswith("sqlite"):
+        url = URL.create("sqlite", database=str(tmp_path / "shop.sqlite"))
+        engine = create_engine(url)
+        prepare(engine)
+        engine.dispose()
+    opened = open_world(url, driver)
+    yield opened
+    opened.observer.dispose()
+    if not opened.is_async:
+        opened.sync_engine.dispose()
+
+
+@pytest.fixture(params=POSTGRES)
+def postgres_world(request: pytest.FixtureRequest, empty_shop: URL) -> Iterator[World]:
+    opened = open_world(empty_shop, request.param)
+    yield opened
+    opened.observer.dispose()
+    if not opened.is_async:
+        opened.sync_engine.dispose()
