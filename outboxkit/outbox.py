@@ -1,11 +1,11 @@
 """The outbox: messages written with the domain's transaction, read and settled by relays.
 
-Verbs of writers: `write`, `schedule`. Verbs of relays: `read`, `due_rows`, `claim`, `settle`. All are Core statements on
-a connection that the caller owns.
+Verbs of writers: `write`, `schedule`. Verbs of relays: `read`, `due_rows`, `claim`, `remove`, `hold`, `park` … All are
+Core statements on a connection that the caller owns.
 
-A fresh row of a healthy key lives in ``outbox_messages`` from its commit to the broker's acknowledgement. When a message
-fails for reasons of its own, its key is *stopped*: the message and its followers wait in ``outbox_waiting`` under their
-old positions, and leave in that order.
+A fresh row of a healthy key lives in ``outbox_messages`` from its commit to the broker's acknowledgement. When a
+message fails for reasons of its own, its key is *stopped*: the message and its followers wait in ``outbox_waiting``
+under their old positions, and leave in that order.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ _STOPPED: Final = tables.outbox_stopped_keys
 StoppedKey = tuple[str, bytes]  #: (topic, key)
 
 _ERROR_TEXT: Final = 500  # characters: enough to understand, never a payload
-_COPIED: Final = [
-    column.name for column in _HOT.columns if column.name not in ("xid", "position")
-]
+_COPIED: Final = [column.name for column in _HOT.columns if column.name not in ("xid", "position")]
 
 _SHARDS: weakref.WeakKeyDictionary[Engine, int] = weakref.WeakKeyDictionary()
 
@@ -90,7 +88,9 @@ def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime 
     shards = shards_of(connection)
     waiting = tables.outbox_waiting
     for message, due in messages:
-        due_at = tables.database_now(due) if isinstance(due, timedelta) else bindparam("due", due, waiting.c.due_at.type)
+        due_at = (
+            tables.database_now(due) if isinstance(due, timedelta) else bindparam("due", due, waiting.c.due_at.type)
+        )
         connection.execute(waiting.insert().values(reason="scheduled", due_at=due_at, **_values(message, shards)))
 
 
@@ -111,7 +111,14 @@ def rewrite(
     Guarantee: as `write`.
     """
     row = stored(
-        connection, message_id=message_id, topic=topic, key=key, type_name=type_name, kind=kind, payload=payload, headers=headers,
+        connection,
+        message_id=message_id,
+        topic=topic,
+        key=key,
+        type_name=type_name,
+        kind=kind,
+        payload=payload,
+        headers=headers,
     )
     connection.execute(tables.outbox_messages.insert().values(row))
 
@@ -448,7 +455,9 @@ def go_on(connection: Connection, keys: Iterable[StoppedKey]) -> None:
     for topic, key in keys:
         this = and_(_STOPPED.c.topic == topic, _STOPPED.c.key == key)
         left = select(func.min(_WAITING.c.position)).where(
-            _WAITING.c.topic == topic, _WAITING.c.key == key, _WAITING.c.reason != "scheduled",
+            _WAITING.c.topic == topic,
+            _WAITING.c.key == key,
+            _WAITING.c.reason != "scheduled",
         )
         position = connection.execute(left).scalar_one()
         if position is None:
@@ -464,6 +473,7 @@ def bring_back(connection: Connection, position: int | None, message: dict[str, 
     Transaction: the caller's, fenced.
 
     Args:
+        connection: the caller's.
         position: where the head stood.
         message: the columns of the row.
     """

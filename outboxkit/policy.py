@@ -132,7 +132,8 @@ Verdict = Done | Resend | Retry | Pause | Bury
 class Backoff:
     """Delays that grow exponentially under full jitter.
 
-    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog 2015: sleep = random(0, min(cap, base·2^n)).
+    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015:
+    sleep = random(0, min(cap, base · 2^n)).
     """
 
     base: timedelta
@@ -141,9 +142,10 @@ class Backoff:
 
     def delay(self, attempt: int, rng: random.Random) -> timedelta:
         """The delay after the given failed attempt (1 is the first)."""
-        # 2**62 is far above every cap and keeps the arithmetic inside a float.
-        ceiling = min(self.cap, self.base * 2 ** min(attempt - 1, 30))
-        return ceiling * rng.random()
+        # 2**30 is above every sensible cap / base and keeps the product inside a timedelta.
+        ceiling: timedelta = min(self.cap, self.base * 2 ** min(attempt - 1, 30))
+        jitter: float = rng.random()
+        return ceiling * jitter
 
 
 def full_jitter(base: timedelta | str, *, cap: timedelta | str, attempts: int) -> Backoff:
@@ -185,8 +187,12 @@ class RetryPolicy:
 _TRIES_OF_A_FINAL_FAILURE: Final = 2
 
 
-def verdict(
-    outcome: Failure | None, attempt: int, policy: RetryPolicy, now: datetime, rng: random.Random,
+def verdict(  # noqa: PLR0917  the five things a decision depends on; all are always given
+    outcome: Failure | None,
+    attempt: int,
+    policy: RetryPolicy,
+    now: datetime,
+    rng: random.Random,
 ) -> Verdict:
     """What to do next with a message.
 

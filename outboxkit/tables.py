@@ -91,6 +91,7 @@ class Instant(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Aware, always."""
+        del dialect
         if isinstance(value, str):
             return datetime.fromisoformat(value).replace(tzinfo=UTC)
         return value  # type: ignore[no-any-return]
@@ -130,12 +131,12 @@ class _CurrentXid(FunctionElement[int]):
 
 
 @compiles(_CurrentXid)
-def _no_xid(element: _CurrentXid, compiler: Any, **options: Any) -> str:
+def _no_xid(_element: _CurrentXid, _compiler: Any, **_options: Any) -> str:
     return "NULL"
 
 
 @compiles(_CurrentXid, "postgresql")
-def _postgresql_xid(element: _CurrentXid, compiler: Any, **options: Any) -> str:
+def _postgresql_xid(_element: _CurrentXid, _compiler: Any, **_options: Any) -> str:
     return "pg_current_xact_id()"
 
 

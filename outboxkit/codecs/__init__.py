@@ -55,7 +55,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, message: Message, event_type: EventType, resolve: Callable[[str], str]) -> object:
-        """Decodes a payload into plain data, as the reader's contract sees it; ``outboxkit.events.from_plain`` does the rest.
+        """Decodes a payload into plain data, as the reader's contract sees it; `from_plain` makes the event of it.
 
         Args:
             message: payload, content type and writer's schema fingerprint.

@@ -1,7 +1,7 @@
 """Dialects: what differs between databases, behind one contract.
 
-**Writing a dialect.** One module with ``dialect() -> Dialect`` and one entry point in the group ``outboxkit.dialects``
-named as SQLAlchemy names the dialect. It passes the dialect conformance suite of ``outboxkit.testing``. Everything that
+**Writing a dialect.** One module with ``dialect() -> Dialect`` and ``refusal(url, error) -> str``, and one entry point in
+the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of ``outboxkit.testing``. Everything that
 plain SQLAlchemy Core says for all databases stays out of here.
 """
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine, Table
     from sqlalchemy.dialects.postgresql import Insert
+    from sqlalchemy.exc import DBAPIError
 
     from outboxkit.message import Row
 
-__all__ = ["Dialect", "Features", "Reading", "dialect_of", "insert_ignoring", "open_engine"]
+__all__ = ["Dialect", "Features", "Reading", "dialect_of", "insert_ignoring", "open_engine", "refusal"]
 
 _GROUP: Final = "outboxkit.dialects"
 
@@ -87,7 +88,7 @@ class Dialect(Protocol):
         ...
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
-        """Makes every commit that was read durable, and tells how long the relay's lease still holds; None when it ended.
+        """Makes every commit that was read durable; tells how long the relay's lease still holds, None when it ended.
 
         Transaction: the caller's short one, between reading and publishing; it must be committed before publishing.
         Guarantee: a transaction that a crash of the server would lose has not been read, or is durable now.
@@ -140,11 +141,27 @@ def open_engine(url: str, *, patience: timedelta) -> Engine:
         ) from error
 
 
+def refusal(url: URL, error: DBAPIError) -> str:
+    """Why connecting again cannot help: the login is refused, or there is no such database; empty when it may help.
+
+    Args:
+        url: of the database.
+        error: what connecting raised.
+    """
+    _dialect(url.get_backend_name())
+    found: str = _module(url.get_backend_name()).refusal(url, error)
+    return found
+
+
 @functools.cache
 def _dialect(name: str) -> Dialect:
     known = {point.name: point.value for point in entry_points(group=_GROUP)}
     if name not in known:
         raise ConfigurationError(f"the database {name!r} is not supported; expected one of {', '.join(sorted(known))}")
-    module: Any = importlib.import_module(known[name])
-    found: Dialect = module.dialect()
+    found: Dialect = _module(name).dialect()
     return found
+
+
+def _module(name: str) -> Any:
+    (point,) = entry_points(group=_GROUP, name=name)
+    return importlib.import_module(point.value)

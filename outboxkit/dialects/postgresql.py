@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, ARRAY, BigInteger, Engine, Uuid, bindparam, create_engine, text
+from sqlalchemy import ARRAY, URL, BigInteger, Engine, Uuid, bindparam, create_engine, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from outboxkit.dialects import Features, Reading
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Connection, Table
+    from sqlalchemy.exc import DBAPIError
 
-__all__ = ["dialect"]
+__all__ = ["dialect", "refusal"]
+
+_PING_SECONDS: Final = 3
 
 _READ: Final = text(
     """
@@ -112,3 +115,26 @@ class PostgreSQL:
 def dialect() -> PostgreSQL:
     """The plug."""
     return PostgreSQL()
+
+
+def refusal(url: URL, error: DBAPIError) -> str:
+    """See `outboxkit.dialects.refusal`.
+
+    A failed connection has no SQLSTATE. What tells a refusal from an outage is whether the server takes connections at
+    all: libpq's ping asks that without a login.
+    """
+    import psycopg  # here, not above: without the extra this module must still be importable, to say what is missing
+
+    if (
+        not isinstance(error.orig, psycopg.OperationalError)
+        or error.orig.sqlstate is not None
+        or error.orig.pgconn is None
+    ):
+        return ""
+    query = {**url.query, "connect_timeout": str(_PING_SECONDS)}
+    address = url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
+    if psycopg.pq.PGconn.ping(address.encode()) is not psycopg.pq.Ping.OK:
+        return ""
+    where = url.render_as_string(hide_password=True)
+    said = str(error.orig).strip().splitlines()[0].rpartition("failed: ")[2]
+    return f"the database refused the login to {where}: {said}; check user, password and database name"

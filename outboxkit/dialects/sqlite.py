@@ -1,4 +1,7 @@
-"""SQLite 3.35 and newer: the embedded default for demo and tests. One writer at a time, so positions commit in order."""
+"""SQLite 3.35 and newer: the embedded default for demo and tests.
+
+One writer at a time, so positions commit in order.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Connection, Table
+    from sqlalchemy.exc import DBAPIError
 
-__all__ = ["dialect"]
+__all__ = ["dialect", "refusal"]
 
 _HOT: Final = tables.outbox_messages.c
 
@@ -39,7 +43,9 @@ class SQLite:
     def engine(self, url: URL, patience: timedelta) -> Engine:
         """See `outboxkit.dialects.Dialect.engine`."""
         engine = create_engine(
-            url.set(drivername="sqlite"), hide_parameters=True, connect_args={"timeout": patience.total_seconds()},
+            url.set(drivername="sqlite"),
+            hide_parameters=True,
+            connect_args={"timeout": patience.total_seconds()},
         )
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
@@ -75,7 +81,8 @@ class SQLite:
     def remove(self, connection: Connection, rows: Sequence[tuple[int, UUID]]) -> int:
         """See `outboxkit.dialects.Dialect.remove`."""
         pair = delete(tables.outbox_messages).where(
-            _HOT.position == bindparam("at"), _HOT.message_id == bindparam("id"),
+            _HOT.position == bindparam("at"),
+            _HOT.message_id == bindparam("id"),
         )
         return connection.execute(pair, [{"at": position, "id": message_id} for position, message_id in rows]).rowcount
 
@@ -101,3 +108,17 @@ def _begin(connection: Connection) -> None:
 def dialect() -> SQLite:
     """The plug."""
     return SQLite()
+
+
+_UNUSABLE: Final = {
+    "SQLITE_CANTOPEN": "cannot be opened: does its folder exist, and may this user write there?",
+    "SQLITE_NOTADB": "is no SQLite database",
+    "SQLITE_PERM": "must not be opened by this user",
+    "SQLITE_READONLY": "is read-only for this user",
+}
+
+
+def refusal(url: URL, error: DBAPIError) -> str:
+    """See `outboxkit.dialects.refusal`."""
+    name = "_".join(getattr(error.orig, "sqlite_errorname", "").split("_")[:2])  # without the extended part
+    return f"the database file {url.database} {_UNUSABLE[name]}" if name in _UNUSABLE else ""

@@ -1,9 +1,9 @@
 """Leases and shards: which relay reads what.
 
-The database is authoritative and its clock the only one that counts; a relay's own clock only bounds how long it trusts
-its lease. A relay registers a row under a UUID of this start, its fencing token, and renews it every third of the lease.
-Shards have an owner and are spread evenly: the quota is ceil(shards / live relays). A take-over locks and deletes the
-expired relay's row first, so that a late renewal and a take-over exclude each other.
+The database is authoritative and its clock the only one that counts; a relay's own clock only bounds how long it
+trusts its lease. A relay registers a row under a UUID of this start, its fencing token, and renews it every third of
+the lease. Shards have an owner and are spread evenly: the quota is ceil(shards / live relays). A take-over locks and
+deletes the expired relay's row first, so that a late renewal and a take-over exclude each other.
 """
 
 from __future__ import annotations

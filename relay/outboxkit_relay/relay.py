@@ -26,7 +26,7 @@ from outboxkit.dialects import Reading
 from outboxkit.errors import LeaseLost
 from outboxkit.failpoints import failpoint
 from outboxkit.policy import Followers, full_jitter
-from outboxkit_relay import janitor, leases
+from outboxkit_relay import leases, quarantine
 from outboxkit_relay.step import (
     Answered,
     Burial,
@@ -301,14 +301,15 @@ class Relay:
         # A statement after the take-over has committed: what the previous owner did is all visible.
         with connection.begin():
             outbox.fence(connection, self._id)
-            janitor.carry_out_requests(connection, shards)
+            quarantine.carry_out_requests(connection, shards)
             return Owned(shards, outbox.stopped_keys(connection, shards))
 
     def _wait_for_database(self, error: DBAPIError, failures: int, stop: threading.Event) -> None:
         delay = _PATIENCE_WITH_DATABASE.delay(failures, self._rng).total_seconds()
         if failures == 1:
             _log.warning(
-                "database.away", extra={"relay": str(self._id), "error": type(error.orig or error).__name__},
+                "database.away",
+                extra={"relay": str(self._id), "error": type(error.orig or error).__name__},
             )
         # In flight is unknown now: the rows are read and sent again, so the old batches must not come later.
         self._publisher.reset()

@@ -1,7 +1,7 @@
 """Settings of the daemon and the command line: file, environment, flags; the only module that reads the environment.
 
-Precedence: flags, environment (``OUTBOXKIT_RELAY__BATCH_SIZE``), the file (``outboxkit.toml``, or ``[tool.outboxkit]`` in
-``pyproject.toml``), defaults. An unknown key is an error that names it.
+Precedence: flags, environment (``OUTBOXKIT_RELAY__BATCH_SIZE``), the file (``outboxkit.toml``, or ``[tool.outboxkit]``
+in ``pyproject.toml``), defaults. An unknown key is an error that names it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class RelaySettings(_Section):
     drain: Duration = Field(timedelta(seconds=20), description="how long a stop waits for messages in flight")
     patience: Duration = Field(timedelta(seconds=30), description="a batch not answered for so long is sent again")
     poll_slowest: Duration = Field(timedelta(milliseconds=250), description="the longest pause between two idle reads")
-    order: Order | None = Field(None, description="pipelined or strict; default: pipelined on Kafka, strict on RabbitMQ")
+    order: Order | None = Field(
+        None, description="pipelined or strict; default: pipelined on Kafka, strict on RabbitMQ"
+    )
     on_dead: Followers = Field(Followers.PARK, description="followers of a dead head: park, skip or block")
     retry_base: Duration = Field(timedelta(milliseconds=100), description="full jitter: base of the delay")
     retry_cap: Duration = Field(timedelta(seconds=5), description="full jitter: the longest delay")
@@ -64,19 +66,27 @@ class Settings(BaseSettings):
     """Everything the daemon and the command line can be told."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, secrets_dir=None,
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        secrets_dir=None,
     )
 
-    database_url: SecretStr | None = Field(None, description="postgresql+psycopg://user@host/database or sqlite:///file.db")
+    database_url: SecretStr | None = Field(
+        None, description="postgresql+psycopg://user@host/database or sqlite:///file.db"
+    )
     broker_url: SecretStr | None = Field(None, description="kafka://host:9092 or amqp://user@host/vhost")
-    broker: dict[str, str] = Field(default_factory=dict, description="client settings by their own names, by allow-list")
+    broker: dict[str, str] = Field(
+        default_factory=dict, description="client settings by their own names, by allow-list"
+    )
     relay: RelaySettings = Field(default_factory=RelaySettings)
     retention: Retention = Field(default_factory=Retention)
     log: LogSettings = Field(default_factory=LogSettings)
     failpoints: str = Field("", description="for tests only: name=exit[:n],…", exclude=True)
 
     @classmethod
-    def settings_customise_sources(
+    def settings_customise_sources(  # noqa: PLR0917  pydantic's signature
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
@@ -109,7 +119,7 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
     """Reads settings; flags that are not None win.
 
     Args:
-        file: a TOML file; default: ``OUTBOXKIT_CONFIG``, ``outboxkit.toml``, or ``[tool.outboxkit]`` of ``pyproject.toml``.
+        file: a TOML file; default: ``OUTBOXKIT_CONFIG``, ``outboxkit.toml``, or ``[tool.outboxkit]`` of the project.
         flags: top-level settings by name.
 
     Raises:
@@ -164,7 +174,9 @@ def _refuse_unknown_variables() -> None:
         if variable.startswith(PREFIX):
             section = variable.removeprefix(PREFIX).partition("__")[0]
             if section not in known and not section.startswith("TEST_"):
-                raise ConfigurationError(f"the variable {variable} is not a setting of outboxkit; see docs/reference/settings.md")
+                raise ConfigurationError(
+                    f"the variable {variable} is not a setting of outboxkit; see docs/reference/settings.md"
+                )
 
 
 def _explain(error: ValidationError) -> str:

@@ -335,7 +335,13 @@ def _fetched(state: State, event: Fetched, now: datetime, _rng: random.Random) -
     expired = tuple(row for row in rest if row.expires_at is not None and row.expires_at <= now)
     page = tuple(row for row in rest if row.expires_at is None or row.expires_at > now)
     work = replace(
-        state, phase=Phase.CLAIMING, page=page, todo=page, aside=tuple(fresh_of_stopped), expired=expired, answers={},
+        state,
+        phase=Phase.CLAIMING,
+        page=page,
+        todo=page,
+        aside=tuple(fresh_of_stopped),
+        expired=expired,
+        answers={},
     )
     return work, [Claim()]
 
@@ -363,7 +369,14 @@ def _answered(state: State, event: Answered, now: datetime, rng: random.Random) 
 
 def _settled(state: State, event: Settled, now: datetime, _rng: random.Random) -> Steps:
     done = replace(
-        state, phase=Phase.IDLE, stopped=event.stopped, page=(), aside=(), expired=(), answers={}, wake_at=now,
+        state,
+        phase=Phase.IDLE,
+        stopped=event.stopped,
+        page=(),
+        aside=(),
+        expired=(),
+        answers={},
+        wake_at=now,
         idle=state.rules.quick,
     )
     return _read_if_due(done, now)
@@ -425,7 +438,8 @@ def _ready(state: State) -> tuple[list[Row], list[Row]]:
     if state.rules.order is Order.PIPELINED:
         return list(state.todo), []
     busy = {_key_of(row) for flight in state.flights.values() for row in flight.batch.rows}
-    ready, later = [], []
+    ready: list[Row] = []
+    later: list[Row] = []
     for row in state.todo:
         key = _key_of(row)
         (later if key in busy else ready).append(row)
@@ -440,9 +454,7 @@ def _without_troubled(state: State, batch: Batch, refusals: Mapping[int, Refusal
     keys = {_key_of(batch.rows[index]) for index in refusals}
     in_trouble = any(refusal.failure.of_destination for refusal in refusals.values())
     todo = (
-        row
-        for row in state.todo
-        if _key_of(row) not in keys and not (in_trouble and row.topic == batch.destination)
+        row for row in state.todo if _key_of(row) not in keys and not (in_trouble and row.topic == batch.destination)
     )
     return replace(state, todo=tuple(todo))
 
@@ -465,7 +477,7 @@ def _judge(state: State, now: datetime, rng: random.Random) -> tuple[Settle, dic
     buried: list[Burial] = []
     for rows in _by_key(state.page):
         head = next((row for row in rows if not _acknowledged(state, row)), None)
-        decision = _decide(state, head, paused, now, rng)
+        decision = _decide(state, head, paused, now=now, rng=rng)
         if head is None or isinstance(decision, Retry | Bury):
             # Followers that the broker already acknowledged are published, whatever becomes of the head.
             published += [row for row in rows if _acknowledged(state, row)]
@@ -474,7 +486,7 @@ def _judge(state: State, now: datetime, rng: random.Random) -> tuple[Settle, dic
         if head is not None and isinstance(decision, Retry | Bury):
             followers = tuple(row for row in rows if row is not head and not _acknowledged(state, row))
             (held if isinstance(decision, Retry) else buried).append(
-                _sentence(state, head, followers, decision, now),  # type: ignore[arg-type]
+                _sentence(state, head, followers, decision, now=now),  # type: ignore[arg-type]
             )
     for topic in {row.topic for row in published}:
         if topic in paused and paused[topic].until <= now:
@@ -489,7 +501,12 @@ def _judge(state: State, now: datetime, rng: random.Random) -> tuple[Settle, dic
 
 
 def _decide(
-    state: State, head: Row | None, paused: dict[str, Paused], now: datetime, rng: random.Random,
+    state: State,
+    head: Row | None,
+    paused: dict[str, Paused],
+    *,
+    now: datetime,
+    rng: random.Random,
 ) -> policy.Verdict | None:
     """The verdict on the first row of a key that is not acknowledged; None when it was not even sent."""
     answer = state.answers.get(head.position) if head is not None else None
@@ -508,18 +525,31 @@ def _decide(
 
 
 def _sentence(
-    state: State, head: Row, followers: tuple[Row, ...], decision: Retry | Bury, now: datetime,
+    state: State,
+    head: Row,
+    followers: tuple[Row, ...],
+    decision: Retry | Bury,
+    *,
+    now: datetime,
 ) -> Hold | Burial:
     refusal = state.answers[head.position].refusal
     assert refusal is not None  # noqa: S101  only refused heads come here
     attempts = head.attempts + 1
     if isinstance(decision, Retry):
         return Hold(
-            row=head, failure=refusal.failure, text=refusal.text, attempts=attempts, delay=decision.at - now,
+            row=head,
+            failure=refusal.failure,
+            text=refusal.text,
+            attempts=attempts,
+            delay=decision.at - now,
             followers=followers,
         )
     return Burial(
-        row=head, failure=refusal.failure, text=refusal.text, attempts=attempts, fate=decision.followers,
+        row=head,
+        failure=refusal.failure,
+        text=refusal.text,
+        attempts=attempts,
+        fate=decision.followers,
         followers=followers,
     )
 

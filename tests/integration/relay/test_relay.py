@@ -7,11 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from outboxkit import outbox, tables
-from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
-from outboxkit_relay.step import Rules
 from sqlalchemy import Engine, select, update
 
+from outboxkit import outbox, tables
+from outboxkit.message import Row
+from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
+from outboxkit_relay.step import Rules
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
@@ -20,13 +21,15 @@ QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """A database of each kind."""
-    url = f"sqlite:///{tmp_path / 'outbox.db'}" if request.param == "sqlite" else request.getfixturevalue("database_url")
+    url = (
+        f"sqlite:///{tmp_path / 'outbox.db'}" if request.param == "sqlite" else request.getfixturevalue("database_url")
+    )
     found = engine_for(url)
     yield found
     found.dispose()
 
 
-def numbers(rows: list) -> list[int]:
+def numbers(rows: list[Row]) -> list[int]:
     return [int(row.payload) for row in rows]
 
 
@@ -199,7 +202,10 @@ def test_a_dead_relays_shards_are_taken_over_after_its_lease(engine: Engine) -> 
         relays = tables.outbox_relays
         connection.execute(
             relays.insert().values(
-                id=outbox.stored_id(ghost), host="gone", version="", expires_at=tables.database_now(timedelta(seconds=1)),
+                id=outbox.stored_id(ghost),
+                host="gone",
+                version="",
+                expires_at=tables.database_now(timedelta(seconds=1)),
             ),
         )
         connection.execute(update(tables.outbox_shards).values(owner=outbox.stored_id(ghost)))

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+from sqlalchemy import Engine, Table, func, select
+
 from outboxkit import migrations, outbox
 from outboxkit.brokers import Batch, Features, Receipts, Refusal
 from outboxkit.dialects import open_engine
@@ -17,8 +19,6 @@ from outboxkit.message import Message, Row
 from outboxkit.policy import Failure, Order
 from outboxkit_relay.relay import Relay
 from outboxkit_relay.step import Rules
-from sqlalchemy import Engine, func, select
-from sqlalchemy import Table
 
 __all__ = ["ScriptedPublisher", "count", "engine_for", "message", "relaying", "until", "write"]
 
@@ -122,7 +122,10 @@ def count(engine: Engine, table: Table, *where: object) -> int:
 
 @contextmanager
 def relaying(
-    engine: Engine, publisher: object, rules: Rules | None = None, lease: timedelta = timedelta(seconds=2),
+    engine: Engine,
+    publisher: object,
+    rules: Rules | None = None,
+    lease: timedelta = timedelta(seconds=2),
 ) -> Iterator[Relay]:
     """A relay that runs in a thread of its own while the block runs; its failure fails the test."""
     relay = Relay(engine, publisher, rules or Rules(), lease=lease, drain=timedelta(seconds=5))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Side work of a relay: carries out what operators asked for.
+"""Quarantine: what operators asked for, carried out by the relay that owns the shard.
 
 Operators only *record* a request on a stopped key; the relay that owns its shard carries it out between two pages, so
 that a release cannot race the reader.
@@ -36,7 +36,8 @@ def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
     Transaction: the caller's, fenced.
     """
     asked = select(_STOPPED.c.topic, _STOPPED.c.key, _STOPPED.c.position, _STOPPED.c.request).where(
-        _STOPPED.c.shard.in_(sorted(shards)), _STOPPED.c.request.is_not(None),
+        _STOPPED.c.shard.in_(sorted(shards)),
+        _STOPPED.c.request.is_not(None),
     )
     for topic, key, position, request in connection.execute(asked).all():
         letter = _replaying(connection, topic, key, position) if request == "repair" else None
