@@ -10,10 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from outboxkit.errors import EncodeError
+from outboxkit.schemas.canonical import wire_name
 from outboxkit.schemas.leaves import Prepare, Unfit, unfit
 from outboxkit.schemas.nodes import Array, Enum, Fixed, Map, Primitive, Record, Union, short_name
 
 __all__ = ["union"]
+
+
+class Doubtful(Unfit):
+    """A value that more than one branch of a union takes equally well."""
+
 
 _Branch = Primitive | Array | Map | Union | Record | Enum | Fixed
 
@@ -28,7 +34,7 @@ _RANKS: Final[Mapping[type, tuple[str, ...]]] = {
 
 
 def union(branches: Sequence[_Branch], labels: Sequence[str], checks: Sequence[Prepare]) -> Prepare:
-    """Return the check of a union: it gives None, or the prepared value with the name of its branch."""
+    """Return the check of a union: it gives None, or the prepared value with the wire name of its branch."""
     others = [number for number, label in enumerate(labels) if label != "null"]
     nullable = len(others) < len(labels)
     if len(others) == 1:
@@ -40,18 +46,20 @@ def union(branches: Sequence[_Branch], labels: Sequence[str], checks: Sequence[P
             return None
         named = _named(value, labels)
         if named is not None:
-            return labels[named], checks[named](value[1])
+            return wire_name(labels[named]), checks[named](value[1])
         return _chosen(value, table)
 
     return several
 
 
 def _optional(label: str, check: Prepare, *, nullable: bool) -> Prepare:
+    wire = wire_name(label)
+
     def optional(value: Any) -> Any:
         if value is None and nullable:
             return None
         named = type(value) is tuple and _named(value, (label,)) is not None
-        return label, check(value[1] if named else value)
+        return wire, check(value[1] if named else value)
 
     return optional
 
@@ -74,17 +82,19 @@ def _chosen(value: Any, table: Mapping[int, tuple[_Branch, str, Prepare]]) -> An
         except EncodeError as error:
             faults.append(error)
     if not found:
-        # One record in the union: its own fault says more than "no branch".
+        # One record in the union: its own fault says more than "no branch". So does a doubt further down.
         deep = [fault for fault in faults if fault.path]
-        if len(deep) == 1:
-            raise deep[0]
+        doubts = [fault for fault in faults if isinstance(fault, Doubtful)]
+        if doubts or len(deep) == 1:
+            raise (doubts or deep)[0]
         unfit(value, f"a value of any branch ({', '.join(label for _, label, _ in table.values())})")
     best = min(rank for rank, _, _ in found)
     fits = [(label, made) for rank, label, made in found if rank == best]
     if len(fits) > 1:
         names = ", ".join(label for label, _ in fits)
-        raise Unfit(f"the value fits more than one branch ({names}): write (branch name, value)")
-    return fits[0]
+        raise Doubtful(f"the value fits more than one branch ({names}): write (branch name, value)")
+    label, made = fits[0]
+    return wire_name(label), made
 
 
 def _rank(value: Any, branch: _Branch) -> int:

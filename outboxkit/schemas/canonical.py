@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from outboxkit.schemas.nodes import ABSENT, Array, Enum, Fixed, Logical, Map, Node, Record, Ref, Schema, Union
 
-__all__ = ["Algorithm", "canonical_form", "fingerprint", "full_form", "identity", "wire_form"]
+__all__ = ["Algorithm", "canonical_form", "fingerprint", "full_form", "identity", "wire_form", "wire_name"]
 
 Algorithm = Literal["CRC-64-AVRO", "MD5", "SHA-256"]
 
@@ -35,8 +35,16 @@ def full_form(schema: Schema) -> object:
 
 
 def wire_form(schema: Schema) -> object:
-    """Return the canonical form as a JSON value, with logical types: all that a decoder of bytes needs."""
-    return _Writer(schema, full=False, logical=True).node(schema.root)
+    """Return the canonical form as a JSON value, with logical types: all that a decoder of bytes needs.
+
+    Names are those of `wire_name`: inside a namespace, no parser but Avro Java finds a type that has none.
+    """
+    return _Writer(schema, full=False, wire=True).node(schema.root)
+
+
+def wire_name(name: str) -> str:
+    """Return a name without namespace for each full name; different names stay different."""
+    return name.replace("_", "_u").replace(".", "_d")
 
 
 def fingerprint(schema: Schema, algorithm: Algorithm = "CRC-64-AVRO") -> bytes:
@@ -63,16 +71,16 @@ def identity(schema: Schema) -> str:
 class _Writer:
     """Writes each named type once, at its first use, then by name."""
 
-    def __init__(self, schema: Schema, *, full: bool, logical: bool = False) -> None:
+    def __init__(self, schema: Schema, *, full: bool, wire: bool = False) -> None:
         self.schema = schema
         self.full = full
-        self.logical = full or logical
+        self.wire = wire
         self.written: set[str] = set()
 
     def node(self, node: Node) -> object:
         if isinstance(node, Ref):
             if node.name in self.written:
-                return node.name
+                return wire_name(node.name) if self.wire else node.name
             node = self.schema.names[node.name]
         if isinstance(node, Record | Enum | Fixed):
             return self._named(node)
@@ -88,7 +96,9 @@ class _Writer:
     def _named(self, node: Record | Enum | Fixed) -> dict[str, object]:
         # A type may be used inside its own definition: the name counts as written before its parts are.
         self.written.add(node.name)
-        head: dict[str, object] = {"name": node.name, "type": node.type}
+        head: dict[str, object] = {"name": wire_name(node.name) if self.wire else node.name, "type": node.type}
+        if self.full and "." not in node.name:
+            head["namespace"] = ""
         if isinstance(node, Record):
             if self.full and node.error:
                 head["type"] = "error"
@@ -115,7 +125,7 @@ class _Writer:
         return made
 
     def _logical(self, logical: Logical | None) -> dict[str, object]:
-        if not self.logical or logical is None:
+        if not (self.full or self.wire) or logical is None:
             return {}
         made: dict[str, object] = {"logicalType": logical.name}
         return made | {"precision": logical.precision, "scale": logical.scale} if logical.name == "decimal" else made

@@ -1,0 +1,143 @@
+"""The compatibility check against the decoder, on random pairs of schemas and random data.
+
+The decoder is the judge: what the check calls compatible must be readable, whatever the data; what it calls an error
+must fail on the witness that it gives. The short profile runs a sample, ``OUTBOXKIT_PROFILE=full`` all pairs.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outboxkit.codecs.avro import decode, encode
+from outboxkit.errors import DecodeError, EncodeError, SchemaError
+from outboxkit.schemas import Kind, Problem, Schema, check, parse
+from outboxkit.schemas.binary import encode_json
+from tests.property.schemas import random_schemas
+
+FULL = os.environ.get("OUTBOXKIT_PROFILE") == "full"
+PAIRS = 24_000 if FULL else 1_500
+FIRST_SEED = int(os.environ.get("OUTBOXKIT_SEED", "0"))
+DATA_PER_PAIR = 3
+
+
+@dataclass
+class _Found:
+    """What the run has seen; every list must stay empty."""
+
+    compatible: int = 0
+    incompatible: int = 0
+    kinds: collections.Counter[str] = field(default_factory=collections.Counter)
+    errors: int = 0
+    witnesses: int = 0
+    data: int = 0
+    refused_though_compatible: list[str] = field(default_factory=list)
+    read_though_witness: list[str] = field(default_factory=list)
+    changed_by_a_round_trip: list[str] = field(default_factory=list)
+
+
+def _pairs() -> Iterator[tuple[int, random.Random, Schema, Schema]]:
+    for seed in range(FIRST_SEED, FIRST_SEED + PAIRS):
+        rng = random.Random(seed)
+        writer, reader = random_schemas.pair(rng)
+        try:
+            yield seed, rng, parse(writer, lenient=True), parse(reader, lenient=True)
+        except SchemaError:
+            continue  # the change took away a type that is used further down
+
+
+@cache
+def _run() -> _Found:
+    found = _Found()
+    for seed, rng, writer, reader in _pairs():
+        problems = check(reader, writer)
+        errors = [one for one in problems if one.is_error]
+        found.kinds.update(one.kind.value for one in problems)
+        found.compatible += not errors
+        found.incompatible += bool(errors)
+        for one in errors:
+            _judge_witness(found, seed, writer, reader, one)
+        for _ in range(DATA_PER_PAIR):
+            _judge_datum(found, seed, writer, reader, random_schemas.value(rng, writer), fits=not errors)
+    return found
+
+
+def _judge_witness(found: _Found, seed: int, writer: Schema, reader: Schema, problem: Problem) -> None:
+    found.errors += 1
+    if not problem.has_witness:
+        return
+    found.witnesses += 1
+    data = encode_json(writer, problem.witness)
+    decode(writer, writer, data)
+    try:
+        decode(writer, reader, data)
+    except DecodeError as error:
+        assert error.offset is not None, (seed, str(error))
+    else:
+        found.read_though_witness.append(f"seed {seed}: {problem}; {problem.witness!r}")
+
+
+def _judge_datum(found: _Found, seed: int, writer: Schema, reader: Schema, datum: Any, *, fits: bool) -> None:
+    found.data += 1
+    data = encode_json(writer, datum)
+    value = decode(writer, writer, data)
+    try:
+        again = decode(writer, writer, encode(writer, value))
+        if repr(again) != repr(value):
+            found.changed_by_a_round_trip.append(f"seed {seed}: {value!r} became {again!r}")
+    except EncodeError as error:
+        if "more than one branch" not in str(error):
+            found.changed_by_a_round_trip.append(f"seed {seed}: {error}")
+    try:
+        decode(writer, reader, data)
+    except DecodeError as error:
+        assert error.offset is not None, (seed, str(error))
+        if fits:
+            found.refused_though_compatible.append(f"seed {seed}: {error}; {datum!r}")
+
+
+def test_what_is_called_compatible_is_read_whatever_the_data() -> None:
+    assert _run().refused_though_compatible == []
+
+
+def test_what_is_given_as_a_witness_is_not_read() -> None:
+    assert _run().read_though_witness == []
+
+
+def test_a_decoded_value_is_written_again_unchanged() -> None:
+    assert _run().changed_by_a_round_trip == []
+
+
+def test_the_run_meets_every_kind_of_problem_and_enough_compatible_pairs() -> None:
+    found = _run()
+    total = found.compatible + found.incompatible
+
+    assert total >= PAIRS * 0.95
+    assert found.compatible >= total * 0.3
+    assert found.witnesses >= found.errors * 0.8
+    floor = 100 if FULL else 3
+    assert {kind.value: found.kinds[kind.value] for kind in Kind if found.kinds[kind.value] < floor} == {}
+
+
+@pytest.mark.skipif("OUTBOXKIT_REPORT" not in os.environ, reason="writes a report where one is asked for")
+def test_the_numbers_are_written_down() -> None:
+    found = _run()
+    report = {
+        "pairs": found.compatible + found.incompatible,
+        "compatible": found.compatible,
+        "problems": dict(found.kinds),
+        "errors": found.errors,
+        "witnesses": found.witnesses,
+        "data": found.data,
+        "first_seed": FIRST_SEED,
+    }
+    Path(os.environ["OUTBOXKIT_REPORT"], "schema-pairs.json").write_text(json.dumps(report, indent=2) + "\n")
