@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Lane",
     "Marker",
+    "Spent",
     "Waiting",
     "append",
     "clear",
@@ -84,13 +85,25 @@ class Waiting:
     first_failed_at: datetime
 
 
-def defer(session: Session, consumer: str, head: Delivery, *, delay: timedelta, attempts: int, error: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """How a delivery stands after a failed attempt: when to try again, how many there were, our words for the last error."""
+
+    delay: timedelta
+    attempts: int
+    error: str
+
+    def columns(self) -> dict[str, Any]:
+        """As ``inbox_waiting`` keeps it; the due time is by the database's clock."""
+        return {"due_at": tables.database_now(self.delay), "attempts": self.attempts, "error": self.error[:_ERROR_LENGTH]}
+
+
+def defer(session: Session, consumer: str, head: Delivery, spent: Spent) -> None:
     """Lets a failed delivery wait for its next try.
 
     Transaction: joins the caller's; does not commit. Writes: ``inbox_waiting``.
     """
-    due_at = tables.database_now(delay)
-    values = _values(consumer, head) | {"reason": "retry", "due_at": due_at, "attempts": attempts, "error": error[:_ERROR_LENGTH]}
+    values = _values(consumer, head) | {"reason": "retry"} | spent.columns()
     session.connection().execute(_room.insert().values(values))
 
 
@@ -162,13 +175,12 @@ def take(session: Session, waiting: Waiting) -> bool:
     return session.connection().execute(query).one_or_none() is not None
 
 
-def postpone(session: Session, waiting: Waiting, *, delay: timedelta, attempts: int, error: str) -> None:
+def postpone(session: Session, waiting: Waiting, spent: Spent) -> None:
     """Lets a waiting head wait again, with one more attempt spent; nothing when another process was faster.
 
     Transaction: joins the caller's; does not commit.
     """
-    values = {"due_at": tables.database_now(delay), "attempts": attempts, "error": error[:_ERROR_LENGTH]}
-    session.connection().execute(update(_room).where(_is(waiting)).values(values))
+    session.connection().execute(update(_room).where(_is(waiting)).values(reason="retry", **spent.columns()))
 
 
 def remove(session: Session, consumer: str, waiting: Waiting) -> bool:

@@ -8,32 +8,36 @@ was carried out, the child tells how it ended.
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import and_, select, update
 
-from outboxkit import inbox, outbox, tables
-from outboxkit.codecs import codec_named
-from outboxkit.errors import CodecError, OutboxKitError, ReplayError, SchemaError, SchemaNotFound
-from outboxkit.events import EventType
+from outboxkit import inbox, outbox, readers, tables
+from outboxkit.errors import DecodeError, ReplayError
 from outboxkit.failpoints import failpoint
-from outboxkit.message import REPLAY_FOR, Headers, Message, content_hash, from_wire, pack_headers, unpack_headers
+from outboxkit.letters import (
+    DeadLetter,
+    Filter,
+    Side,
+    Stage,
+    State,
+    count,
+    find,
+    get,
+    letter_of,
+    of_delivery,
+    of_row,
+    words_of,
+)
+from outboxkit.message import REPLAY_FOR, Headers, Message, content_hash, pack_headers, unpack_headers
 from outboxkit.policy import Failure
-from outboxkit.schemas import check, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
-
-    from sqlalchemy import ColumnElement, Connection
-
-    from outboxkit.message import Row
+    from sqlalchemy import Connection
 
 __all__ = [
     "MOST_GENERATIONS",
@@ -48,122 +52,17 @@ __all__ = [
     "discard",
     "find",
     "get",
-    "group",
+    "of_delivery",
     "of_row",
     "replay",
-    "schema_problems",
     "settled",
+    "words_of",
 ]
 
 MOST_GENERATIONS: Final = 3  #: replays of one message before it takes ``force`` to go on: stops loops
 _ERROR_LENGTH: Final = 2_000
-_MOST_PROBLEMS: Final = 20
-_PROBLEM_LENGTH: Final = 500
 _LETTERS: Final = tables.dead_letters
 _REPLACED: Final = (REPLAY_FOR, "outboxkit-attempt", "ce_sequence", "ce_recordedtime")  # the relay adds new ones
-
-
-class Side(StrEnum):
-    """Who gave up."""
-
-    RELAY = "relay"
-    CONSUMER = "consumer"
-
-
-class State(StrEnum):
-    """What became of a letter."""
-
-    DEAD = "dead"
-    REPLAYING = "replaying"  #: its outbox row is written, or the relay is asked to bring it back
-    REPLAYED = "replayed"
-    DISCARDED = "discarded"
-
-
-class Stage(StrEnum):
-    """Where on its way a message failed."""
-
-    PUBLISH = "publish"
-    READ = "read"  #: its headers
-    ADMIT = "admit"
-    DECODE = "decode"
-    HANDLER = "handler"
-    COMMIT = "commit"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """One dead letter: the original, the failure, the schema facts. Named as the columns of ``dead_letters``.
-
-    Attributes:
-        headers: the original headers, packed (`outboxkit.message.unpack_headers`).
-        error: our own words; never a text of a foreign error, which may quote data.
-        fingerprint: the same for letters that have the same cause.
-        problems: why the reader's schema cannot read the writer's.
-    """
-
-    id: UUID
-    side: Side
-    topic: str
-    key: bytes | None
-    message_id: str
-    type: str
-    kind: str
-    headers: bytes
-    payload: bytes | None
-    failure: Failure
-    stage: Stage
-    error_class: str
-    error: str
-    attempts: int
-    fingerprint: str
-    consumer: str = ""
-    source: str = ""
-    origin: str = ""
-    position: int | None = None
-    path: str = ""
-    byte_offset: int | None = None
-    writer_schema: str = ""
-    reader_schema: str = ""
-    problems: Any = None
-    state: State = State.DEAD
-    generation: int = 0
-    parent_id: UUID | None = None
-    first_failed_at: datetime | None = None
-    died_at: datetime | None = None
-    closed_at: datetime | None = None
-
-    @property
-    def message(self) -> Message:
-        """The message as its consumer saw it.
-
-        Raises:
-            DecodeError: its headers cannot be read.
-        """
-        return from_wire(self.topic, self.key, unpack_headers(self.headers), self.payload or b"")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """Which letters: by stable fields only, never by text. None and empty mean any."""
-
-    state: State | None = State.DEAD
-    side: Side | None = None
-    consumer: str | None = None
-    type: str | None = None
-    topic: str | None = None
-    key: bytes | None = None
-    message_id: str | None = None
-    stage: Stage | None = None
-    error_class: str | None = None
-    fingerprint: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-    def clause(self) -> ColumnElement[bool]:
-        """The condition."""
-        times = {"since": _LETTERS.c.died_at.__ge__, "until": _LETTERS.c.died_at.__lt__}
-        given = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None}
-        return and_(True, *(times.get(name, _LETTERS.c.get(name).__eq__)(value) for name, value in given.items()))  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,38 +104,6 @@ def bury(connection: Connection, letter: DeadLetter) -> DeadLetter | None:
     return letter
 
 
-def of_row(row: Row, failure: Failure, text: str, attempts: int) -> DeadLetter:
-    """The letter of an outbox row that the broker will never take."""
-    headers = tuple(unpack_headers(row.headers))
-    message = from_wire(row.topic, row.key, headers, row.payload)
-    return DeadLetter(
-        id=uuid4(),
-        side=Side.RELAY,
-        topic=row.topic,
-        key=row.key,
-        message_id=message.id or str(row.id),
-        source=message.source,
-        type=row.type,
-        kind=row.kind,
-        headers=row.headers,
-        payload=row.payload,
-        origin=f"outbox position {row.position}",
-        position=row.position,
-        failure=failure,
-        stage=Stage.PUBLISH,
-        error_class=failure.value,
-        error=text,
-        attempts=attempts,
-        fingerprint=group("", row.type, failure.value, row.topic),
-        writer_schema=message.schema,
-    )
-
-
-def group(consumer: str, type_name: str, error_class: str, place: str) -> str:
-    """The fingerprint of a cause: the same for the same error at the same place."""
-    return hashlib.sha256("\0".join((consumer, type_name, error_class, place)).encode()).hexdigest()[:16]
-
-
 def settled(connection: Connection, consumer: str, message: Message) -> None:
     """Closes the letter whose replay this consumer has handled.
 
@@ -245,18 +112,6 @@ def settled(connection: Connection, consumer: str, message: Message) -> None:
     mine = and_(_LETTERS.c.consumer == consumer, _LETTERS.c.message_id == message.id, _LETTERS.c.source == message.source)
     this = and_(mine, _LETTERS.c.side == Side.CONSUMER, _LETTERS.c.state == State.REPLAYING)
     connection.execute(update(_LETTERS).where(this).values(state=State.REPLAYED, closed_at=tables.database_now()))
-
-
-def schema_problems(reader: str, writer: str) -> list[dict[str, str]]:
-    """Why a reader's Avro schema cannot read a writer's, as JSON, capped. Never raises."""
-    try:
-        found = [problem for problem in check(parse(reader), parse(writer)) if problem.is_error]
-    except OutboxKitError as error:
-        return [{"kind": error.code, "message": error.message[:_PROBLEM_LENGTH]}]
-    return [
-        {"kind": p.kind.value, "field": p.reader_path, "message": p.message[:_PROBLEM_LENGTH], "fix": p.fix}
-        for p in found[:_MOST_PROBLEMS]
-    ]
 
 
 def _replaying(connection: Connection, letter: DeadLetter) -> DeadLetter | None:
@@ -276,41 +131,6 @@ def _insert(connection: Connection, letter: DeadLetter) -> None:
 def _close(connection: Connection, letter_id: UUID, state: State) -> None:
     values = {"state": state, "closed_at": tables.database_now()}
     connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter_id).values(values))
-
-
-# --- looking -----------------------------------------------------------------------------------------------------
-
-
-def find(connection: Connection, which: Filter, *, limit: int = 100) -> list[DeadLetter]:
-    """Letters, the newest first.
-
-    Transaction: joins the caller's.
-    """
-    query = select(_LETTERS).where(which.clause()).order_by(_LETTERS.c.died_at.desc(), _LETTERS.c.id).limit(limit)
-    return [_letter(row._mapping) for row in connection.execute(query)]
-
-
-def count(connection: Connection, which: Filter) -> int:
-    """How many letters `find` would find without a limit.
-
-    Transaction: joins the caller's.
-    """
-    return connection.execute(select(func.count()).select_from(_LETTERS).where(which.clause())).scalar_one()
-
-
-def get(connection: Connection, letter_id: UUID) -> DeadLetter | None:
-    """One letter, or None.
-
-    Transaction: joins the caller's.
-    """
-    row = connection.execute(select(_LETTERS).where(_LETTERS.c.id == letter_id)).one_or_none()
-    return None if row is None else _letter(row._mapping)
-
-
-def _letter(row: Any) -> DeadLetter:
-    enums: dict[str, Callable[[Any], Any]] = {"side": Side, "state": State, "stage": Stage, "failure": Failure}
-    values: dict[str, Any] = {field.name: row[field.name] for field in fields(DeadLetter)}
-    return DeadLetter(**values | {name: enum(values[name]) for name, enum in enums.items()})
 
 
 # --- replaying ---------------------------------------------------------------------------------------------------
@@ -387,7 +207,7 @@ def discard(connection: Connection, ids: Sequence[UUID], *, by: str, why: str) -
 
 def _locked(connection: Connection, letter_id: UUID) -> DeadLetter | None:
     row = connection.execute(select(_LETTERS).where(_LETTERS.c.id == letter_id).with_for_update()).one_or_none()
-    return None if row is None else _letter(row._mapping)
+    return None if row is None else letter_of(row._mapping)
 
 
 def _plan(connection: Connection, letter_id: UUID, letter: DeadLetter | None, request: _Request) -> Plan:
@@ -421,36 +241,11 @@ def _is_forgotten(connection: Connection, letter: DeadLetter, horizon: timedelta
 
 
 def _unreadable(connection: Connection, letter: DeadLetter, request: _Request) -> str:
-    """Why the consumer's current reader cannot read the message, naming the field; empty when it can."""
-    schemas = tables.outbox_schemas
-    current = and_(schemas.c.role == "reader", schemas.c.consumer == letter.consumer, schemas.c.type == letter.type)
-    reader = connection.execute(select(schemas.c.text).where(current).order_by(schemas.c.seen_at.desc()).limit(1)).scalar()
-    writers: list[str] = []
-
-    def resolve(name: str) -> str:
-        writers.append(_writer_text(connection, name, request.resolve))
-        return writers[-1]
-
     try:
         message = replace(letter.message, payload=letter.payload if request.payload is None else request.payload)  # type: ignore[arg-type]
-        if reader is not None and "json" not in message.content_type:
-            contract = EventType(name=letter.type, schema=json.loads(reader), codec="avro")
-            codec_named("avro").decode(message, contract, resolve)
-    except (CodecError, SchemaError) as error:
-        problems = schema_problems(reader or "", writers[-1]) if writers else []
-        places = "; ".join(f"{p['field']}: {p['message']}" for p in problems if "field" in p)
-        return f"{letter.consumer} cannot read {letter.type} yet: {places or error.message}"
-    return ""
-
-
-def _writer_text(connection: Connection, name: str, resolve: Callable[[str], str] | None) -> str:
-    schemas = tables.outbox_schemas
-    known = select(schemas.c.text).where(schemas.c.fingerprint == name).limit(1)
-    if (text := connection.execute(known).scalar()) is not None:
-        return str(text)
-    if resolve is None:
-        raise SchemaNotFound(f"the writer's schema {name} is in no table; give its text by a registry")
-    return resolve(name)
+    except DecodeError as error:
+        return f"the headers of {letter.id} cannot be read: {error.message}"
+    return readers.refusal(connection, letter.consumer, message, request.resolve)
 
 
 def _is_parked(connection: Connection, letter: DeadLetter) -> bool:

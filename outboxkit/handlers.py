@@ -22,7 +22,7 @@ from outboxkit.events import EventType, from_plain
 from outboxkit.policy import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from outboxkit.message import Headers, Message
@@ -119,8 +119,13 @@ class Handlers:
         self._exact: dict[tuple[str, str], Handler] = {}
         self._patterns: list[Handler] = []
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Handler]:
         return iter([*self._exact.values(), *self._patterns])
+
+    @property
+    def contracts(self) -> list[EventType]:
+        """Of the handlers of event classes."""
+        return [handler.event_type for handler in self if handler.event_type is not None]
 
     def add(self, function: Callable[..., Any], topic: str, what: EventType | str) -> Handler:
         """Registers a function.
@@ -178,7 +183,7 @@ def _want(function: Callable[..., Any], parameter: inspect.Parameter, event: str
         if annotation == cls.__name__ or (isinstance(annotation, type) and issubclass(annotation, cls)):
             return want
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    if parameter.annotation is parameter.empty or name in (event, "dict"):
+    if parameter.annotation is parameter.empty or name.partition("[")[0] in (event, "dict", "Mapping"):
         return Want.MESSAGE
     raise ConfigurationError(
         f"{function.__qualname__}: nothing to give for {parameter.name}: {name}; expected {event}, AsyncSession, Session or "

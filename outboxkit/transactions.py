@@ -1,0 +1,133 @@
+"""One unit of work for both kinds of session, and what trouble with the database is.
+
+A unit is a plain function of a `Session`. With an ``async_sessionmaker`` it runs in SQLAlchemy's greenlet and may await;
+with a ``sessionmaker`` it runs in a thread. Either way begin, work and commit are the same lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, sessionmaker
+
+__all__ = ["Given", "Transactions", "Trouble", "full_jitter_delay", "trouble_of"]
+
+T = TypeVar("T")
+
+_CAP: Final = timedelta(seconds=5)
+_BASE: Final = timedelta(milliseconds=50)
+_MOST_DOUBLINGS: Final = 10
+
+# PostgreSQL's classes and codes (appendix A of its manual): serialization, deadlock, lock not available …
+_BUSY_STATES: Final = ("40001", "40P01", "55P03")
+# … connection exceptions, shutdown and start-up, no resources, a primary that became a standby.
+_DOWN_STATES: Final = ("08", "57P01", "57P02", "57P03", "53", "25006")
+_BUSY_SQLITE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DOWN_SQLITE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
+
+
+class Trouble(StrEnum):
+    """Trouble that says nothing about the message at hand: no attempt is spent."""
+
+    BUSY = "busy"  #: another transaction is in the way
+    DOWN = "down"  #: the database cannot be reached, or takes no work
+
+
+class _Unreachable(Exception):
+    """No connection could be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The sessions of one transaction: the asynchronous one is None in a thread."""
+
+    session: Session
+    asynchronous: AsyncSession | None
+
+
+class Transactions:
+    """Runs units of work on the user's sessions."""
+
+    def __init__(self, sessions: sessionmaker[Session] | async_sessionmaker[AsyncSession], threads: int) -> None:
+        self._sessions = sessions
+        self._threads = None if self.is_async(sessions) else ThreadPoolExecutor(threads, "outboxkit-consumer")
+
+    @staticmethod
+    def is_async(sessions: sessionmaker[Session] | async_sessionmaker[AsyncSession]) -> bool:
+        """Whether handlers may await."""
+        return isinstance(sessions, async_sessionmaker)
+
+    async def run(self, unit: Callable[[Given], T]) -> T:
+        """Runs a unit in a transaction of its own and commits.
+
+        Transaction: opens its own.
+        Guarantee: when it raises or is cancelled, the unit had no effect, except when the commit's answer was lost.
+        """
+        if isinstance(self._sessions, async_sessionmaker):
+            async with self._sessions() as session:
+                return await session.run_sync(lambda plain: _transact(Given(plain, session), unit))
+        sessions = self._sessions
+
+        def in_thread() -> T:
+            with sessions() as session:
+                return _transact(Given(session, None), unit)
+
+        inherited = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, inherited.run, in_thread)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+
+
+def trouble_of(error: BaseException) -> Trouble | None:
+    """What an error says about the database; None when it is about the work itself. Decides by code, never by text."""
+    if isinstance(error, PoolTimeout):
+        return Trouble.BUSY
+    if isinstance(error, _Unreachable):
+        return Trouble.DOWN
+    if isinstance(error, DBAPIError):
+        return _of_driver(error, error.orig)
+    return None
+
+
+def full_jitter_delay(attempt: int, rng: random.Random) -> timedelta:
+    """The wait after the n-th trouble in a row."""
+    ceiling: timedelta = min(_CAP, _BASE * 2 ** min(attempt - 1, _MOST_DOUBLINGS))
+    return ceiling * rng.random()
+
+
+def _transact(given: Given, unit: Callable[[Given], T]) -> T:
+    with given.session.begin():
+        try:
+            given.session.connection()
+        except OSError as error:  # asyncpg's own, which SQLAlchemy passes on as it is
+            raise _Unreachable from error
+        return unit(given)
+
+
+def _of_driver(error: DBAPIError, cause: BaseException | None) -> Trouble | None:
+    if error.connection_invalidated:
+        return Trouble.DOWN
+    if isinstance(cause, sqlite3.Error):
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        return Trouble.BUSY if code in _BUSY_SQLITE else Trouble.DOWN if code in _DOWN_SQLITE else None
+    state: str | None = getattr(cause, "sqlstate", None)
+    if state is None:  # no answer from the server: it was not reached
+        return Trouble.DOWN if isinstance(error, OperationalError | InterfaceError) else None
+    return Trouble.BUSY if state in _BUSY_STATES else Trouble.DOWN if state.startswith(_DOWN_STATES) else None
