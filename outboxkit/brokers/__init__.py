@@ -198,7 +198,10 @@ class Subscriber(Protocol):
         ...
 
     async def declare(self, subscription: Subscription) -> Sequence[str]:
-        """Creates what the subscription needs (topics, exchanges, queues, bindings); returns a line for each."""
+        """Creates what the subscription needs (topics, exchanges, queues, bindings); returns a line for each.
+
+        A subscription without a consumer is a producer's: its topics only, no queue.
+        """
         ...
 
     async def close(self) -> None:

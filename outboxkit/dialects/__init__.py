@@ -1,8 +1,8 @@
 """Dialects: what differs between databases, behind one contract.
 
 **Writing a dialect.** One module with ``dialect() -> Dialect`` and ``refusal(url, error) -> str``, and one entry point in
-the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of ``outboxkit.testing``. Everything that
-plain SQLAlchemy Core says for all databases stays out of here.
+the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
+``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
 """
 
 from __future__ import annotations
@@ -148,20 +148,18 @@ def refusal(url: URL, error: DBAPIError) -> str:
         url: of the database.
         error: what connecting raised.
     """
-    _dialect(url.get_backend_name())
     found: str = _module(url.get_backend_name()).refusal(url, error)
     return found
 
 
 @functools.cache
 def _dialect(name: str) -> Dialect:
-    known = {point.name: point.value for point in entry_points(group=_GROUP)}
-    if name not in known:
-        raise ConfigurationError(f"the database {name!r} is not supported; expected one of {', '.join(sorted(known))}")
     found: Dialect = _module(name).dialect()
     return found
 
 
 def _module(name: str) -> Any:
-    (point,) = entry_points(group=_GROUP, name=name)
-    return importlib.import_module(point.value)
+    known = {point.name: point.value for point in entry_points(group=_GROUP)}
+    if name not in known:
+        raise ConfigurationError(f"the database {name!r} is not supported; expected one of {', '.join(sorted(known))}")
+    return importlib.import_module(known[name])

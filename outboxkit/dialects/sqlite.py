@@ -26,6 +26,13 @@ __all__ = ["dialect", "refusal"]
 
 _HOT: Final = tables.outbox_messages.c
 
+_UNUSABLE: Final = {
+    "SQLITE_CANTOPEN": "cannot be opened: does its folder exist, and may this user write there?",
+    "SQLITE_NOTADB": "is no SQLite database",
+    "SQLITE_PERM": "must not be opened by this user",
+    "SQLITE_READONLY": "is read-only for this user",
+}
+
 _CLAIM: Final = text(
     """
     SELECT (julianday(expires_at) - julianday('now')) * 86400.0
@@ -109,13 +116,6 @@ def dialect() -> SQLite:
     """The plug."""
     return SQLite()
 
-
-_UNUSABLE: Final = {
-    "SQLITE_CANTOPEN": "cannot be opened: does its folder exist, and may this user write there?",
-    "SQLITE_NOTADB": "is no SQLite database",
-    "SQLITE_PERM": "must not be opened by this user",
-    "SQLITE_READONLY": "is read-only for this user",
-}
 
 
 def refusal(url: URL, error: DBAPIError) -> str:

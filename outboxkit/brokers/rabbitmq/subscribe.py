@@ -145,6 +145,10 @@ class RabbitSubscriber:
         lines = []
         connection = await self._connected()
         for topic in subscription.topics:
+            if not subscription.consumer:  # a producer asks: where the messages go is not its business
+                await self._create(connection, "", exchange=topic)
+                lines.append(f"exchange {topic} (topic, durable)")
+                continue
             queue = f"{topic}.{subscription.consumer}"
             await self._create(connection, queue, exchange=topic)
             lines += [f"exchange {topic} (topic, durable)", f"queue {queue} (quorum), bound to {topic} with #"]
@@ -158,13 +162,14 @@ class RabbitSubscriber:
             channel = await connection.channel(publisher_confirms=False)
             if exchange:
                 await channel.exchange_declare(exchange, exchange_type="topic", durable=True, timeout=_ANSWER_SECONDS)
-            await channel.queue_declare(queue, durable=True, arguments=dict(_QUORUM), timeout=_ANSWER_SECONDS)
-            if exchange:
+            if queue:
+                await channel.queue_declare(queue, durable=True, arguments=dict(_QUORUM), timeout=_ANSWER_SECONDS)
+            if exchange and queue:
                 await channel.queue_bind(queue, exchange, "#", timeout=_ANSWER_SECONDS)
             await asyncio.wait_for(channel.close(), _CLOSE_SECONDS)
         except ChannelPreconditionFailed as error:
             raise ConfigurationError(
-                f"{queue} or {exchange or 'its exchange'} exists with other properties than a durable topic exchange "
+                f"{queue or 'the queue'} or {exchange or 'its exchange'} exists with other properties than a durable topic exchange "
                 "and a quorum queue with a single active consumer; delete or rename it",
             ) from error
         except TROUBLE as error:

@@ -1,0 +1,34 @@
+"""The command line ``outboxkit``. Data goes to standard output, talk to standard error.
+
+Nothing here or in `outboxkit_relay.cli.program` imports the library: `--help` and completion must be quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main", "run"]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Carries out a command line; returns the exit code. No error leaves as a traceback."""
+    try:
+        from outboxkit_relay.cli.program import program
+    except ModuleNotFoundError as error:
+        print(f"outboxkit: the command line needs {error.name}; run: pip install 'outboxkit[relay]'", file=sys.stderr)
+        return 2
+    try:
+        return int(program.main(args=arguments, prog_name="outboxkit", standalone_mode=False) or 0)
+    except Exception as error:
+        from outboxkit_relay.cli import failures
+
+        return failures.report(error)

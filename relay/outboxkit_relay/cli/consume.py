@@ -1,0 +1,48 @@
+"""``outboxkit consume``: the handlers of a consumer, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from outboxkit import failpoints
+from outboxkit_relay import lifecycle
+from outboxkit_relay.cli import application
+
+if TYPE_CHECKING:
+    from outboxkit.consumer import Consumer
+    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.settings import Settings
+
+__all__ = ["command"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("app", metavar="MODULE:CONSUMER")
+@click.pass_obj
+def command(invocation: Invocation, app: str) -> None:
+    """Run the handlers of a consumer until SIGTERM or SIGINT.
+
+    MODULE:CONSUMER is an import string, for example app:billing. The consumer's own sessions say which database.
+    """
+    settings = invocation.settings
+    failpoints.enable(settings.failpoints)
+    asyncio.run(_consume(application.load(app), settings))
+
+
+async def _consume(consumer: Consumer, settings: Settings) -> None:
+    url, stop, loop = settings.broker_address(), asyncio.Event(), asyncio.get_running_loop()
+
+    def ask() -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    with lifecycle.stop_on_signals(ask):
+        if await lifecycle.await_sessions(consumer.sessions, stop):
+            await consumer.run(url, stop, settings.broker)
+            counts = {str(name): count for name, count in consumer.counts.items()}
+            _log.info("consumer.stopped", extra={"consumer": consumer.name, "counts": counts})

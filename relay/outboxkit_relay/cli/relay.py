@@ -1,0 +1,83 @@
+"""``outboxkit relay run``: the daemon."""
+
+from __future__ import annotations
+
+import threading
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import click
+from sqlalchemy import select, union
+
+from outboxkit import failpoints, tables
+from outboxkit.brokers import open_publisher
+from outboxkit.policy import Backoff, RetryPolicy
+from outboxkit_relay import lifecycle
+from outboxkit_relay.cli import database
+from outboxkit_relay.relay import Relay
+from outboxkit_relay.step import Rules
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy import Engine
+
+    from outboxkit.brokers import Publisher
+    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.settings import RelaySettings
+
+__all__ = ["command", "rules_of"]
+
+
+@click.group()
+def command() -> None:
+    """Publish what is in the outbox."""
+
+
+@command.command("run")
+@click.option("--once", is_flag=True, help="Publish what is there and leave.")
+@click.pass_obj
+def run(invocation: Invocation, *, once: bool) -> None:
+    """Publish until SIGTERM or SIGINT.
+
+    Several relays share the work. Killed at any moment, nothing is lost: what was in flight is published again.
+    """
+    settings = invocation.settings
+    failpoints.enable(settings.failpoints)
+    url, patience = settings.broker_address(), settings.relay.lease / 3
+    stop = threading.Event()
+    with lifecycle.stop_on_signals(stop.set), database.opened(invocation, patience=patience) as engine:
+        publisher = open_publisher(url, settings.broker)
+        try:
+            _run(engine, publisher, settings.relay, stop, once=once)
+        finally:
+            publisher.close()
+
+
+def rules_of(settings: RelaySettings, publisher: Publisher, *, once: bool = False) -> Rules:
+    """What the core goes by, from the settings and from what the broker can do."""
+    delayed = Backoff(base=settings.retry_base, cap=settings.retry_cap, attempts=settings.retry_attempts)
+    return Rules(
+        batch_size=settings.batch_size,
+        order=settings.order or publisher.features.order,
+        retry=RetryPolicy(delayed=delayed, followers=settings.on_dead),
+        slow=settings.poll_slowest,
+        patience=settings.patience,
+        once=once,
+    )
+
+
+def _run(engine: Engine, publisher: Publisher, settings: RelaySettings, stop: threading.Event, *, once: bool) -> None:
+    if not lifecycle.await_database(engine, stop):
+        return
+    if not lifecycle.await_broker(publisher, _destinations(engine), stop):
+        return
+    rules = rules_of(settings, publisher, once=once)
+    Relay(engine, publisher, rules, lease=settings.lease, drain=settings.drain, version=version("outboxkit")).run(stop)
+
+
+def _destinations(engine: Engine) -> Collection[str]:
+    """Where messages go now: what a start can check."""
+    hot, waiting = tables.outbox_messages.c.topic, tables.outbox_waiting.c.topic
+    with engine.connect().execution_options(outboxkit_reading=True) as connection:
+        return connection.execute(union(select(hot), select(waiting))).scalars().all()

@@ -1,0 +1,96 @@
+"""What people see: tables that fit, ages, questions. Every value is escaped: data must not command a terminal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from outboxkit_relay import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import timedelta
+
+__all__ = ["ago", "columns", "confirmed", "field", "plain", "print_json", "safe", "table"]
+
+_GAP: Final = 2
+_NARROWEST: Final = 8  # of a column that is cut
+_UNITS: Final = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s"))
+
+
+def print_json(value: Any) -> None:
+    """One JSON value in one line; escaped to ASCII, so that no control character reaches a terminal."""
+    click.echo(json.dumps(value, default=str))
+
+
+def safe(text: object) -> str:
+    """Text that cannot command a terminal."""
+    return logs.escaped(str(text))
+
+
+def field(name: str, value: object, width: int = 12) -> None:
+    """A line ``name  value``."""
+    click.echo(f"{name:<{width}}  {safe(value)}".rstrip())
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints columns as wide as their content; on a terminal the last ones are cut so that every row is one line."""
+    cells = [[safe(cell) for cell in row] for row in (headers, *rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(headers))]
+    for row in cells:
+        line = (" " * _GAP).join(
+            _cut(cell, width).ljust(width) for cell, width in zip(row, _fitted(widths, columns()), strict=True)
+        )
+        click.echo(line.rstrip())
+
+
+def columns() -> int | None:
+    """The width of the terminal; None when there is none, and nothing needs to be cut."""
+    return shutil.get_terminal_size((0, 0)).columns or None
+
+
+def ago(age: timedelta) -> str:
+    """An age as people say it: ``0.4s``, ``6m12s``, ``3d4h``."""
+    seconds = max(0.0, age.total_seconds())
+    for unit, name, part, part_name in _UNITS:
+        if seconds >= unit:
+            return f"{int(seconds // unit)}{name}{int(seconds % unit // part)}{part_name}"
+    return f"{seconds:.1f}s"
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Whether the person says yes; never asks where nobody can answer.
+
+    Raises:
+        click.UsageError: standard input is no terminal, and ``--yes`` is not given.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Nobody can answer here: standard input is no terminal. Add --yes.")
+    return click.confirm(safe(question), err=True)
+
+
+def plain(values: Mapping[str, object]) -> dict[str, object]:
+    """Values as JSON has them; None stays."""
+    return {
+        name: value if isinstance(value, str | int | float | bool | None) else str(value)
+        for name, value in values.items()
+    }
+
+
+def _fitted(widths: list[int], room: int | None) -> list[int]:
+    """The widths, the widest columns cut until a row fits."""
+    fitted = list(widths)
+    gaps = _GAP * (len(widths) - 1)
+    while room and sum(fitted) + gaps > room and max(fitted) > _NARROWEST:
+        fitted[fitted.index(max(fitted))] -= 1
+    return fitted
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

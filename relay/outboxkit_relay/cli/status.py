@@ -1,0 +1,233 @@
+"""``outboxkit status``: is anything stuck?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from sqlalchemy import func, select, union_all
+
+from outboxkit import tables
+from outboxkit.policy import duration
+from outboxkit_relay.cli import database, screen
+from outboxkit_relay.lifecycle import Exit
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Connection
+
+    from outboxkit_relay.cli.program import Invocation
+
+__all__ = ["Report", "command", "look"]
+
+_HOT: Final = tables.outbox_messages.c
+_WAITING: Final = tables.outbox_waiting.c
+_STOPPED: Final = tables.outbox_stopped_keys.c
+_RELAYS: Final = tables.outbox_relays.c
+_LETTERS: Final = tables.dead_letters.c
+_LIMIT: Final = "30s"
+_KEYS_SHOWN: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topic:
+    """What waits for one destination."""
+
+    topic: str
+    pending: int = 0
+    oldest_seconds: float = 0.0
+    retry: int = 0
+    follower: int = 0
+    scheduled: int = 0
+    stopped_keys: int = 0
+    parked_keys: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that `status` tells, as one snapshot."""
+
+    topics: list[Topic]
+    relays: list[dict[str, Any]]
+    dead_letters: list[dict[str, Any]]
+    consumers: list[dict[str, Any]]
+    parked: list[dict[str, Any]]
+    problems: list[str]
+
+
+@click.command()
+@click.option("--limit", default=_LIMIT, show_default=True, help="A message that is pending longer is stuck.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def command(invocation: Invocation, limit: str, *, as_json: bool) -> int:
+    """Is anything stuck? Exit code 3 when something is."""
+    patience = duration(limit)
+    with database.reading(invocation) as connection:
+        report = look(connection, patience)
+    if as_json:
+        screen.print_json({"verdict": "stuck" if report.problems else "healthy", **asdict(report)})
+    else:
+        _show(report)
+    return Exit.PROBLEMS if report.problems else Exit.OK
+
+
+def look(connection: Connection, patience: timedelta) -> Report:
+    """Reads the whole state in one transaction, by the database's clock.
+
+    Transaction: joins the caller's; reads only.
+    """
+    now = connection.execute(select(tables.database_now())).scalar_one()
+    topics, relays, parked = _topics(connection, now), _relays(connection, now), _parked(connection)
+    return Report(
+        topics=topics,
+        relays=relays,
+        dead_letters=_dead_letters(connection),
+        consumers=_consumers(connection, now),
+        parked=parked,
+        problems=_problems(topics, relays, parked, patience),
+    )
+
+
+def _problems(
+    topics: list[Topic],
+    relays: list[dict[str, Any]],
+    parked: list[dict[str, Any]],
+    patience: timedelta,
+) -> list[str]:
+    alive = [relay for relay in relays if relay["alive"]]
+    late = [topic for topic in topics if topic.oldest_seconds > patience.total_seconds()]
+    found = []
+    if not alive and any(topic.pending or topic.retry or topic.scheduled for topic in topics):
+        found.append("messages wait, and no relay is alive: start one with `outboxkit relay run`")
+    for topic in late:
+        age = screen.ago(timedelta(seconds=topic.oldest_seconds))
+        found.append(f"{topic.topic}: oldest pending {age} (limit {screen.ago(patience)}), {topic.pending:,} pending")
+    for key in parked[:_KEYS_SHOWN]:
+        found.append(
+            f"{key['topic']}: the key {key['key']} is parked behind a dead head, {key['followers']:,} messages wait: "
+            "see `outboxkit dlq list --side relay`",
+        )
+    if len(parked) > _KEYS_SHOWN:
+        found.append(f"{len(parked) - _KEYS_SHOWN:,} more keys are parked")
+    return found
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _topics(connection: Connection, now: datetime) -> list[Topic]:
+    found: dict[str, dict[str, Any]] = {}
+    pending = select(_HOT.topic, func.count(), func.min(_HOT.recorded_at, type_=tables.Instant())).group_by(_HOT.topic)
+    for topic, count, oldest in connection.execute(pending):
+        found.setdefault(topic, {}).update(pending=count, oldest_seconds=max(0.0, (now - oldest).total_seconds()))
+    waiting = select(_WAITING.topic, _WAITING.reason, func.count()).group_by(_WAITING.topic, _WAITING.reason)
+    for topic, reason, count in connection.execute(waiting):
+        found.setdefault(topic, {})[reason] = count
+    stopped = select(_STOPPED.topic, _STOPPED.reason, func.count()).group_by(_STOPPED.topic, _STOPPED.reason)
+    for topic, reason, count in connection.execute(stopped):
+        name = "parked_keys" if reason == "parked" else "stopped_keys"
+        found.setdefault(topic, {})[name] = count
+    return [Topic(topic=topic, **values) for topic, values in sorted(found.items())]
+
+
+def _relays(connection: Connection, now: datetime) -> list[dict[str, Any]]:
+    rows = connection.execute(select(tables.outbox_relays).order_by(_RELAYS.started_at)).mappings()
+    owner = tables.outbox_shards.c.owner
+    shards = {name: count for name, count in connection.execute(select(owner, func.count()).group_by(owner))}
+    return [
+        {
+            "id": str(row["id"]),
+            "host": row["host"],
+            "version": row["version"],
+            "alive": row["expires_at"] > now,
+            "shards": shards.get(row["id"], 0),
+            "lease_seconds": round((row["expires_at"] - now).total_seconds(), 1),
+            "up_seconds": round((now - row["started_at"]).total_seconds(), 1),
+        }
+        for row in rows
+    ]
+
+
+def _dead_letters(connection: Connection) -> list[dict[str, Any]]:
+    grouping = (_LETTERS.side, _LETTERS.consumer, _LETTERS.state)
+    rows = connection.execute(select(*grouping, func.count().label("count")).group_by(*grouping).order_by(*grouping))
+    return [dict(row) for row in rows.mappings()]
+
+
+def _consumers(connection: Connection, now: datetime) -> list[dict[str, Any]]:
+    marks, waiting, handled = tables.inbox_batches.c, tables.inbox_waiting.c, tables.inbox_messages.c
+    names = union_all(select(marks.consumer), select(waiting.consumer), select(handled.consumer)).subquery()
+    rows = []
+    for (name,) in connection.execute(select(names.c.consumer).distinct().order_by(names.c.consumer)):
+        busy = _count(connection, marks.consumer == name, marks.host != "", marks.expires_at > now)
+        row = {"consumer": name, "handled": _count(connection, handled.consumer == name)}
+        rows.append({**row, "waiting": _count(connection, waiting.consumer == name), "busy": busy})
+    return rows
+
+
+def _parked(connection: Connection) -> list[dict[str, Any]]:
+    followers = (
+        select(func.count())
+        .where(_WAITING.topic == _STOPPED.topic, _WAITING.key == _STOPPED.key, _WAITING.reason == "follower")
+        .scalar_subquery()
+    )
+    statement = select(_STOPPED.topic, _STOPPED.key, followers).where(_STOPPED.reason == "parked")
+    return [
+        {"topic": topic, "key": bytes(key).decode("utf-8", "backslashreplace"), "followers": count}
+        for topic, key, count in connection.execute(statement.order_by(_STOPPED.topic, _STOPPED.key))
+    ]
+
+
+def _count(connection: Connection, *of: ColumnElement[bool]) -> int:
+    return connection.execute(select(func.count()).where(*of)).scalar_one()
+
+
+# --- showing -----------------------------------------------------------------------------------------------------
+
+
+def _show(report: Report) -> None:
+    dead = sum(group["count"] for group in report.dead_letters if group["state"] == "dead")
+    if report.problems:
+        for problem in report.problems:
+            click.echo(click.style("STUCK", fg="red", bold=True) + f"  {screen.safe(problem)}")
+    else:
+        pending = sum(topic.pending for topic in report.topics)
+        oldest = max((topic.oldest_seconds for topic in report.topics), default=0.0)
+        state = (
+            f"{pending:,} pending, the oldest for {screen.ago(timedelta(seconds=oldest))}"
+            if pending
+            else "nothing is pending"
+        )
+        click.echo(click.style("Healthy", fg="green", bold=True) + f"  {state}")
+    if dead:
+        click.echo(
+            f"{dead:,} dead letter{'s' if dead > 1 else ''} wait{'' if dead > 1 else 's'} for you: outboxkit dlq list"
+        )
+    _section(
+        "TOPIC",
+        ["PENDING", "OLDEST", "RETRY", "BEHIND", "SCHEDULED", "STOPPED", "PARKED"],
+        [_topic_row(t) for t in report.topics],
+    )
+    _section("RELAY", ["HOST", "SHARDS", "UP", "LEASE"], [_relay_row(relay) for relay in report.relays])
+    _section("CONSUMER", ["HANDLED", "WAITING", "BUSY"], [list(row.values()) for row in report.consumers])
+    letters = [[row["consumer"] or "(relay)", row["state"], row["count"]] for row in report.dead_letters]
+    _section("DEAD LETTERS", ["STATE", "COUNT"], letters)
+
+
+def _section(first: str, others: list[str], rows: list[list[object]]) -> None:
+    if rows:
+        click.echo()
+        screen.table([first, *others], rows)
+
+
+def _topic_row(topic: Topic) -> list[object]:
+    oldest = screen.ago(timedelta(seconds=topic.oldest_seconds)) if topic.pending else "-"
+    counts = (topic.retry, topic.follower, topic.scheduled, topic.stopped_keys, topic.parked_keys)
+    return [topic.topic, topic.pending, oldest, *counts]
+
+
+def _relay_row(relay: dict[str, Any]) -> list[object]:
+    up = screen.ago(timedelta(seconds=relay["up_seconds"]))
+    lease = f"{relay['lease_seconds']}s left" if relay["alive"] else "expired"
+    return [relay["id"][:8], relay["host"], relay["shards"], up, lease]
