@@ -13,7 +13,7 @@ from outboxkit.schemas.nodes import ABSENT, Array, Enum, Fixed, Map, Named, Node
 
 __all__ = ["MAX_DEFAULT_DEPTH", "MAX_DEFAULT_PARTS", "default_fault"]
 
-MAX_DEFAULT_PARTS: Final = 20_000
+MAX_DEFAULT_PARTS: Final = 2_000
 MAX_DEFAULT_DEPTH: Final = 64
 """Nesting of a default value: a recursive type could follow a hostile default without end."""
 

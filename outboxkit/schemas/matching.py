@@ -10,7 +10,8 @@ name or alias, short name, same type, promotion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum as _Enum
 from typing import Final
@@ -93,8 +94,8 @@ def choose_branch(schema: Schema, union: Union, writer: Node) -> Choice | None:
     """Choose the branch of the reader's union that reads `writer` (reference followed, no union)."""
     found = [
         (match, index)
-        for index, branch in enumerate(union.branches)
-        if (match := match_types(schema.follow(branch), writer)) is not None
+        for index in _candidates(schema, union, writer)
+        if (match := match_types(schema.follow(union.branches[index]), writer)) is not None
     ]
     if not found:
         return None
@@ -102,6 +103,28 @@ def choose_branch(schema: Schema, union: Union, writer: Node) -> Choice | None:
     # fastavro and a literal reading of the specification take the first branch that fits at all.
     first = min(one for _, one in found)
     return Choice(index=index, match=match, rival=first if first != index else None)
+
+
+def _candidates(schema: Schema, union: Union, writer: Node) -> Iterable[int]:
+    """Return the branches that may match, so that two unions of thousands of types meet in linear time."""
+    table = _branch_table(schema, union)
+    if isinstance(writer, Record | Enum | Fixed):
+        return sorted({*table.get(short_name(writer.name), ()), *table.get(f"alias {writer.name}", ())})
+    types = (getattr(writer, "type", ""), *_PROMOTIONS.get(getattr(writer, "type", ""), ()))
+    return sorted(index for one in types for index in table.get(f"type {one}", ()))
+
+
+@functools.lru_cache(256)
+def _branch_table(schema: Schema, union: Union) -> Mapping[str, list[int]]:
+    table: dict[str, list[int]] = {}
+    for index, branch in enumerate(union.branches):
+        node = schema.follow(branch)
+        keys = [f"type {node.type}"]
+        if isinstance(node, Record | Enum | Fixed):
+            keys = [short_name(node.name), *(f"alias {one}" for one in node.aliases)]
+        for key in keys:
+            table.setdefault(key, []).append(index)
+    return table
 
 
 def match_fields(reader: Record, writer: Record) -> tuple[FieldMatch, ...]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from typing import Any
 
 from outboxkit.schemas import Schema
-from outboxkit.schemas.nodes import Array, Enum, Fixed, Map, Node, Primitive, Record, Ref, Union
+from outboxkit.schemas.nodes import Array, Enum, Fixed, Map, Node, Primitive, Record, Union
 from outboxkit.schemas.witness import branch_name, smallest_values
 
 __all__ = ["pair", "schema", "value"]
@@ -162,21 +163,21 @@ def _changed(rng: random.Random, root: Json) -> Json:
     node = rng.choice(_nodes(root, []))
     if isinstance(node, list):
         _change_union(rng, node)
-    elif "fields" in node:
-        _change_record(rng, node)
-    elif "symbols" in node:
-        _change_enum(rng, node)
-    elif "size" in node:
-        rng.choice((_change_name, _change_size))(rng, node)
-    elif "name" in node:
-        _change_field(rng, node)
-    elif "logicalType" in node:
-        _change_logical(rng, node)
-    elif "items" in node:
-        node["items"] = _retyped(rng, node["items"])
-    elif "values" in node:
-        node["values"] = _retyped(rng, node["values"])
+        return root
+    for key, change in _CHANGES:
+        if key in node:
+            change(rng, node)
+            break
     return root
+
+
+def _change_child(rng: random.Random, node: dict[str, Json]) -> None:
+    key = "items" if "items" in node else "values"
+    node[key] = _retyped(rng, node[key])
+
+
+def _change_fixed(rng: random.Random, node: dict[str, Json]) -> None:
+    rng.choice((_change_name, _change_size))(rng, node)
 
 
 def _retyped(rng: random.Random, node: Json) -> Json:
@@ -316,6 +317,18 @@ def _change_logical(rng: random.Random, node: dict[str, Json]) -> None:
         node |= rng.choice(fits)
 
 
+# The first key that a node has tells what it is.
+_CHANGES: tuple[tuple[str, Callable[[random.Random, dict[str, Json]], None]], ...] = (
+    ("fields", _change_record),
+    ("symbols", _change_enum),
+    ("size", _change_fixed),
+    ("name", _change_field),
+    ("logicalType", _change_logical),
+    ("items", _change_child),
+    ("values", _change_child),
+)
+
+
 def value(rng: random.Random, made: Schema, node: Node | None = None, depth: int = 6) -> Json:
     """A random value of a parsed schema, in Avro JSON encoding; at depth 0 the smallest one."""
     node = made.follow(made.root if node is None else node)
@@ -335,7 +348,6 @@ def value(rng: random.Random, made: Schema, node: Node | None = None, depth: int
         return None if name == "null" else {name: value(rng, made, branch, depth - 1)}
     if isinstance(node, Enum):
         return rng.choice(node.symbols)
-    assert not isinstance(node, Ref)
     return _leaf_value(rng, node)
 
 
