@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -68,7 +68,7 @@ def row_of(message: Message, position: int = 1) -> Row:
         kind=message.kind,
         payload=message.payload,
         headers=pack_headers(wire_headers(message)),
-        recorded_at=None,  # type: ignore[arg-type]  the brokers used here do not look
+        recorded_at=datetime.now(UTC),
         expires_at=None,
     )
 
