@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -102,7 +102,7 @@ class Exchange:
             for topic in topics:
                 view = self._view(topic, consumer)
                 while view.ready and len(taken) < limit:
-                    delivery = view.ready.popleft()
+                    delivery = replace(view.ready.popleft(), token=object())  # of this hand-out
                     view.handed[delivery.offset] = delivery
                     taken.append(delivery)
         return taken
@@ -111,7 +111,9 @@ class Exchange:
         """These do not come again."""
         with self._lock:
             for delivery in deliveries:
-                self._view(delivery.topic, consumer).handed.pop(delivery.offset, None)
+                handed = self._view(delivery.topic, consumer).handed
+                if delivery.offset in handed and handed[delivery.offset].token is delivery.token:
+                    del handed[delivery.offset]
 
     def give_back(self, topics: Sequence[str], consumer: str, offsets: Mapping[str, set[int]] | None = None) -> None:
         """What is handed out (all of it, or these offsets by topic) is ready again, in order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
@@ -21,8 +21,6 @@ from outboxkit.brokers.rabbitmq.wire import SEQUENCE, Unsendable, publish_frames
 from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from aiormq.connection import Connection
     from pamqp.header import ContentHeader
 
@@ -70,12 +68,24 @@ class Pending:
         )
 
 
+class ChannelOwner(Protocol):
+    """Who hears of outcomes."""
+
+    def complete(self, pending: Pending) -> None:
+        """Every row of the batch has its outcome."""
+        ...
+
+    def lost(self, text: str) -> None:
+        """What is unconfirmed is about to become indeterminate."""
+        ...
+
+
 class ConfirmChannel(Channel):
     """One destination's channel. Use `opened` to make one."""
 
-    def __init__(self, connection: Connection, number: int, on_complete: Callable[[Pending], None]) -> None:
+    def __init__(self, connection: Connection, number: int, owner: ChannelOwner) -> None:
         super().__init__(connection, number, publisher_confirms=True)
-        self._on_complete = on_complete
+        self._owner = owner
         self._tag = 0
         self._unconfirmed: dict[int, tuple[Pending, int]] = {}  # by delivery tag, ascending
         self._by_position: dict[int, tuple[Pending, int]] = {}
@@ -83,11 +93,11 @@ class ConfirmChannel(Channel):
         self._closing.add_done_callback(lambda _: self._lose("the channel was closed"))
 
     @classmethod
-    async def opened(cls, connection: Connection, on_complete: Callable[[Pending], None]) -> ConfirmChannel:
+    async def opened(cls, connection: Connection, owner: ChannelOwner) -> Self:
         """A new channel, in confirm mode."""
         async with connection.last_channel_lock:
             number = next(number for number in range(1, 1 << 16) if number not in connection.channels)
-            channel = cls(connection, number, on_complete)
+            channel = cls(connection, number, owner)
             connection.channels[number] = channel
         await channel.open()
         return channel
@@ -97,7 +107,7 @@ class ConfirmChannel(Channel):
         frames = self._frames(pending, max_bytes)
         pending.written = True
         if not frames:
-            self._on_complete(pending)
+            self._owner.complete(pending)
             return
         taken = self.create_future()
         with suppress(*TROUBLE):  # the channel is closing: its callback has the last word
@@ -144,7 +154,7 @@ class ConfirmChannel(Channel):
             else:
                 pending.refuse(index, Failure.REFUSING, "the queue refused it (nack)")
             if pending.left == 0:
-                self._on_complete(pending)
+                self._owner.complete(pending)
 
     def _confirmed(self, last: int, *, multiple: bool) -> list[int]:
         if not multiple:
@@ -168,7 +178,9 @@ class ConfirmChannel(Channel):
 
     def _lose(self, text: str) -> None:
         lost, self._unconfirmed, self._by_position = self._unconfirmed, {}, {}
+        if lost:
+            self._owner.lost(text)
         for pending, index in lost.values():
             pending.refuse(index, Failure.INDETERMINATE, text)
             if pending.left == 0:
-                self._on_complete(pending)
+                self._owner.complete(pending)

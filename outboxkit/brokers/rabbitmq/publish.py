@@ -241,10 +241,16 @@ class _Lane:
             if trouble:
                 raise trouble
             try:
-                self._channel = await ConfirmChannel.opened(connection, self._owner.complete)
+                self._channel = await ConfirmChannel.opened(connection, self)
             except TROUBLE as error:
                 raise trouble_of(error, "the channel") from error
         return self._channel
+
+    def complete(self, pending: Pending) -> None:
+        self._owner.complete(pending)
+
+    def lost(self, text: str) -> None:
+        self._owner.refuse_waiting(self._destination, Trouble(Failure.BROKER_DOWN, text))
 
     async def watch(self) -> None:
         """Gives up on confirms that do not come; surfaces a defect of the task."""

@@ -43,7 +43,7 @@ _ANSWER_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
 _BACKOFF_BASE_SECONDS: Final = 0.1
 _BACKOFF_CAP_SECONDS: Final = 5.0
-_PREFETCH_LIMIT: Final = 65_535
+_PREFETCH: Final = (100, 65_535)  # bounds; the upper one is the protocol's
 _PARTITION_KEY: Final = "ce_partitionkey"
 
 
@@ -83,7 +83,10 @@ class _Session:
 
 
 class RabbitSubscriber:
-    """See `outboxkit.brokers.Subscriber`. The first `receive` sets the prefetch."""
+    """See `outboxkit.brokers.Subscriber`.
+
+    The first `receive` sets the prefetch: twice its limit, at least 100. Who holds that many unacknowledged gets no more.
+    """
 
     features = FEATURES
 
@@ -145,13 +148,11 @@ class RabbitSubscriber:
         lines = []
         connection = await self._connected()
         for topic in subscription.topics:
-            if not subscription.consumer:  # a producer asks: where the messages go is not its business
-                await self._create(connection, "", exchange=topic)
-                lines.append(f"exchange {topic} (topic, durable)")
-                continue
-            queue = f"{topic}.{subscription.consumer}"
+            # Without a consumer a producer asks: where the messages go is not its business.
+            queue = f"{topic}.{subscription.consumer}" if subscription.consumer else ""
             await self._create(connection, queue, exchange=topic)
-            lines += [f"exchange {topic} (topic, durable)", f"queue {queue} (quorum), bound to {topic} with #"]
+            lines.append(f"exchange {topic} (topic, durable)")
+            lines += [f"queue {queue} (quorum), bound to {topic} with #"] if queue else []
         for queue in subscription.queues:
             await self._create(connection, queue, exchange="")
             lines.append(f"queue {queue} (quorum)")
@@ -169,8 +170,8 @@ class RabbitSubscriber:
             await asyncio.wait_for(channel.close(), _CLOSE_SECONDS)
         except ChannelPreconditionFailed as error:
             raise ConfigurationError(
-                f"{queue or 'the queue'} or {exchange or 'its exchange'} exists with other properties than a durable topic exchange "
-                "and a quorum queue with a single active consumer; delete or rename it",
+                f"the exchange {exchange!r} or the queue {queue!r} exists with other properties than a durable topic "
+                "exchange and a quorum queue with a single active consumer; delete or rename it",
             ) from error
         except TROUBLE as error:
             raise _raised(trouble_of(error, f"queue {queue}")) from error
@@ -232,7 +233,7 @@ class RabbitSubscriber:
             session = _Session(channel)
             channel.closing.add_done_callback(session.lose)
             channel.on_consumer_cancel_callbacks.add(session.lose)
-            await channel.basic_qos(prefetch_count=min(limit, _PREFETCH_LIMIT), timeout=_ANSWER_SECONDS)
+            await channel.basic_qos(prefetch_count=_prefetch(limit), timeout=_ANSWER_SECONDS)
             for queue in self._queues:
                 asked = f"the queue {queue}"
                 await channel.queue_declare(queue, passive=True, timeout=_ANSWER_SECONDS)
@@ -241,6 +242,11 @@ class RabbitSubscriber:
         except TROUBLE as error:
             raise _raised(trouble_of(error, asked)) from error
         return session
+
+
+def _prefetch(limit: int) -> int:
+    least, most = _PREFETCH
+    return max(least, min(2 * limit, most))  # the next batch arrives while one is handled
 
 
 def _token(delivery: Delivery) -> _Token:

@@ -1,0 +1,65 @@
+"""Every broker of ours passes the suite that ships for others."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.register_assert_rewrite("outboxkit.testing.broker_conformance")
+
+import pika  # noqa: E402
+from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
+
+from outboxkit.brokers import memory  # noqa: E402
+from outboxkit.testing.broker_conformance import BrokerConformance, BrokerHarness  # noqa: E402
+from tests import servers  # noqa: E402
+
+
+async def _exists_anyway(destination: str) -> None:
+    """Topics that need no receiver."""
+
+
+class TestMemory(BrokerConformance):
+    @pytest.fixture
+    def harness(self) -> BrokerHarness:
+        name = "conformance"
+
+        def set_away(*, away: bool) -> None:
+            memory.exchange(name).away = away
+
+        return BrokerHarness(
+            url=f"memory://{name}",
+            lonely=_exists_anyway,
+            creates_topics=True,
+            kill=lambda: set_away(away=True),
+            start=lambda: set_away(away=False),
+        )
+
+
+class TestKafka(BrokerConformance):
+    @pytest.fixture
+    def harness(self, kafka: servers.Server) -> BrokerHarness:
+        async def lonely(destination: str) -> None:
+            admin = AdminClient({"bootstrap.servers": urlsplit(kafka.url).netloc})
+            for future in admin.create_topics([NewTopic(destination, 3, 1)]).values():
+                future.result(10)
+
+        return BrokerHarness(url=kafka.url, lonely=lonely, kill=kafka.kill, start=kafka.start)
+
+
+class TestRabbitMQ(BrokerConformance):
+    @pytest.fixture
+    def harness(self, rabbitmq: servers.Server) -> BrokerHarness:
+        async def lonely(destination: str) -> None:
+            with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
+                connection.channel().exchange_declare(destination, exchange_type="topic", durable=True)
+
+        # A quorum queue that is killed within seconds of its declaration may come back without a leader.
+        return BrokerHarness(
+            url=rabbitmq.url,
+            lonely=lonely,
+            kill=rabbitmq.kill,
+            start=rabbitmq.start,
+            settle_seconds=5.0,
+        )
