@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from outboxkit.message import Row
 
-__all__ = ["Dialect", "Features", "Reading", "dialect_of", "insert_ignoring", "open_engine", "refusal"]
+__all__ = ["Dialect", "Features", "Page", "Part", "Reading", "dialect_of", "insert_ignoring", "open_engine", "refusal"]
 
 _GROUP: Final = "outboxkit.dialects"
 
@@ -49,19 +49,53 @@ class Features:
     notifies: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Topics with one memory.
+
+    Attributes:
+        topics: these topics, or all but these.
+        only: which of the two.
+        seen: what a snapshot saw is left out; None leaves nothing out.
+    """
+
+    topics: frozenset[str]
+    only: bool
+    seen: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a relay wants to read.
+    """One page that a relay wants: rows that the parts' snapshots did not see.
 
     Attributes:
         shards: the shards it owns.
-        without: topics that are paused.
+        parts: one or two.
+        round: snapshot of the round's first page; what it did not see belongs to the next round. None on the first page.
+        last: only positions above, 0 on the first page.
         limit: at most so many rows.
+        missed: the complement instead: rows that are present although the snapshots saw them.
     """
 
-    shards: Collection[int]
-    without: Collection[str]
+    shards: frozenset[int]
+    parts: tuple[Part, ...]
+    round: str | None = None
+    last: int = 0
     limit: int
+    missed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a read returned.
+
+    Attributes:
+        rows: in position order.
+        snapshot: what this statement could see; told also when there are no rows.
+    """
+
+    rows: list[Row]
+    snapshot: str
 
 
 class Dialect(Protocol):
@@ -79,11 +113,16 @@ class Dialect(Protocol):
         """
         ...
 
-    def read(self, connection: Connection, reading: Reading) -> list[Row]:
-        """Unpublished rows in position order.
+    def read(self, connection: Connection, reading: Reading) -> Page:
+        """One page of unpublished rows in position order.
 
-        Transaction: one statement of its own (READ COMMITTED).
-        Guarantee: for two rows of one key, the earlier committed one comes first, and none is passed over.
+        Transaction: one statement of its own (READ COMMITTED), always on one connection of one server session: the
+        snapshots of another session mean nothing here.
+        Guarantee: pages that begin at ``Reading(seen=None)`` and go on with the snapshots that were returned find every
+        committed row exactly once, and of two rows of one key the earlier committed one first.
+
+        Raises:
+            LeaseLost: the server session is another one than before: everything read must be forgotten.
         """
         ...
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, URL, BigInteger, Engine, Uuid, bindparam, create_engine, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from outboxkit.dialects import Features, Reading
+from outboxkit.dialects import Features, Page, Reading
+from outboxkit.errors import LeaseLost
 from outboxkit.message import Row
 
 if TYPE_CHECKING:
@@ -22,15 +25,54 @@ __all__ = ["dialect", "refusal"]
 
 _PING_SECONDS: Final = 3
 
-_READ: Final = text(
-    """
+# --- reading by snapshot rounds: every fragment is constant, the values are bound ------------------------------------
+
+_PAGE: Final = """
+WITH seen AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot)
+SELECT seen.snapshot::text, current_setting('outboxkit.session', true), found.*
+FROM seen LEFT JOIN LATERAL (
     SELECT position, message_id, topic, key, type, kind, payload, headers, recorded_at, expires_at
     FROM outbox_messages
-    WHERE shard = ANY(:shards) AND topic <> ALL(:without)
+    WHERE shard = ANY(%(shards)s::smallint[]) AND position > %(last)s AND ({parts}){rest}
     ORDER BY position
-    LIMIT :limit
-    """,
-)
+    LIMIT %(limit)s
+) AS found ON true
+"""
+_ALL_BUT: Final = "topic <> ALL(%({part}_topics)s::text[])"
+_ONLY: Final = "topic = ANY(%({part}_topics)s::text[])"
+# What a snapshot did not see. Not pg_visible_in_snapshot: only this form uses the index, and its complement also finds
+# rows with the transaction id of another cluster.
+_UNSEEN: Final = "(xid >= %({part}_xmax)s::xid8 OR xid = ANY(%({part}_xip)s::xid8[]))"
+
+
+@functools.cache
+def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bool) -> str:
+    """The SQL for parts of a shape: (only these topics, has a memory) each."""
+    parts = []
+    for number, (only, remembers) in enumerate(shape):
+        conditions = [_ONLY if only else _ALL_BUT]
+        if remembers:
+            conditions.append(f"NOT {_UNSEEN}" if missed else _UNSEEN)
+        parts.append("(" + " AND ".join(conditions).replace("{part}", f"p{number}") + ")")
+    rest = " AND NOT " + _UNSEEN.replace("{part}", "round") if paging else ""
+    return _PAGE.replace("{parts}", " OR ".join(parts)).replace("{rest}", rest)
+
+
+def _values(reading: Reading) -> dict[str, Any]:
+    values: dict[str, Any] = {"shards": list(reading.shards), "last": reading.last, "limit": reading.limit}
+    for number, part in enumerate(reading.parts):
+        values[f"p{number}_topics"] = list(part.topics)
+        values |= _snapshot(f"p{number}", part.seen)
+    return values | _snapshot("round", reading.round)
+
+
+def _snapshot(name: str, text: str | None) -> dict[str, Any]:
+    """A snapshot ``xmin:xmax:xip,…`` as bound values."""
+    if text is None:
+        return {}
+    _, xmax, running = text.split(":")
+    return {f"{name}_xmax": xmax, f"{name}_xip": [xid for xid in running.split(",") if xid]}
+
 
 # The transactional message makes this transaction write WAL, so that its synchronous commit flushes all WAL before it.
 _CLAIM: Final = text(
@@ -78,13 +120,18 @@ class PostgreSQL:
             },
         )
 
-    def read(self, connection: Connection, reading: Reading) -> list[Row]:
-        """See `outboxkit.dialects.Dialect.read`. Reads outbox_messages by its primary key; locks nothing."""
-        found = connection.execute(
-            _READ,
-            {"shards": sorted(reading.shards), "without": sorted(reading.without), "limit": reading.limit},
-        )
-        return [Row._make((*row, 0, None)) for row in found]
+    def read(self, connection: Connection, reading: Reading) -> Page:
+        """See `outboxkit.dialects.Dialect.read`. Reads outbox_messages; locks nothing.
+
+        Index used: ``outbox_messages_xid`` for the first page of a round, the primary key for a scan and later pages.
+        """
+        shape = tuple((part.only, part.seen is not None) for part in reading.parts)
+        sql = _statement(shape, paging=reading.round is not None, missed=reading.missed)
+        marker = _session(connection)
+        found = connection.exec_driver_sql(sql, _values(reading)).all()
+        if found[0][1] != marker:
+            raise LeaseLost("the read connection has reached another server session; it must not go through a pooler")
+        return Page([Row(*row[2:]) for row in found if row[2] is not None], found[0][0])
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.claim`. Reads outbox_relays, writes one WAL record and no row."""
@@ -110,6 +157,18 @@ class PostgreSQL:
     def insert(self, table: Table) -> Insert:
         """See `outboxkit.dialects.Dialect.insert`."""
         return insert(table)
+
+
+def _session(connection: Connection) -> str:
+    """The marker of this server session; set when the connection reads for the first time."""
+    if "outboxkit_session" not in connection.info:
+        marker = secrets.token_hex(8)
+        # A generic plan would take a hundred times as long: the snapshot's numbers decide which index serves.
+        connection.execute(text("SELECT set_config('plan_cache_mode', 'force_custom_plan', false)"))
+        connection.execute(text("SELECT set_config('outboxkit.session', :marker, false)"), {"marker": marker})
+        connection.info["outboxkit_session"] = marker
+    found: str = connection.info["outboxkit_session"]
+    return found
 
 
 def dialect() -> PostgreSQL:

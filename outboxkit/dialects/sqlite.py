@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, bindparam, create_engine, delete, event, sel
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from outboxkit import tables
-from outboxkit.dialects import Features, Reading
+from outboxkit.dialects import Features, Page, Part, Reading
 from outboxkit.message import Row
 
 if TYPE_CHECKING:
@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["dialect", "refusal"]
 
 _HOT: Final = tables.outbox_messages.c
+_ROW: Final = (
+    _HOT.position,
+    _HOT.message_id,
+    _HOT.topic,
+    _HOT.key,
+    _HOT.type,
+    _HOT.kind,
+    _HOT.payload,
+    _HOT.headers,
+    _HOT.recorded_at,
+    _HOT.expires_at,
+)
 
 _UNUSABLE: Final = {
     "SQLITE_CANTOPEN": "cannot be opened: does its folder exist, and may this user write there?",
@@ -58,26 +70,17 @@ class SQLite:
         event.listen(engine, "begin", _begin)
         return engine
 
-    def read(self, connection: Connection, reading: Reading) -> list[Row]:
-        """See `outboxkit.dialects.Dialect.read`."""
-        statement = (
-            select(
-                _HOT.position,
-                _HOT.message_id,
-                _HOT.topic,
-                _HOT.key,
-                _HOT.type,
-                _HOT.kind,
-                _HOT.payload,
-                _HOT.headers,
-                _HOT.recorded_at,
-                _HOT.expires_at,
-            )
-            .where(_HOT.shard.in_(sorted(reading.shards)), _HOT.topic.not_in(sorted(reading.without)))
-            .order_by(_HOT.position)
-            .limit(reading.limit)
-        )
-        return [Row._make((*row, 0, None)) for row in connection.execute(statement)]
+    def read(self, connection: Connection, reading: Reading) -> Page:
+        """See `outboxkit.dialects.Dialect.read`. A snapshot is the highest position: one writer commits in order."""
+        wanted = [_HOT.shard.in_(sorted(reading.shards)), _HOT.position > reading.last, or_(*map(_of(reading), reading.parts))]
+        if reading.round is not None:
+            wanted.append(_HOT.position <= int(reading.round))
+        highest = select(func.coalesce(func.max(_HOT.position), 0)).scalar_subquery()
+        statement = select(highest, *_ROW).where(*wanted).order_by(_HOT.position).limit(reading.limit)
+        found = connection.execute(statement).all()
+        # Without rows the statement tells no snapshot; then what was seen before is still all there is to see.
+        snapshot = str(found[0][0]) if found else reading.parts[0].seen or "0"
+        return Page([Row(*row[1:]) for row in found], snapshot)
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.claim`. What can be read is durable here: only the lease is looked at."""
@@ -96,6 +99,18 @@ class SQLite:
     def insert(self, table: Table) -> Insert:
         """See `outboxkit.dialects.Dialect.insert`."""
         return insert(table)
+
+
+def _of(reading: Reading) -> Callable[[Part], ColumnElement[bool]]:
+    def condition(part: Part) -> ColumnElement[bool]:
+        topics = sorted(part.topics)
+        mine = _HOT.topic.in_(topics) if part.only else _HOT.topic.not_in(topics)
+        if part.seen is None:
+            return mine
+        seen = _HOT.position <= int(part.seen)
+        return and_(mine, seen if reading.missed else not_(seen))
+
+    return condition
 
 
 def _prepare(connection: Any, _record: object) -> None:
