@@ -56,6 +56,7 @@ def local() -> LocalServer:
         env=_environment(),
         ready=lambda: server_version(url),
         shutdown=signal.SIGINT,  # "fast": it does not wait for clients to go
+        farewell=signal.SIGQUIT,  # "immediate"; a killed one would leave a shared memory segment behind
     )
     server.start()
     server.version = server_version(url)
