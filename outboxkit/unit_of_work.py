@@ -234,10 +234,18 @@ def _after_rollback(session: Session) -> None:
         waiting.finished = True
 
 
+def _pending_to_transient(session: Session, marker: object) -> None:
+    if isinstance(marker, _Marker) and not marker.leaving:  # expunge_all() takes objects away, not what was emitted
+        transaction = _current(session)
+        if transaction is not None and transaction.is_active:
+            _mark(session, _waiting(transaction))
+
+
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    ended = _found(transaction)
-    if ended is not None and transaction.parent is None and not ended.finished:
-        warnings.warn("a session was closed without commit: the events emitted in it are dropped", ResourceWarning, 2)
+    if (ended := _found(transaction)) is not None:
+        _unmark(session, ended)
+        if transaction.parent is None and not ended.finished:
+            warnings.warn("a session was closed without commit: its events are dropped", ResourceWarning, stacklevel=2)
     waiting = _found(_current(session))
     if waiting is not None and waiting.emissions and session.is_active:
         _mark(session, waiting)  # emitted while a flush ran, too late for it: the next flush takes it
@@ -250,6 +258,7 @@ _LISTENERS: Final[dict[str, Callable[..., None]]] = {
     "after_commit": _after_commit,
     "after_rollback": _after_rollback,
     "after_transaction_end": _after_transaction_end,
+    "pending_to_transient": _pending_to_transient,
 }
 
 
