@@ -8,6 +8,7 @@ written by the same transaction, with the session's next flush (see `outboxkit.u
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -305,12 +306,25 @@ def _route(cls: type) -> Outbox:
     return found
 
 
+class _Parked(list[Emission]):
+    """The emissions of a new object, until it joins a session."""
+
+    def __del__(self) -> None:
+        if self:
+            warnings.warn(
+                "events were emitted on a new object that never joined a session, so they are dropped; "
+                "add the object (merge() would copy it without them)",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+
 def _take(state: InstanceState[Any], emission: Emission) -> None:
     session = object_session(emission.entity)
     if session is not None:
         unit_of_work.add(session, emission)
     elif state.transient:
-        state.info.setdefault(_PARKED, []).append(emission)  # until the object joins a session
+        state.info.setdefault(_PARKED, _Parked()).append(emission)
     else:
         raise CaptureError(
             f"{state.class_.__qualname__} is detached: its session has ended, so no transaction can take the event; "
@@ -320,5 +334,6 @@ def _take(state: InstanceState[Any], emission: Emission) -> None:
 
 @listeners.listens_for(Session, "transient_to_pending")
 def _unpark(session: Session, entity: object) -> None:
-    for emission in inspect(entity).info.pop(_PARKED, ()):
-        unit_of_work.add(session, emission)
+    parked = inspect(entity).info.pop(_PARKED, None)
+    while parked:
+        unit_of_work.add(session, parked.pop(0))

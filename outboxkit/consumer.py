@@ -31,7 +31,7 @@ from outboxkit.handling import Failed, Handling, Job, Result, Try, failure_of
 from outboxkit.message import REPLAY_FOR, Kind, Message, from_wire
 from outboxkit.policy import Failure, RetryPolicy, duration
 from outboxkit.readers import Reader
-from outboxkit.transactions import Given, Transactions, Trouble, full_jitter_delay, trouble_of
+from outboxkit.transactions import Given, Transactions, Trouble, pause, trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,6 +52,7 @@ IDLE: Final = timedelta(milliseconds=200)  #: how long to wait for deliveries be
 LEASE: Final = timedelta(seconds=5)  #: of the marker; below every broker's session time-out
 _MOST_BUSY: Final = 10  # a unit that is always in somebody's way is a failing handler
 _BUSY_AT_ONCE: Final = 3
+_AWAY: Final = 5  # a broker that is away is asked about once a second
 _ROUNDS: Final = 20  # of due retries between two looks at the broker
 
 
@@ -205,7 +206,7 @@ class _Run:
             if not self.is_cut_off:
                 _log.warning("consumer.broker_away", extra={"consumer": self.consumer.name, "error": error.message})
             self.is_cut_off = True
-            await self._wait(full_jitter_delay(6, self.rng))
+            await self._wait(pause(Trouble.DOWN, _AWAY, self.rng))
             return ()
         if self.is_cut_off:
             self.is_cut_off = False
@@ -429,7 +430,7 @@ class _Run:
             self.is_down = True
             _log.warning("consumer.database_away", extra={"consumer": self.consumer.name, "error": type(error).__name__})
         if trouble is Trouble.DOWN or troubles > _BUSY_AT_ONCE:
-            await self._wait(full_jitter_delay(troubles, self.rng))
+            await self._wait(pause(trouble, troubles, self.rng))
         if trouble is Trouble.DOWN and self.stop.is_set():
             raise _Stopped
 

@@ -8,7 +8,8 @@ OutboxKitError
 │   └── DecodeError            a message cannot be read: poison, it becomes a dead letter
 ├── SchemaError
 │   ├── SchemaNotFound         no schema under that id, fingerprint or name
-│   └── IncompatibleSchema     reader and writer disagree: says which rule broke and where
+│   ├── IncompatibleSchema     reader and writer disagree: says which rule broke and where
+│   └── RegistryUnavailable    the registry is away: trying again later may work
 ├── BrokerError
 │   ├── TransientBrokerError   try again, no attempt is spent
 │   └── PermanentBrokerError   this message will never be accepted
@@ -36,6 +37,7 @@ __all__ = [
     "LeaseLost",
     "OutboxKitError",
     "PermanentBrokerError",
+    "RegistryUnavailable",
     "ReplayError",
     "SchemaError",
     "SchemaNotFound",
@@ -132,6 +134,12 @@ class IncompatibleSchema(SchemaError):
         self.problems = problems
         self.path = path
         self.offset = offset
+
+
+class RegistryUnavailable(SchemaError):
+    """The schema registry is away or fails: trying again later may work."""
+
+    code = "registry-unavailable"
 
 
 class BrokerError(OutboxKitError):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import and_, delete, select
+from sqlalchemy import and_, delete, select, update
 
 from outboxkit import schemas, tables
 from outboxkit.codecs import codec_named
@@ -50,6 +50,8 @@ def record(connection: Connection, consumer: str, contracts: Iterable[EventType]
         connection.execute(delete(_SCHEMAS).where(mine, _SCHEMAS.c.fingerprint != fingerprint))
         values = {"fingerprint": fingerprint, "role": "reader", "consumer": consumer, "type": contract.name, "text": text}
         connection.execute(insert_ignoring(connection, _SCHEMAS).values(values))
+        # A new default changes how it reads, but not its fingerprint.
+        connection.execute(update(_SCHEMAS).where(mine).values(text=text, seen_at=tables.database_now()))
         found[contract.name] = (fingerprint, text)
     return found
 

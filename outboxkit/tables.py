@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    DDL,
     JSON,
     TIMESTAMP,
     BigInteger,
@@ -32,6 +33,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    event,
     literal,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -200,8 +202,15 @@ outbox_messages = Table(
     *_message_columns(),
     Index("outbox_messages_xid", "xid"),
     sqlite_autoincrement=True,  # SQLite would give a deleted highest position out again
-    postgresql_with={"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 10_000},
     comment="unpublished messages; a relay deletes what the broker acknowledged",
+)
+
+event.listen(  # as DDL, because SQLAlchemy 2.0 has no storage parameters of tables
+    outbox_messages,
+    "after_create",
+    DDL(  # type: ignore[no-untyped-call]
+        "ALTER TABLE %(fullname)s SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000)"
+    ).execute_if(dialect="postgresql"),
 )
 
 outbox_waiting = Table(

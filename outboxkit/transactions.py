@@ -24,11 +24,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
-__all__ = ["Given", "Transactions", "Trouble", "full_jitter_delay", "trouble_of"]
+__all__ = ["Given", "Transactions", "Trouble", "pause", "trouble_of"]
 
 T = TypeVar("T")
 
-_CAP: Final = timedelta(seconds=5)
 _BASE: Final = timedelta(milliseconds=50)
 _MOST_DOUBLINGS: Final = 10
 
@@ -45,6 +44,9 @@ class Trouble(StrEnum):
 
     BUSY = "busy"  #: another transaction is in the way
     DOWN = "down"  #: the database cannot be reached, or takes no work
+
+
+_CAPS: Final = {Trouble.BUSY: timedelta(milliseconds=250), Trouble.DOWN: timedelta(seconds=5)}
 
 
 class _Unreachable(Exception):
@@ -106,9 +108,9 @@ def trouble_of(error: BaseException) -> Trouble | None:
     return None
 
 
-def full_jitter_delay(attempt: int, rng: random.Random) -> timedelta:
-    """The wait after the n-th trouble in a row."""
-    ceiling: timedelta = min(_CAP, _BASE * 2 ** min(attempt - 1, _MOST_DOUBLINGS))
+def pause(trouble: Trouble, attempt: int, rng: random.Random) -> timedelta:
+    """How long to wait after the n-th trouble in a row: full jitter, up to a cap that fits the trouble."""
+    ceiling: timedelta = min(_CAPS[trouble], _BASE * 2 ** min(attempt - 1, _MOST_DOUBLINGS))
     return ceiling * rng.random()
 
 

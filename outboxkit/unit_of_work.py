@@ -32,6 +32,7 @@ from sqlalchemy import (
     Table,
     event,
     exc,
+    inspect,
     literal,
     select,
 )
@@ -74,12 +75,14 @@ def add(session: Session, emission: Emission) -> None:
     transaction = _current(session) or _begin(session)
     if not transaction.is_active:
         raise CaptureError(
-            "the session's transaction has ended or failed, so nothing can be stored with it any more: "
-            "emit before the commit, or roll back and begin again"
+            "the session's transaction has ended or failed, or another task is using it, so nothing can be stored with "
+            "it now: emit before the commit, roll back and begin again, or give each task its own session"
         )
     _refuse_autocommit_engine(session, emission.mapper)
     waiting = _waiting(transaction)
     waiting.emissions.append(emission)
+    if waiting.writing:
+        return  # emitted by an event that is being made: the loop that writes goes on with it
     if not _flushing(session):
         _mark(session, waiting)
     elif _is_clean(session):
@@ -106,13 +109,14 @@ _ATTRIBUTE: Final = "_outboxkit_waiting"
 
 
 class _Waiting:
-    __slots__ = ("connections", "emissions", "finished", "marker", "partial")
+    __slots__ = ("connections", "emissions", "finished", "marker", "partial", "writing")
 
     def __init__(self) -> None:
         self.emissions: list[Emission] = []
         self.marker: _Marker | None = None
         self.partial = False  # the flush that runs was told to look at some objects only
         self.connections: dict[Mapper[Any] | None, Connection] = {}  # where messages are written; the root knows all
+        self.writing = False
         self.finished = False
 
 
@@ -230,10 +234,18 @@ def _after_rollback(session: Session) -> None:
         waiting.finished = True
 
 
+def _pending_to_transient(session: Session, marker: object) -> None:
+    if isinstance(marker, _Marker) and not marker.leaving:  # expunge_all() takes objects away, not what was emitted
+        transaction = _current(session)
+        if transaction is not None and transaction.is_active:
+            _mark(session, _waiting(transaction))
+
+
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    ended = _found(transaction)
-    if ended is not None and transaction.parent is None and not ended.finished:
-        warnings.warn("a session was closed without commit: the events emitted in it are dropped", ResourceWarning, 2)
+    if (ended := _found(transaction)) is not None:
+        _unmark(session, ended)
+        if transaction.parent is None and not ended.finished:
+            warnings.warn("a session was closed without commit: its events are dropped", ResourceWarning, stacklevel=2)
     waiting = _found(_current(session))
     if waiting is not None and waiting.emissions and session.is_active:
         _mark(session, waiting)  # emitted while a flush ran, too late for it: the next flush takes it
@@ -246,6 +258,7 @@ _LISTENERS: Final[dict[str, Callable[..., None]]] = {
     "after_commit": _after_commit,
     "after_rollback": _after_rollback,
     "after_transaction_end": _after_transaction_end,
+    "pending_to_transient": _pending_to_transient,
 }
 
 
@@ -265,15 +278,25 @@ def _identity(message: Message) -> Message:
     return message
 
 
+_MAX_ROUNDS: Final = 100  # events that emit events; what is left then waits for the next flush, as SQLAlchemy bounds it
+
+
 def _write(session: Session, waiting: _Waiting) -> None:
-    while batch := waiting.emissions:
-        waiting.emissions = []
-        try:
+    if waiting.writing:
+        return  # an event that is being made ran a query, and the session flushed before it
+    waiting.writing = True
+    try:
+        for _ in range(_MAX_ROUNDS):
+            batch = waiting.emissions[:]
             for connection, emissions in _by_connection(session, batch):
                 _insert(connection, emissions)
-        except BaseException:
-            waiting.emissions[:0] = batch
-            raise
+            del waiting.emissions[: len(batch)]
+            if not waiting.emissions:
+                return
+    finally:
+        waiting.writing = False
+    if not _flushing(session):
+        _mark(session, waiting)
 
 
 def _by_connection(session: Session, batch: list[Emission]) -> Iterable[tuple[Connection, list[Emission]]]:
@@ -306,6 +329,8 @@ def _connect(session: Session, mapper: Mapper[Any] | None) -> Connection:
         raise CaptureError(f"the session cannot say which database the message belongs to: {error}") from error
     if connection.get_execution_options().get("isolation_level") == _AUTOCOMMIT or _psycopg_autocommit(connection):
         raise CaptureError(_AUTOCOMMITS)
+    if mapper is None:
+        _refuse_elsewhere(session, connection)
     return connection
 
 
@@ -332,6 +357,17 @@ def _refuse_autocommit_engine(session: Session, mapper: Mapper[Any] | None) -> N
     )
     if level == _AUTOCOMMIT:
         raise CaptureError(_AUTOCOMMITS)
+
+
+def _refuse_elsewhere(session: Session, connection: Connection) -> None:
+    """What the session says belongs to what changes in it, as far as this flush knows."""
+    changed = {inspect(found).mapper for found in (*session.new, *session.dirty, *session.deleted)}
+    others = {session.get_bind(mapper).engine for mapper in changed if mapper.class_ is not _Marker}
+    if others and connection.engine not in others:
+        raise CaptureError(
+            "the message would go to another database than the changes it tells of, so one could commit without the "
+            "other: emit from the object, whose own database is then used"
+        )
 
 
 def _psycopg(connection: Connection) -> Any | None:

@@ -119,7 +119,7 @@ class World:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine: Engine = create_engine(url)
+        self.engine: Engine = create_engine(url, pool_pre_ping=True)
         self.exchange_name = f"test-{uuid4().hex}"
         with self.engine.begin() as connection:
             create_tables(connection)

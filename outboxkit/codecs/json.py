@@ -1,7 +1,7 @@
 """JSON: stable UTF-8 text, readable by anybody, refused before it can mean two things.
 
-Datetimes are RFC 3339, UUIDs and Decimals are strings, bytes are base64, an Enum is its value. NaN, Infinity, keys that
-are not text and unknown types are refused with the path of the field; nothing is ever guessed by ``str()``.
+Datetimes are RFC 3339, UUIDs and Decimals are strings, bytes are base64, an Enum is its value, a set is sorted. NaN,
+Infinity, keys that are not text and unknown types are refused with the path of the field; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import base64
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 from uuid import UUID
 
 from outboxkit.codecs import Codec, Encoded
 from outboxkit.errors import DecodeError, EncodeError
-
-if TYPE_CHECKING:
-    from outboxkit.events import EventType
-    from outboxkit.message import Message
+from outboxkit.events import EventType
+from outboxkit.message import Message
 
 __all__ = ["codec"]
 
@@ -31,14 +30,14 @@ _MAX_DEPTH: Final = 100  # far below the parser's own limit, so that the refusal
 
 
 class _Json:
-    def encode(self, value: object, event_type: EventType) -> Encoded:
-        plain = _plain(value, event_type.name, 0)
+    def encode(self, value: object, event_type: EventType) -> Encoded:  # noqa: ARG002 # the port has it
+        plain = _plain(value, "", 0)
         text = json.dumps(plain, ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
         try:
             return Encoded(text.encode(), _CONTENT_TYPE)
         except UnicodeEncodeError as error:
-            found = _surrogate(plain, event_type.name)
-            raise EncodeError(f"{found} holds half of a surrogate pair, which is not text", path=found) from error
+            path = _surrogate(plain, "")
+            raise _refusal(path, "holds half of a surrogate pair, which is not text") from error
 
     def decode(self, message: Message, event_type: EventType, resolve: Callable[[str], str]) -> object:
         del event_type, resolve
@@ -62,96 +61,112 @@ def _plain(value: object, path: str, depth: int) -> object:
     if kind is str or kind is int or kind is bool or value is None:
         return value
     if depth > _MAX_DEPTH:
-        raise EncodeError(f"{path} is nested deeper than {_MAX_DEPTH} levels, or contains itself", path=path)
-    if kind is float:
-        return _finite(value, path)
+        raise _refusal(path, f"is nested deeper than {_MAX_DEPTH} levels, or contains itself")
     if (scalar := _SCALARS.get(kind)) is not None:
-        return scalar(value)
-    return _other(value, path, depth)
+        return scalar(value, path)
+    fields = _fields(value)
+    return _inner(value, path, depth + 1) if fields is None else _object(fields, path, depth + 1)
 
 
-def _other(value: object, path: str, depth: int) -> object:
-    if (fields := _fields(value)) is not None:
-        return {name: _plain(item, f"{path}.{name}", depth + 1) for name, item in fields}
-    if isinstance(value, Mapping):
-        return {_key(key, path): _plain(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{path}[{at}]", depth + 1) for at, item in enumerate(value)]
-    if isinstance(value, Set):  # a set has no order, but the same event must give the same bytes
-        return sorted((_plain(item, f"{path}{{}}", depth + 1) for item in value), key=_text)
-    if isinstance(value, Enum):
-        return _plain(value.value, path, depth + 1)
+def _inner(value: object, path: str, depth: int) -> object:
+    match value:
+        case Mapping():
+            return _object([(_key(key, path), item) for key, item in value.items()], path, depth)
+        case list() | tuple():
+            return [_plain(item, f"{path}[{at}]", depth) for at, item in enumerate(value)]
+        case AbstractSet():  # a set has no order, but the same event must give the same bytes
+            return sorted((_plain(item, f"{path}[]", depth) for item in value), key=_sort_key)
+        case Enum():
+            return _plain(value.value, path, depth)
     for base, scalar in _SCALARS.items():
         if isinstance(value, base):
-            return scalar(value)
-    if isinstance(value, float):
-        return _finite(value, path)
-    raise EncodeError(
-        f"{path} is a {type(value).__name__}, which JSON cannot hold; expected text, numbers, dates, UUID, Decimal, "
-        "bytes, Enum, lists, mappings or event classes",
-        path=path,
+            return scalar(value, path)
+    raise _refusal(
+        path,
+        f"is a {type(value).__name__}, which JSON cannot hold; expected text, numbers, dates, UUID, Decimal, bytes, "
+        "Enum, lists, mappings or event classes",
     )
 
 
+def _object(fields: list[tuple[str, object]], path: str, depth: int) -> dict[str, object]:
+    return {name: _plain(item, f"{path}.{name}" if path else name, depth) for name, item in fields}
+
+
 def _fields(value: object) -> list[tuple[str, object]] | None:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    names = getattr(type(value), "__struct_fields__", None)  # msgspec.Struct
-    if names is None:
-        names = getattr(type(value), "model_fields", None)  # pydantic.BaseModel
+    cls = type(value)
+    if dataclasses.is_dataclass(cls):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(cls)]
+    names = getattr(cls, "__struct_fields__", None) or getattr(cls, "model_fields", None)  # msgspec, pydantic
     return None if names is None else [(name, getattr(value, name)) for name in names]
-
-
-def _finite(value: Any, path: str) -> float:
-    if not math.isfinite(value):
-        raise EncodeError(f"{path} is {value}, which is not a JSON number", path=path)
-    return float(value)
 
 
 def _key(key: object, path: str) -> str:
     if isinstance(key, Enum):
         key = key.value
     if not isinstance(key, str):
-        raise EncodeError(f"{path} has the key {key!r}; keys of a JSON object are text", path=path)
+        raise _refusal(path, f"has the key {key!r}; the keys of a JSON object are text")
     return key
 
 
-def _duration(value: timedelta) -> str:
-    sign = "-" if value < timedelta() else ""
+def _float(value: Any, path: str) -> float:
+    if not math.isfinite(value):
+        raise _refusal(path, f"is {value}, which is not a JSON number")
+    return float(value)
+
+
+def _decimal(value: Any, path: str) -> str:
+    if not value.is_finite():
+        raise _refusal(path, f"is {value}, which is not a number")
+    return str(value)
+
+
+def _duration(value: Any, _path: str) -> str:
     whole = abs(value)
-    return f"{sign}P{whole.days}DT{whole.seconds}.{whole.microseconds:06d}S"
+    return f"{'-' if value < timedelta() else ''}P{whole.days}DT{whole.seconds}.{whole.microseconds:06d}S"
 
 
-def _text(plain: object) -> str:
-    return json.dumps(plain, sort_keys=True)
+def _base64(value: Any, _path: str) -> str:
+    return base64.b64encode(value).decode()
 
 
-_SCALARS: Final[dict[type, Callable[[Any], object]]] = {
-    datetime: datetime.isoformat,
-    date: date.isoformat,
-    time: time.isoformat,
+_SCALARS: Final[dict[type, Callable[[Any, str], object]]] = {
+    float: _float,
+    datetime: lambda value, _: value.isoformat(),
+    date: lambda value, _: value.isoformat(),
+    time: lambda value, _: value.isoformat(),
     timedelta: _duration,
-    UUID: str,
-    Decimal: str,
-    bytes: lambda value: base64.b64encode(value).decode(),
-    bytearray: lambda value: base64.b64encode(value).decode(),
-    str: lambda value: str.__str__(value),
-    int: int,
+    UUID: lambda value, _: str(value),
+    Decimal: _decimal,
+    bytes: _base64,
+    bytearray: _base64,
+    str: lambda value, _: str.__str__(value),
+    int: lambda value, _: int(value),
 }
 
 
-def _surrogate(plain: object, path: str) -> str:
+def _sort_key(plain: object) -> str:
+    return json.dumps(plain, sort_keys=True)
+
+
+def _surrogate(plain: object, path: str) -> str | None:
     """The path of the first text that is not Unicode."""
     if isinstance(plain, str):
-        return path if any("\ud800" <= character <= "\udfff" for character in plain) else ""
+        return path if any("\ud800" <= character <= "\udfff" for character in plain) else None
     if isinstance(plain, Mapping):
-        children = [
-            (f"{path}.{key!a}" if _surrogate(key, path) else f"{path}.{key}", key, item) for key, item in plain.items()
+        named = [
+            (f"{path}.{key!a}".lstrip(".").replace("'", ""), part)
+            for key, item in plain.items()
+            for part in (key, item)
         ]
-        return next((at for at, key, item in children if _surrogate(key, at) or _surrogate(item, at)), "")
+        return next((found for at, part in named if (found := _surrogate(part, at)) is not None), None)
     if isinstance(plain, list):
-        return next((found for at, item in enumerate(plain) if (found := _surrogate(item, f"{path}[{at}]"))), "")
-    return ""
+        indexed = (_surrogate(item, f"{path}[{at}]") for at, item in enumerate(plain))
+        return next((found for found in indexed if found is not None), None)
+    return None
+
+
+def _refusal(path: str | None, why: str) -> EncodeError:
+    return EncodeError(f"{path or 'the event'} {why}", path=path or "")
 
 
 # --- the way in --------------------------------------------------------------------------------------------------
@@ -163,16 +178,15 @@ def _parse(data: bytes) -> object:
     except UnicodeDecodeError as error:
         raise DecodeError(f"not UTF-8 at byte {error.start}", offset=error.start) from error
     try:
-        plain: object = json.loads(text, parse_constant=_no_constant, parse_float=_float)
+        plain: object = json.loads(text, parse_constant=_no_constant, parse_float=_no_infinity)
     except json.JSONDecodeError as error:
         offset = len(text[: error.pos].encode())
         raise DecodeError(f"not JSON at byte {offset}: {error.msg}", offset=offset) from error
     except RecursionError as error:
         raise DecodeError(f"nested deeper than {_MAX_DEPTH} levels") from error
-    except ValueError as error:  # digits without end: the interpreter's own limit
-        raise DecodeError("a number is too long") from error
-    if _depth(plain, _MAX_DEPTH) > _MAX_DEPTH:
-        raise DecodeError(f"nested deeper than {_MAX_DEPTH} levels")
+    except ValueError as error:  # the interpreter's limit on digits
+        raise DecodeError("a number has too many digits") from error
+    _refuse_depth(plain)
     return plain
 
 
@@ -180,20 +194,22 @@ def _no_constant(name: str) -> NoReturn:
     raise DecodeError(f"{name} is not a JSON number")
 
 
-def _float(digits: str) -> float:
+def _no_infinity(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
         raise DecodeError(f"the number {digits[:40]} is too large")
     return value
 
 
-def _depth(plain: object, limit: int) -> int:
-    """How deep the value is nested; counts no further than one past the limit."""
-    level, depth = [plain], 0
-    while level and depth <= limit:
-        inner: list[object] = []
-        for item in level:
-            inner.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
-        level = inner
-        depth += 1
-    return depth - 1 if not level else depth
+def _refuse_depth(plain: object) -> None:
+    level = [plain]
+    for _ in range(_MAX_DEPTH + 1):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise DecodeError(f"nested deeper than {_MAX_DEPTH} levels")

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Followers, Order, duration
 
-__all__ = ["Duration", "RelaySettings", "Retention", "Settings", "load"]
+__all__ = ["Duration", "RelaySettings", "Retention", "Settings", "colourless", "environment", "load"]
 
 PREFIX: Final = "OUTBOXKIT_"
 
@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         None, description="postgresql+psycopg://user@host/database or sqlite:///file.db"
     )
     broker_url: SecretStr | None = Field(None, description="kafka://host:9092 or amqp://user@host/vhost")
+    registry_url: SecretStr | None = Field(
+        None, description="directory:schemas or https://registry:8081: the schemas that dead messages name"
+    )
     broker: dict[str, str] = Field(
         default_factory=dict, description="client settings by their own names, by allow-list"
     )
@@ -132,6 +135,17 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None
     return settings.model_copy(update={name: SecretStr(value) for name, value in flags.items() if value is not None})
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """The environment for a child process that is told these settings and inherits none: ``database_url="…"``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return kept | {f"{PREFIX}{name.upper()}": value for name, value in settings.items()}
+
+
+def colourless() -> bool:
+    """Whether the person wants no colours (no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
 
 
 def _content(file: Path | None) -> dict[str, Any]:

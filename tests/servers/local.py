@@ -32,6 +32,7 @@ class LocalServer:
     user: str | None = None
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     shutdown: signal.Signals = signal.SIGTERM
+    farewell: signal.Signals | None = None
     start_seconds: float = 60.0
     _child: subprocess.Popen[bytes] | None = None
     _paused: bool = False
@@ -99,8 +100,8 @@ class LocalServer:
             self.ready()
 
     def close(self) -> None:
-        """The data is thrown away anyway, so a kill is as good as a shutdown, and ten times faster."""
-        self.kill()
+        """The data is thrown away anyway: the quickest end that leaves nothing in the system."""
+        self._end(gently=self.farewell)
 
     def _running(self) -> bool:
         return self._child is not None and self._child.poll() is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import uuid
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +56,7 @@ def local() -> LocalServer:
         env=_environment(),
         ready=lambda: server_version(url),
         shutdown=signal.SIGINT,  # "fast": it does not wait for clients to go
+        farewell=signal.SIGQUIT,  # "immediate"; a killed one would leave a shared memory segment behind
     )
     server.start()
     server.version = server_version(url)
@@ -101,7 +101,8 @@ def _initdb(programs: Path, folder: Path, *, user: str | None, port: int) -> Non
     finally:
         processes.end(child)
     if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, "initdb", output=log.read_text())
+        msg = f"initdb ended with {child.returncode}: {log.read_text(errors='replace')[-2000:]}"
+        raise RuntimeError(msg)
     with (folder / "data" / "postgresql.conf").open("a") as settings:
         settings.write(_SETTINGS.format(port=port, folder=folder))
 

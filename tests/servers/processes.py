@@ -57,9 +57,10 @@ def tree(pid: int) -> list[psutil.Process]:
     """The process and everything below it that still runs; the root first."""
     try:
         root = psutil.Process(pid)
-        return [p for p in [root, *root.children(recursive=True)] if p.status() != psutil.STATUS_ZOMBIE]
+        processes = [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+    return [process for process in processes if not _gone(process)]
 
 
 def _gone(process: psutil.Process) -> bool:

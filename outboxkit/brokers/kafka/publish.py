@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from outboxkit.brokers import Features, Receipts, Refusal
-from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client
+from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import sequence_header, unpack_headers
 from outboxkit.policy import Failure, Order
@@ -137,6 +137,7 @@ class KafkaPublisher:
     features = FEATURES
 
     def __init__(self, settings: Settings) -> None:
+        prove(Producer, {**settings.common, **settings.publisher})
         self._settings = settings
         self._topics = Topics(settings)
         self._jobs: queue.SimpleQueue[_Pending | _Barrier] = queue.SimpleQueue()

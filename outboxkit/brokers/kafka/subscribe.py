@@ -1,8 +1,8 @@
 """The way in from Kafka. One thread drives the consumer; the event loop never waits for it.
 
 Invariants: no offset is committed past an unacknowledged delivery of its partition; what belonged to a partition that
-was taken away commits nothing; while nobody receives, the partitions are paused and the consumer is still polled, so that
-long handlers do not cost the membership.
+was taken away commits nothing; while nobody receives, the partitions are paused and the consumer is polled: long
+handlers do not cost the membership.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from outboxkit.brokers import Delivery
 from outboxkit.brokers.kafka.publish import FEATURES
-from outboxkit.brokers.kafka.topics import LookupFailed, Topics, login_trouble, open_client
+from outboxkit.brokers.kafka.topics import LookupFailed, Topics, login_trouble, open_client, prove
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.policy import Failure
 
@@ -111,6 +111,7 @@ class KafkaSubscriber:
     features = FEATURES
 
     def __init__(self, settings: Settings, subscription: Subscription) -> None:
+        prove(Consumer, {**settings.common, **settings.subscriber, "group.id": "proof"})
         self._settings = settings
         self._subscription = subscription
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers.kafka.settings import Settings
 
-__all__ = ["CLIENT_LOG", "LookupFailed", "Topics", "login_trouble", "open_client"]
+__all__ = ["CLIENT_LOG", "LookupFailed", "Topics", "login_trouble", "open_client", "prove"]
 
 CLIENT_LOG: Final = logging.getLogger("outboxkit.brokers.kafka.client")
 
@@ -66,6 +66,15 @@ def open_client(kind: Callable[..., Client], conf: Mapping[str, object]) -> Clie
         raise ConfigurationError(f"a kafka setting is wrong: {error.args[0].str()}") from error
 
 
+def prove(kind: Callable[..., object], conf: Mapping[str, object]) -> None:
+    """Has librdkafka read the settings, without an address: nothing is connected.
+
+    Raises:
+        ConfigurationError: a setting has a value that librdkafka does not take.
+    """
+    open_client(kind, {**{name: value for name, value in conf.items() if name != "bootstrap.servers"}, "log_level": 0})
+
+
 class Topics:
     """Looks topics up and remembers those that were found, with the size of a message that each takes."""
 
@@ -75,6 +84,7 @@ class Topics:
         self._lock = threading.Lock()
         self._admin: AdminClient | None = None
         self._login = ""
+        self._is_mock = False
 
     def limit(self, name: str) -> int | None:
         """The largest record batch that the topic takes; None when the topic was not seen."""
@@ -106,9 +116,9 @@ class Topics:
         self._login = ""
         wanted = set(names)
         found = wanted & cluster.topics.keys()
-        # The mock cluster knows no configurations and never answers.
-        mock = str(cluster.cluster_id).startswith(_MOCK_CLUSTER)
-        self._limits.update(dict.fromkeys(found, DEFAULT_LIMIT) if mock else self._describe(admin, found))
+        # The mock cluster does not answer to requests about configurations.
+        self._is_mock = str(cluster.cluster_id).startswith(_MOCK_CLUSTER)
+        self._limits.update(dict.fromkeys(found, DEFAULT_LIMIT) if self._is_mock else self._describe(admin, found))
         return wanted - found
 
     def create(self, names: Iterable[str]) -> Sequence[str]:
@@ -120,21 +130,25 @@ class Topics:
         """
         wanted = sorted(set(names))
         missing = self.look_up(wanted, _CREATE_SECONDS)
-        lines = [f"topic {name} exists" for name in wanted if name not in missing]
-        new = [
-            NewTopic(name, self._settings.partitions, self._settings.replication) for name in wanted if name in missing
-        ]
-        futures = self._client().create_topics(new, operation_timeout=_CREATE_SECONDS) if new else {}
-        for name, future in futures.items():
-            try:
-                future.result(_CREATE_SECONDS)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise ConfigurationError(f"cannot create the topic {name}: {error.args[0].str()}") from error
-            except FutureTimeoutError as error:
-                raise LookupFailed(Failure.BROKER_DOWN, f"no answer to the creation of topic {name}") from error
-            lines.append(f"topic {name} created with {self._settings.partitions} partitions")
-        return lines
+        for name in missing:
+            self._create(name)
+        made = f"created with {self._settings.partitions} partitions"
+        return [f"topic {name} {made if name in missing else 'exists'}" for name in wanted]
+
+    def _create(self, name: str) -> None:
+        admin = self._client()
+        if self._is_mock:
+            admin.list_topics(name, timeout=_CREATE_SECONDS)  # it cannot be asked to create; naming a topic is enough
+            return
+        topic = NewTopic(name, self._settings.partitions, self._settings.replication)
+        (future,) = admin.create_topics([topic], operation_timeout=_CREATE_SECONDS).values()
+        try:
+            future.result(_CREATE_SECONDS)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise ConfigurationError(f"cannot create the topic {name}: {error.args[0].str()}") from error
+        except FutureTimeoutError as error:
+            raise LookupFailed(Failure.BROKER_DOWN, f"no answer to the creation of the topic {name}") from error
 
     def close(self) -> None:
         """Drops the client; a later question opens a new one."""

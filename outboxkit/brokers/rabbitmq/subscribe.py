@@ -85,7 +85,7 @@ class _Session:
 class RabbitSubscriber:
     """See `outboxkit.brokers.Subscriber`.
 
-    The first `receive` sets the prefetch: twice its limit, at least 100. Who holds that many unacknowledged gets no more.
+    The first `receive` sets the prefetch: twice its limit, at least 100. Who holds that many unsettled gets no more.
     """
 
     features = FEATURES

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from outboxkit import dead_letters
+from outboxkit import dead_letters, registries
 from outboxkit.dead_letters import DeadLetter, Plan, Side, State
 from outboxkit.errors import OutboxKitError
 from outboxkit_relay.cli import database, letters, screen
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.settings import Settings
 
 __all__ = ["command"]
 
@@ -69,7 +70,7 @@ def show(invocation: Invocation, name: str, *, reveal: bool, as_json: bool) -> N
     opened = database.writing if reveal else database.reading
     with opened(invocation) as connection:
         letter = letters.named(connection, name)
-        content = letters.reveal(connection, letter, _who()) if reveal else None
+        content = letters.reveal(connection, letter, _who(), _resolve(invocation.settings)) if reveal else None
     if as_json:
         screen.print_json(letters.as_json(letter, content))
     else:
@@ -103,6 +104,7 @@ def replay(invocation: Invocation, /, choice: letters.Choice, **options: Any) ->
             payload=payload,
             force=options["force"],
             dry_run=dry_run,
+            resolve=_resolve(invocation.settings),
             inbox_retention=invocation.settings.retention.inbox,
         )
 
@@ -195,6 +197,13 @@ def _content_of(path: Path | None) -> bytes | None:
         return path.read_bytes() if path else None
     except OSError as error:
         raise OutboxKitError(f"the payload {path} cannot be read: {error.strerror}") from None
+
+
+def _resolve(settings: Settings) -> Callable[[str], str] | None:
+    """Where to find the schema that a dead message names, when no table has it."""
+    if settings.registry_url is None:
+        return None
+    return registries.open_registry(settings.registry_url.get_secret_value()).resolve
 
 
 def _who() -> str:

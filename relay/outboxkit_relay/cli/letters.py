@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -235,7 +236,7 @@ def as_json(letter: DeadLetter, content: str | None = None) -> dict[str, object]
     }
 
 
-def reveal(connection: Connection, letter: DeadLetter, by: str) -> str:
+def reveal(connection: Connection, letter: DeadLetter, by: str, resolve: Callable[[str], str] | None) -> str:
     """The payload as text, as far as it can be read; writes an entry of the audit log.
 
     Transaction: joins the caller's; does not commit.
@@ -244,18 +245,15 @@ def reveal(connection: Connection, letter: DeadLetter, by: str) -> str:
     connection.execute(tables.outbox_audit.insert().values(**entry))
     if letter.payload is None:
         return "(none: a tombstone)"
-    return _decoded(connection, letter, letter.payload)[:_BYTES_SHOWN]
+    return _decoded(letter, letter.payload, partial(readers.schema_text, connection, resolve=resolve))[:_BYTES_SHOWN]
 
 
-def _decoded(connection: Connection, letter: DeadLetter, payload: bytes) -> str:
+def _decoded(letter: DeadLetter, payload: bytes, schema_text: Callable[[str], str]) -> str:
     try:
         message = letter.message
         if "json" in message.content_type:
             return payload.decode("utf-8", "backslashreplace")
-        schema = json.loads(readers.schema_text(connection, message.schema))
-        plain = codec_named("avro").decode(
-            message, EventType(name=letter.type, schema=schema, codec="avro"), json.dumps
-        )
+        plain = codec_named("avro").decode(message, EventType(name=letter.type, codec="avro"), schema_text)
         return json.dumps(plain, default=str, ensure_ascii=False)
     except (CodecError, SchemaError, ConfigurationError, ValueError):
         return payload[:_BYTES_SHOWN].hex(" ")

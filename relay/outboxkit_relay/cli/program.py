@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "Invocation", "program"]
 
 #: name -> (module with ``command``, what the list of commands says about it)
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "demo": ("outboxkit_relay.cli.demo", "See a relay die, a message fail, and nothing be lost."),
+    "demo": ("outboxkit_relay.demo", "See a relay die, a message fail, and nothing be lost."),
     "init": ("outboxkit_relay.cli.init", "Create the tables, and what the broker needs."),
     "relay": ("outboxkit_relay.cli.relay", "Publish what is in the outbox."),
     "consume": ("outboxkit_relay.cli.consume", "Run the handlers of a consumer."),

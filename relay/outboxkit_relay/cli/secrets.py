@@ -34,7 +34,7 @@ def of(settings: Settings) -> set[str]:
 
 
 def _of(settings: Settings) -> Iterator[str]:
-    for url in (settings.database_url, settings.broker_url):
+    for url in (settings.database_url, settings.broker_url, settings.registry_url):
         if url is not None:
             yield from logs.secrets_of(url.get_secret_value())
     for name, value in settings.broker.items():

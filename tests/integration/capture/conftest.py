@@ -38,12 +38,10 @@ def empty_shop(shop_database: URL) -> URL:
     return shop_database
 
 
-@pytest.fixture(params=(*POSTGRES, *SQLITE))
-def world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
-    driver: str = request.param
+def _world(driver: str, empty_shop: URL, folder: Path) -> Iterator[World]:
     url = empty_shop
     if driver.startswith("sqlite"):
-        url = URL.create("sqlite", database=str(tmp_path / "shop.sqlite"))
+        url = URL.create("sqlite", database=str(folder / "shop.sqlite"))
         engine = create_engine(url)
         prepare(engine)
         engine.dispose()
@@ -54,10 +52,21 @@ def world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> It
         opened.sync_engine.dispose()
 
 
+@pytest.fixture(params=(*POSTGRES, *SQLITE))
+def world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+    yield from _world(request.param, empty_shop, tmp_path)
+
+
 @pytest.fixture(params=POSTGRES)
-def postgres_world(request: pytest.FixtureRequest, empty_shop: URL) -> Iterator[World]:
-    opened = open_world(empty_shop, request.param)
-    yield opened
-    opened.observer.dispose()
-    if not opened.is_async:
-        opened.sync_engine.dispose()
+def postgres_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+    yield from _world(request.param, empty_shop, tmp_path)
+
+
+@pytest.fixture(params=(POSTGRES[0], SQLITE[0]))
+def sync_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+    yield from _world(request.param, empty_shop, tmp_path)
+
+
+@pytest.fixture(params=(*POSTGRES[1:], SQLITE[1]))
+def async_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+    yield from _world(request.param, empty_shop, tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from outboxkit import publish
@@ -45,7 +45,7 @@ def test_a_rolled_back_transaction_stores_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("flushed", [True, False])
-def test_a_rolled_back_savepoint_takes_its_events_along_and_leaves_the_others(world: World, flushed: bool) -> None:
+def test_a_rolled_back_savepoint_takes_its_events_along_and_leaves_the_others(world: World, *, flushed: bool) -> None:
     def scenario(session: Session) -> None:
         publish(session, Noted("kept"), topic="notes")
         savepoint = session.begin_nested()
@@ -61,11 +61,8 @@ def test_a_rolled_back_savepoint_takes_its_events_along_and_leaves_the_others(wo
     assert world.events() == [{"text": "kept"}, {"text": "kept too"}]
 
 
-async def test_an_async_session_needs_no_configuration(world: World) -> None:
-    if not isinstance(world.engine, AsyncEngine):
-        pytest.skip("a synchronous driver has no AsyncSession")
-
-    async with AsyncSession(world.engine) as session, session.begin():
+async def test_an_async_session_needs_no_configuration(async_world: World) -> None:
+    async with AsyncSession(async_world.async_engine) as session, session.begin():
         order = Order(total=3).place()
         session.add(order)
         await session.flush()
@@ -73,6 +70,6 @@ async def test_an_async_session_needs_no_configuration(world: World) -> None:
             order.emit(OrderPlaced(order.id, 4))
             await savepoint.rollback()
         publish(session, Noted("async"), topic="notes")
-    await world.engine.dispose()
+    await async_world.async_engine.dispose()
 
-    assert world.events() == [{"order_id": 1, "total": 3}, {"text": "async"}]
+    assert async_world.events() == [{"order_id": 1, "total": 3}, {"text": "async"}]

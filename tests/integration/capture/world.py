@@ -32,6 +32,11 @@ class World:
     def sync_engine(self) -> Engine:
         return self.engine.sync_engine if isinstance(self.engine, AsyncEngine) else self.engine
 
+    @property
+    def async_engine(self) -> AsyncEngine:
+        assert isinstance(self.engine, AsyncEngine)
+        return self.engine
+
     def run(self, scenario: Callable[[Session], Any], **options: Any) -> Any:
         """Runs a scenario on a session; on an asyncio driver inside `AsyncSession.run_sync`."""
         if isinstance(self.engine, AsyncEngine):

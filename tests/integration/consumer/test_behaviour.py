@@ -3,3 +3,6 @@
 from tests.unit.consumer.test_failures import *  # noqa: F403
 from tests.unit.consumer.test_failures import _quick  # noqa: F401
 from tests.unit.consumer.test_once import *  # noqa: F403
+from tests.unit.consumer.test_inbox import *  # noqa: F403
+from tests.unit.consumer.test_replay import *  # noqa: F403
+from tests.unit.consumer.test_replay import _disarmed  # noqa: F401

@@ -1,0 +1,187 @@
+"""The judge: counts from outside. It reads the topics with the plain client and the tables with plain SQL.
+
+Nothing here uses the library, so that the demo does not certify itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from confluent_kafka import Consumer, TopicPartition
+from sqlalchemy import Engine, text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from confluent_kafka import Message
+
+__all__ = ["Record", "Verdict", "judge", "number_of_records", "read_all"]
+
+_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a topic, as anybody would read it."""
+
+    topic: str
+    key: bytes
+    id: str
+    sequence: int
+    is_replay: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was counted, and which checks failed."""
+
+    placed: int
+    published: int
+    redelivered: int
+    replayed: int
+    duplicates_caught: int
+    handled: int
+    dead_letters: int
+    failures: tuple[str, ...]
+
+
+def judge(engine: Engine, records: Sequence[Record], duplicates: int, poison: int) -> Verdict:
+    """Compares what was placed with what was published and with what came of it.
+
+    Args:
+        engine: of the database.
+        records: of all topics.
+        duplicates: what the consumers say that they caught.
+        poison: the number of the order whose message was dead for a while.
+    """
+    orders = dict(_rows(engine, _ORDERS))
+    copies = Counter((record.topic, record.id) for record in records if not record.is_replay)
+    redelivered = sum(copies.values()) - len(copies)
+    effects = {name: [order for (order,) in _rows(engine, query)] for name, query in _EFFECTS.items()}
+    ((paid,),) = _rows(engine, _PAID)
+    ((unsent,),) = _rows(engine, _UNSENT)
+    replayed = sum(record.is_replay for record in records)
+    letters = Counter(state for (state,) in _rows(engine, _LETTERS))
+    checks = {
+        "every message was published": len(copies) == _STEPS * len(orders) and not unsent,
+        "nothing is lost": all(set(done) == set(orders) for done in effects.values()),
+        "nothing is doubled": all(len(done) == len(set(done)) for done in effects.values()),
+        "the books balance": paid == sum(orders.values()),
+        "messages were redelivered": redelivered >= 1,
+        "the inbox caught every duplicate": duplicates >= redelivered,
+        "order is kept per key": _in_order(records) and _effects_in_order(engine, poison),
+        "the dead letter was replayed once": letters == {"replayed": 1} and replayed == 1,
+    }
+    return Verdict(
+        placed=len(orders),
+        published=len(copies),
+        redelivered=redelivered,
+        replayed=replayed,
+        duplicates_caught=duplicates,
+        handled=sum(len(done) for done in effects.values()),
+        dead_letters=sum(letters.values()),
+        failures=tuple(name for name, holds in checks.items() if not holds),
+    )
+
+
+_ORDERS: Final = text("SELECT id, total FROM demo_orders")
+_PAID: Final = text("SELECT coalesce(sum(amount), 0) FROM demo_payments")
+_UNSENT: Final = text("SELECT count(*) FROM outbox_messages")
+_LETTERS: Final = text("SELECT state FROM dead_letters")
+_RESERVED: Final = text("SELECT customer, order_id FROM demo_reservations WHERE order_id <> :poison ORDER BY id")
+_EFFECTS: Final = {
+    "reservations": text("SELECT order_id FROM demo_reservations"),
+    "payments": text("SELECT order_id FROM demo_payments"),
+    "shipments": text("SELECT order_id FROM demo_shipments"),
+    "confirmations": text("SELECT order_id FROM demo_confirmations"),
+}
+_STEPS: Final = 4  # messages that an order causes
+
+
+def _rows(engine: Engine, query: object, **values: object) -> list[tuple[object, ...]]:
+    with engine.connect().execution_options(outboxkit_reading=True) as connection:
+        return [tuple(row) for row in connection.execute(query, values)]  # type: ignore[call-overload]
+
+
+def _in_order(records: Sequence[Record]) -> bool:
+    """First occurrences of each (topic, key), in the order of the producer's positions."""
+    last: dict[tuple[str, bytes], int] = defaultdict(int)
+    seen: set[tuple[str, str]] = set()
+    for record in records:
+        if record.is_replay or (record.topic, record.id) in seen:
+            continue
+        seen.add((record.topic, record.id))
+        if record.sequence <= last[record.topic, record.key]:
+            return False
+        last[record.topic, record.key] = record.sequence
+    return True
+
+
+def _effects_in_order(engine: Engine, poison: int) -> bool:
+    """Orders are placed in the order of their numbers; each customer's are handled in that order, but for the replay."""
+    by_customer: Mapping[object, list[int]] = defaultdict(list)
+    for customer, order in _rows(engine, _RESERVED, poison=poison):
+        by_customer[customer].append(int(str(order)))
+    return all(orders == sorted(orders) for orders in by_customer.values())
+
+
+# --- the topics --------------------------------------------------------------------------------------------------
+
+
+def number_of_records(address: str, topic: str) -> int:
+    """How many records a topic holds."""
+    reader = _reader(address)
+    try:
+        return sum(high - low for low, high in _bounds(reader, topic).values())
+    finally:
+        reader.close()
+
+
+def read_all(address: str, topics: Sequence[str]) -> list[Record]:
+    """Every record of the topics, in the order of each partition."""
+    reader = _reader(address)
+    try:
+        ends = {(topic, partition): high for topic in topics for partition, (_, high) in _bounds(reader, topic).items()}
+        left = {place for place, high in ends.items() if high}
+        reader.assign([TopicPartition(topic, partition, 0) for topic, partition in left])
+        records = []
+        while left:
+            message = reader.poll(_SECONDS)
+            if message is None or message.error() is not None:
+                raise OSError("the topics cannot be read")
+            records.append(_record(message))
+            place = str(message.topic()), int(message.partition() or 0)
+            if int(message.offset() or 0) + 1 >= ends[place]:
+                left.discard(place)
+        return records
+    finally:
+        reader.close()
+
+
+def _reader(address: str) -> Consumer:
+    return Consumer({"bootstrap.servers": address, "group.id": "outboxkit-demo-judge", "enable.auto.commit": False})
+
+
+def _bounds(reader: Consumer, topic: str) -> dict[int, tuple[int, int]]:
+    partitions = reader.list_topics(topic, timeout=_SECONDS).topics[topic].partitions
+    return {
+        number: reader.get_watermark_offsets(TopicPartition(topic, number), timeout=_SECONDS) for number in partitions
+    }
+
+
+def _record(message: Message) -> Record:
+    headers = dict(message.headers() or ())
+    key = message.key()
+    return Record(
+        topic=str(message.topic()),
+        key=key if isinstance(key, bytes) else b"",
+        id=_text(headers.get("ce_id")),
+        sequence=int(_text(headers.get("ce_sequence")) or 0),
+        is_replay="outboxkit-replay-for" in headers,
+    )
+
+
+def _text(value: str | bytes | None) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""

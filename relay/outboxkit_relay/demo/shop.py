@@ -1,0 +1,42 @@
+"""The shop as a process: places orders when it reads a line ``first last``, says ``placed`` after each of these lines.
+
+It ends when its standard input does, so it never outlives the demo.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+from outboxkit_relay.demo.contracts import OldOrderPlaced, OrderPlaced
+from outboxkit_relay.demo.services import Base, Order, engine, sessions
+
+__all__ = ["main"]
+
+_CUSTOMERS = 10
+
+
+def main(seed: int, old: int) -> None:
+    """Places orders as asked; the one with the number ``old`` speaks the previous release's language."""
+    rng = random.Random(seed)  # noqa: S311  a story, not a secret
+    with engine.begin() as connection:
+        Base.metadata.create_all(connection)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        first, last = map(int, line.split())
+        for number in range(first, last + 1):
+            _place(number, rng, as_old=number == old)
+        print("placed", flush=True)
+
+
+def _place(number: int, rng: random.Random, *, as_old: bool) -> None:
+    customer, quantity = f"customer-{rng.randrange(_CUSTOMERS)}", rng.randint(1, 5)
+    order = Order(id=number, customer=customer, quantity=quantity, total=quantity * rng.randint(100, 9_999))
+    said = {"order_id": number, "customer": customer, "quantity": quantity, "total": order.total}
+    with sessions.begin() as session:
+        session.add(order)
+        order.emit(OldOrderPlaced(**said) if as_old else OrderPlaced(**said, warehouse="north"))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

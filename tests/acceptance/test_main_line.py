@@ -1,0 +1,174 @@
+"""The whole product on real servers: the real command line, killed without mercy, read by clients that are not ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from tests import servers
+from tests.acceptance.shop import TOPIC
+from tests.acceptance.world import Kafka, RabbitMQ, Seen, World, Writer, by_key, first_occurrences
+
+ORDERS, KEYS = 2_000, 50
+OUTAGE_SECONDS = 20.0
+
+
+@pytest.fixture(params=["kafka", "rabbitmq"])
+def broker(request: pytest.FixtureRequest) -> servers.Server:
+    found: servers.Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def reader(broker: servers.Server) -> Kafka | RabbitMQ:
+    return Kafka(broker) if broker.url.startswith("kafka") else RabbitMQ(broker)
+
+
+@pytest.fixture
+def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, tmp_path: Path) -> Iterator[World]:
+    """Tables, topology and an audit of what is published."""
+    forget(broker)
+    made = World(database_url, broker.url, tmp_path)
+    made.create_tables()
+    made.run("init", "--topology", "tests.acceptance.shop:billing")
+    reader.prepare()
+    yield made
+    made.close()
+
+
+def forget(broker: servers.Server) -> None:
+    """Each test begins with a topic of its own name that is empty."""
+    if broker.url.startswith("kafka"):
+        from confluent_kafka.admin import AdminClient
+
+        admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+        if TOPIC in admin.list_topics(timeout=10).topics:
+            admin.delete_topics([TOPIC])[TOPIC].result(30)
+            while TOPIC in admin.list_topics(timeout=10).topics:
+                pass
+        groups = [group.group_id for group in admin.list_consumer_groups().result(30).valid]
+        if "billing" in groups:
+            admin.delete_consumer_groups(["billing"])["billing"].result(30)
+    else:
+        import pika
+
+        connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+        channel = connection.channel()
+        for queue in ("audit", f"{TOPIC}.billing"):
+            channel.queue_delete(queue)
+        channel.exchange_delete(TOPIC)
+        connection.close()
+
+
+def ordinal(message: Seen) -> int:
+    found: int = json.loads(message.body)["ordinal"]
+    return found
+
+
+def numbers(seen: list[Seen]) -> list[int]:
+    return [json.loads(message.body)["number"] for message in seen]
+
+
+@pytest.mark.timeout(300)
+def test_no_order_is_lost_invented_doubled_or_reordered_though_relay_and_consumer_are_killed(
+    world: World, reader: Kafka | RabbitMQ,
+) -> None:
+    """Every kill hits work in flight: the ledger is locked, so that messages are at the broker and not yet settled."""
+    writer = Writer(world.engine, ORDERS, KEYS)
+    consumer = world.start("consume", "tests.acceptance.shop:billing")
+    relay = world.start("relay", "run")
+    writer.start()
+
+    for part in (1, 2):
+        world.until(lambda part=part: world.scalar("SELECT count(*) FROM orders") > part * ORDERS // 4, "orders placed")
+        unsettled = kill_with_messages_unsettled(world, relay, reader)
+        assert unsettled > 0, "void: the kill hit nothing in flight"
+        relay = world.start("relay", "run")
+    world.until(lambda: world.scalar("SELECT count(*) FROM invoices") > ORDERS // 4, "invoices")
+    world.until(lambda: world.scalar("SELECT count(*) FROM inbox_batches") > 0, "a batch in the consumer's hands")
+    consumer.kill()
+    consumer.wait()
+    billed = world.scalar("SELECT count(*) FROM invoices")
+    assert billed < ORDERS, "void: the consumer had nothing left to do"
+    consumer = world.start("consume", "tests.acceptance.shop:billing")
+    writer.join()
+
+    world.until(lambda: world.scalar("SELECT count(*) FROM outbox_messages") == 0, "everything published")
+    world.until(lambda: world.scalar("SELECT count(*) FROM invoices") >= ORDERS, "everything billed")
+    world.stop(relay)
+    world.stop(consumer)
+    seen = reader.read()
+    first = first_occurrences(seen)
+    assert len(seen) > len(first), "void: nothing was published twice, the inbox had nothing to catch"
+    assert sorted(numbers(first)) == list(range(ORDERS)), "an order was lost or invented"
+    for key, ordinals in by_key(first, ordinal).items():
+        assert ordinals == sorted(ordinals), f"{key} was reordered"
+    assert world.scalar("SELECT count(*) FROM invoices") == ORDERS, "a duplicate took effect"
+    assert world.scalar("SELECT count(DISTINCT number) FROM invoices") == ORDERS
+    assert world.scalar("SELECT count(*) FROM dead_letters") == 0
+    assert effects_are_in_order(world)
+
+
+def kill_with_messages_unsettled(world: World, relay: object, reader: Kafka | RabbitMQ) -> int:
+    """SIGKILL while the broker has messages that the outbox still holds; returns how many."""
+    with world.engine.connect() as connection, connection.begin():
+        connection.execute(text("LOCK TABLE outbox_ledger IN EXCLUSIVE MODE"))
+        evidenced = int(connection.execute(text("SELECT coalesce(sum(cardinality(ids)), 0) FROM outbox_ledger")).scalar_one())
+        world.until(lambda: reader.count() > evidenced, "published, not settled")
+        unsettled = reader.count() - evidenced
+        relay.kill()  # type: ignore[attr-defined]
+        relay.wait()  # type: ignore[attr-defined]
+    return unsettled
+
+
+def effects_are_in_order(world: World) -> bool:
+    with world.engine.connect() as connection:
+        rows = connection.execute(text("SELECT customer, ordinal FROM invoices ORDER BY id")).all()
+    last: dict[str, int] = {}
+    for customer, place in rows:
+        if last.get(customer, -1) >= place:
+            return False
+        last[customer] = place
+    return True
+
+
+@pytest.mark.timeout(300)
+def test_a_broker_that_is_away_for_a_while_costs_no_message_and_no_order(
+    world: World, reader: Kafka | RabbitMQ, broker: servers.Server,
+) -> None:
+    writer = Writer(world.engine, ORDERS, KEYS)
+    relay = world.start("relay", "run")
+    consumer = world.start("consume", "tests.acceptance.shop:billing")
+    writer.start()
+    world.until(lambda: world.scalar("SELECT count(*) FROM outbox_ledger") > 0, "published")
+
+    broker.stop()
+    placed = world.scalar("SELECT count(*) FROM orders")
+    stopped_at = world.scalar("SELECT extract(epoch FROM clock_timestamp())::bigint")
+    world.until(
+        lambda: world.scalar("SELECT extract(epoch FROM clock_timestamp())::bigint") - stopped_at >= OUTAGE_SECONDS,
+        "the outage",
+    )
+    assert world.scalar("SELECT count(*) FROM orders") > placed, "writers do not notice"
+    pending = world.scalar("SELECT count(*) FROM outbox_messages")
+    assert pending > 0, "void: nothing waited for the broker"
+    assert relay.poll() is None
+    assert consumer.poll() is None, world.logs()
+    broker.start()
+
+    writer.join()
+    world.until(lambda: world.scalar("SELECT count(*) FROM outbox_messages") == 0, "everything published")
+    world.until(lambda: world.scalar("SELECT count(*) FROM invoices") >= ORDERS, "everything billed")
+    world.stop(relay)
+    world.stop(consumer)
+    first = first_occurrences(reader.read())
+    assert sorted(numbers(first)) == list(range(ORDERS))
+    for key, ordinals in by_key(first, ordinal).items():
+        assert ordinals == sorted(ordinals), f"{key} was reordered"
+    assert world.scalar("SELECT count(*) FROM invoices") == ORDERS
+    assert world.scalar("SELECT count(*) FROM dead_letters") == 0
+    assert world.scalar("SELECT count(*) FROM outbox_waiting") == 0

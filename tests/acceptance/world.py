@@ -1,0 +1,226 @@
+"""The acceptance tests' world: the real command line in processes of its own, a writer, and independent readers.
+
+The readers are other clients than the library's: aiokafka for Kafka, pika for RabbitMQ (from a queue of its own).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiokafka
+import pika
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from tests.acceptance.shop import TOPIC, Base, Order
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 120.0
+AUDIT_QUEUE = "audit"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One message, as an independent client read it."""
+
+    id: str
+    key: str
+    body: bytes
+
+
+class Kafka:
+    """Reads the topic with aiokafka."""
+
+    def __init__(self, server: object) -> None:
+        self._bootstrap: str = server.bootstrap  # type: ignore[attr-defined]
+
+    def prepare(self) -> None:
+        """A log keeps everything: nothing to prepare."""
+
+    def read(self) -> list[Seen]:
+        return asyncio.run(self._read())
+
+    def count(self) -> int:
+        return len(self.read())
+
+    async def _read(self) -> list[Seen]:
+        # Without a group it is given every partition of the topic, and commits nothing.
+        consumer = aiokafka.AIOKafkaConsumer(TOPIC, bootstrap_servers=self._bootstrap, auto_offset_reset="earliest")
+        await consumer.start()
+        try:
+            partitions = list(consumer.assignment())
+            ends = await consumer.end_offsets(partitions)
+            found: list[Seen] = []
+            while any([await consumer.position(place) < ends[place] for place in partitions]):
+                for records in (await consumer.getmany(timeout_ms=1000)).values():
+                    found += [
+                        Seen(dict(record.headers)["ce_id"].decode(), (record.key or b"").decode(), record.value)
+                        for record in records
+                    ]
+        finally:
+            await consumer.stop()
+        return found
+
+
+class RabbitMQ:
+    """Reads a second queue with pika, in acknowledged portions; what it has read it keeps."""
+
+    def __init__(self, server: object) -> None:
+        self._url: str = server.url  # type: ignore[attr-defined]
+        self._found: list[Seen] = []
+
+    def prepare(self) -> None:
+        with self._channel() as channel:
+            channel.queue_declare(AUDIT_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+            channel.queue_bind(AUDIT_QUEUE, TOPIC, "#")
+
+    def read(self) -> list[Seen]:
+        with self._channel() as channel:
+            while True:
+                method, properties, body = channel.basic_get(AUDIT_QUEUE)
+                if method is None:
+                    return list(self._found)
+                key = str(properties.headers["cloudEvents:partitionkey"])
+                self._found.append(Seen(str(properties.message_id), key, body))
+                channel.basic_ack(method.delivery_tag)
+
+    def count(self) -> int:
+        with self._channel() as channel:
+            return len(self._found) + int(channel.queue_declare(AUDIT_QUEUE, passive=True).method.message_count)
+
+    @contextlib.contextmanager
+    def _channel(self) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+        connection = pika.BlockingConnection(pika.URLParameters(self._url))
+        try:
+            yield connection.channel()
+        finally:
+            connection.close()
+
+
+class World:
+    """A database, a broker, and the processes of outboxkit on them."""
+
+    def __init__(self, database_url: str, broker_url: str, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "OUTBOXKIT_DATABASE_URL": database_url,
+            "OUTBOXKIT_BROKER_URL": broker_url,
+            "OUTBOXKIT_RELAY__LEASE": "2s",
+            "OUTBOXKIT_RELAY__BATCH_SIZE": "100",
+            "PYTHONPATH": str(ROOT),
+        }
+        self.engine: Engine = create_engine(database_url)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command that ends by itself; its failure fails the test."""
+        done = subprocess.run(
+            _command(*arguments), env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=DEADLINE,
+            check=False,
+        )
+        assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+        """A daemon; what it says goes to a file of the test's folder."""
+        log = (self.folder / f"{arguments[0]}-{len(self._processes)}.log").open("wb")
+        process = subprocess.Popen(
+            _command(*arguments), env={**self.environment, **variables}, cwd=self.folder, stdout=log, stderr=log,
+        )
+        log.close()
+        self._processes.append(process)
+        return process
+
+    def stop(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGTERM, and the clean exit that must follow."""
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0, self.logs()
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait(DEADLINE)
+        self.engine.dispose()
+
+    def logs(self) -> str:
+        """The end of what every daemon said."""
+        return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
+
+    def scalar(self, statement: str) -> int:
+        with self.engine.connect() as connection:
+            return int(connection.execute(text(statement)).scalar_one())
+
+    def create_tables(self) -> None:
+        Base.metadata.create_all(self.engine)
+
+    def until(self, fact: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
+        """Waits for a fact; a failure shows what the daemons said."""
+        end = time.monotonic() + deadline
+        pause = threading.Event()
+        while not fact():
+            assert time.monotonic() < end, f"not within {deadline} s: {what}\n{self.logs()}"
+            pause.wait(0.05)
+
+
+class Writer:
+    """Places orders in small transactions, each key by one thread, as a row lock of the customer would do."""
+
+    def __init__(self, engine: Engine, orders: int, keys: int, threads: int = 2) -> None:
+        self._engine, self._orders, self._keys = engine, orders, keys
+        self.errors: list[BaseException] = []
+        self.go = threading.Event()  # cleared: writing pauses
+        self.go.set()
+        self.written = 0
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, args=(index, threads)) for index in range(threads)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(DEADLINE)
+        assert not self.errors, self.errors
+
+    def _run(self, index: int, threads: int) -> None:
+        try:
+            for number in range(self._orders):
+                key = number % self._keys
+                if key % threads == index:
+                    self.go.wait(DEADLINE)
+                    with Session(self._engine) as session, session.begin():
+                        session.add(Order(number=number, customer=f"c{key}", ordinal=number // self._keys).place())
+                    with self._lock:
+                        self.written += 1
+        except BaseException as error:
+            self.errors.append(error)
+
+
+def first_occurrences(seen: list[Seen]) -> list[Seen]:
+    """Each message once, where it stood first."""
+    return list({message.id: message for message in reversed(seen)}.values())[::-1]
+
+
+def by_key(seen: list[Seen], ordinal: Callable[[Seen], int]) -> Mapping[str, list[int]]:
+    """The ordinals of each key, in the order in which they were seen."""
+    found: dict[str, list[int]] = {}
+    for message in seen:
+        found.setdefault(message.key, []).append(ordinal(message))
+    return found
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "outboxkit_relay", *arguments]

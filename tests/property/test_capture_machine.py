@@ -1,0 +1,99 @@
+"""Sessions at random against a model in plain Python, on PostgreSQL; and proof that a defect would be noticed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session
+
+from outboxkit import unit_of_work
+from tests.integration.capture.machine import CaptureMachine
+from tests.integration.capture.world import prepare
+
+RUNS = 2_000 if os.environ.get("OUTBOXKIT_PROFILE") == "full" else 40
+STEPS = 50
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    found = create_engine(database_url)
+    prepare(found)
+    yield found
+    found.dispose()
+
+
+def run(engine: Engine, runs: int, *phases: Phase) -> None:
+    machine = type("Machine", (CaptureMachine,), {"engine": engine})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=runs,
+            stateful_step_count=STEPS,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=phases or (Phase.generate, Phase.shrink),
+            database=None,
+        ),
+    )
+
+
+@pytest.mark.timeout(3600)
+def test_after_every_commit_the_outbox_holds_exactly_what_survived(engine: Engine) -> None:
+    run(engine, RUNS)
+
+
+# --- the machine itself is tested by defects that it must find ----------------------------------------------------
+
+
+def buffer_on_session_info(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waiting(transaction: Any) -> Any:
+        return transaction and transaction.session.info.setdefault("outbox", unit_of_work._Waiting())
+
+    monkeypatch.setattr(unit_of_work, "_waiting", waiting)
+    monkeypatch.setattr(unit_of_work, "_found", waiting)
+
+
+def drain_only_in_before_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    def before_flush(session: Session, context: Any, _objects: Any) -> None:
+        if waiting := unit_of_work._found(unit_of_work._current(session)):
+            unit_of_work._unmark(session, waiting)
+            context.attributes["drained"], waiting.emissions = waiting.emissions, []
+            if unit_of_work._is_clean(session):
+                after_flush(session, context)
+
+    def after_flush(session: Session, context: Any) -> None:
+        for connection, emissions in unit_of_work._by_connection(session, context.attributes.get("drained", [])):
+            unit_of_work._insert(connection, emissions)
+
+    monkeypatch.setattr(unit_of_work, "_LISTENERS", {"before_flush": before_flush, "after_flush": after_flush})
+
+
+def insert_before_the_domain_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    def before_flush(session: Session, _context: Any, _objects: Any) -> None:
+        if waiting := unit_of_work._found(unit_of_work._current(session)):
+            unit_of_work._unmark(session, waiting)
+            unit_of_work._write(session, waiting)
+
+    monkeypatch.setattr(unit_of_work, "_LISTENERS", {**unit_of_work._LISTENERS, "before_flush": before_flush})
+
+
+@pytest.mark.parametrize("defect", [buffer_on_session_info, drain_only_in_before_flush, insert_before_the_domain_flush])
+def test_the_machine_finds_a_defect(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, defect: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    unit_of_work.remove()
+    try:
+        with monkeypatch.context() as patch:
+            defect(patch)
+            unit_of_work.install()
+            with pytest.raises(Exception):  # noqa: B017 # a wrong outbox, or the error that the defect leads to
+                run(engine, 200, Phase.generate)
+            unit_of_work.remove()
+    finally:
+        unit_of_work.install()
