@@ -8,7 +8,21 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, Engine, bindparam, create_engine, delete, event, select, text
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Engine,
+    and_,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    func,
+    not_,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from outboxkit import tables
@@ -16,7 +30,7 @@ from outboxkit.dialects import Features, Page, Part, Reading
 from outboxkit.message import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from sqlalchemy import Connection, Table

@@ -1,597 +1,331 @@
-"""The relay's core: what to do next, as a pure function of what is known. No clock, no I/O, no threads.
+"""The relay's core: what to do next. No clock, no I/O, no threads: the same events give the same commands.
 
 ``step(state, event, now, rng) -> (state, commands)``. The shell (`outboxkit_relay.relay`) carries the commands out and
 brings their results back as events:
 
-    Owned ─▶ Fetch ─▶ Fetched ─▶ Claim ─▶ Claimed ─▶ Publish… ─▶ Answered… ─▶ Settle ─▶ Settled ─▶ Fetch …
+    Owned ─▶ Fetch ─▶ Fetched ─▶ Publish… ─▶ Answered… ─▶ Settle ─▶ Settled
+              ▲________│ (while there is room)
 
-One page is worked on at a time. Within it every destination has its own batches, and under ``order = strict`` a message
-goes out only after the previous one of its key was acknowledged.
+The state belongs to the core and is changed in place: an event carries a thousand rows, and a copy per event would cost
+more than all the rest.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from enum import Enum, auto
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from outboxkit import policy
-from outboxkit.brokers import Batch, Receipts, Refusal
-from outboxkit.outbox import Evidence, Hold
-from outboxkit.policy import Bury, Failure, Followers, Order, Pause, Retry, RetryPolicy
+from outboxkit.brokers import Batch
+from outboxkit.dialects import Reading
+from outboxkit.policy import Failure
+from outboxkit_relay.destinations import Flight, key_of
+from outboxkit_relay.dialogue import (
+    Answered,
+    Balance,
+    Claim,
+    Claimed,
+    Command,
+    Event,
+    Fenced,
+    Fetch,
+    Fetched,
+    GiveUp,
+    Leave,
+    Missed,
+    Owned,
+    Publish,
+    Rejoin,
+    Settle,
+    Settled,
+    Stop,
+    Tick,
+    Watch,
+)
+from outboxkit_relay.judge import expiries, judge, keys_aside
+from outboxkit_relay.lanes import MAIN
+from outboxkit_relay.state import LONG_AGO, State
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from outboxkit.message import Row
-    from outboxkit.outbox import StoppedKey
 
-__all__ = [
-    "Answered",
-    "Burial",
-    "Claim",
-    "Claimed",
-    "Command",
-    "Event",
-    "Fenced",
-    "Fetch",
-    "Fetched",
-    "GiveUp",
-    "Leave",
-    "Owned",
-    "Paused",
-    "Phase",
-    "Publish",
-    "Rejoin",
-    "Rules",
-    "Settle",
-    "Settled",
-    "State",
-    "Stop",
-    "Tick",
-    "step",
-]
-
-_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What does not change while a relay runs.
-
-    Attributes:
-        batch_size: rows in a page, 1 and more.
-        order: how much of a key may be in flight.
-        retry: for messages in trouble of their own, and the jitter of pauses.
-        quick: time between two empty reads while messages flow.
-        slow: the longest time between two empty reads.
-        patience: a batch that is not answered for so long is given up and sent again.
-        once: leave as soon as nothing is left to publish.
-    """
-
-    batch_size: int = 1000
-    order: Order = Order.PIPELINED
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    quick: timedelta = timedelta(milliseconds=4)
-    slow: timedelta = timedelta(milliseconds=250)
-    patience: timedelta = timedelta(seconds=30)
-    once: bool = False
-
-
-# --- events ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Owned:
-    """The relay holds a lease and these shards; these keys of them are stopped."""
-
-    shards: frozenset[int]
-    stopped: frozenset[StoppedKey]
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A page: due waiting rows and fresh rows, in position order."""
-
-    rows: Sequence[Row]
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """What was read is durable, and the lease is safe until an instant."""
-
-    until: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A batch has its receipts."""
-
-    number: int
-    receipts: Receipts
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """The settlement is committed; these keys are stopped now."""
-
-    stopped: frozenset[StoppedKey]
-
-
-@dataclass(frozen=True, slots=True)
-class Fenced:
-    """The lease is lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Finish what is in flight, until an instant, and leave."""
-
-    until: datetime
-
-
-Event = Owned | Fetched | Claimed | Answered | Settled | Fenced | Tick | Stop
-
-# --- commands ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Read a page."""
-
-    shards: frozenset[int]
-    without: frozenset[str]
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Make what was read durable and confirm the lease."""
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Hand a batch to the broker; its receipts come back under this number."""
-
-    number: int
-    batch: Batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Burial:
-    """A head that became a dead letter, and what happens to its followers."""
-
-    row: Row
-    failure: Failure
-    text: str
-    attempts: int
-    fate: Followers
-    followers: tuple[Row, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settle:
-    """What became of a page.
-
-    Attributes:
-        evidence: acknowledged and expired rows: they are removed, the ledger keeps the proof.
-        held: heads that wait for their next try.
-        buried: heads that are dead.
-        aside: fresh rows of stopped keys.
-        freed: stopped keys whose head went out: their next follower is due.
-    """
-
-    evidence: tuple[Evidence, ...] = ()
-    held: tuple[Hold, ...] = ()
-    buried: tuple[Burial, ...] = ()
-    aside: tuple[Row, ...] = ()
-    freed: tuple[StoppedKey, ...] = ()
-
-    @property
-    def needs_fence(self) -> bool:
-        """Whether anything but the removal of published rows changes."""
-        return bool(self.held or self.buried or self.aside or self.freed)
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Reset the publisher: every batch in flight gets its answer, the unknown ones ``indeterminate``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rejoin:
-    """Forget everything and join under a new token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Give back shards and lease: the work is done."""
-
-
-Command = Fetch | Claim | Publish | Settle | GiveUp | Rejoin | Leave
-
-# --- state -------------------------------------------------------------------------------------------------------
-
-
-class Phase(Enum):
-    """Where the relay stands in its circle."""
-
-    JOINING = auto()
-    IDLE = auto()
-    READING = auto()
-    CLAIMING = auto()
-    PUBLISHING = auto()
-    SETTLING = auto()
-    LEFT = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A batch at the broker, and when it is given up."""
-
-    batch: Batch
-    deadline: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of one row: a refusal, or evidence."""
-
-    refusal: Refusal | None
-    partition: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Paused:
-    """A destination in trouble: not used until an instant; how often in a row, and why."""
-
-    until: datetime
-    times: int
-    failure: Failure
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """Everything the relay knows. ``page``, ``todo``, ``answers`` belong to the page at work."""
-
-    rules: Rules
-    phase: Phase = Phase.JOINING
-    shards: frozenset[int] = frozenset()
-    stopped: frozenset[StoppedKey] = frozenset()
-    page: tuple[Row, ...] = ()
-    aside: tuple[Row, ...] = ()
-    expired: tuple[Row, ...] = ()
-    todo: tuple[Row, ...] = ()
-    flights: Mapping[int, Flight] = field(default_factory=dict)
-    answers: Mapping[int, Answer] = field(default_factory=dict)
-    paused: Mapping[str, Paused] = field(default_factory=dict)
-    number: int = 0
-    lease_until: datetime = _LONG_AGO
-    wake_at: datetime = _LONG_AGO
-    idle: timedelta = timedelta(0)
-    stop_at: datetime | None = None
-
-
-Steps = tuple[State, list[Command]]
-
-
-def step(state: State, event: Event, now: datetime, rng: random.Random) -> Steps:
-    """The next state and what to do now."""
-    return _ON[type(event)](state, event, now, rng)
+__all__ = ["step"]
+
+_PROBE: Final = 10  # rows: enough to see whether a destination works again, few enough to lose
+_WAITING_ROOM_EVERY: Final = timedelta(milliseconds=100)
+_WATCH_EVERY: Final = timedelta(minutes=1)
+_FLOWING_FOR: Final = timedelta(seconds=1)  # after the last message, reads stay quick
+_SLOWER: Final = 1.5  # each empty read waits so much longer than the one before
+
+
+def step(state: State, event: Event, now: datetime, rng: random.Random) -> tuple[State, list[Command]]:
+    """Takes an event in, and says what to do now."""
+    commands: list[Command] = []
+    if isinstance(event, Answered):
+        _answered(state, event, commands, now=now, rng=rng)
+    else:
+        _ON[type(event)](state, event, commands, now)
+    if state.joined and not state.left:
+        _go_on(state, commands, now)
+    return state, commands
 
 
 # --- what each event means ---------------------------------------------------------------------------------------
 
 
-def _owned(state: State, event: Owned, now: datetime, _rng: random.Random) -> Steps:
-    fresh = replace(state, phase=Phase.IDLE, shards=event.shards, stopped=event.stopped, wake_at=now)
-    return _read_if_due(fresh, now)
+def _owned(state: State, event: Owned, _commands: list[Command], now: datetime) -> None:
+    if not event.shards >= state.lanes.shards:
+        # Some were given back; what is queued may belong to them.
+        for destination in state.destinations.values():
+            state.forget(destination.drop())
+        state.lanes.forget()
+    state.lanes.own(event.shards)
+    state.joined, state.busy, state.surplus = True, False, event.surplus
+    _stopped_now(state, event.stopped)
+    state.balance_at = now + state.rules.lease / 3
+    state.wake_at = min(state.wake_at, now)
 
 
-def _tick(state: State, _event: Tick, now: datetime, _rng: random.Random) -> Steps:
-    if state.phase is Phase.IDLE:
-        return _read_if_due(state, now)
-    overdue = any(flight.deadline <= now for flight in state.flights.values())
-    if state.phase is Phase.PUBLISHING and overdue:
-        # Once: the answers that `GiveUp` forces end every flight.
-        later = now + state.rules.patience
-        flights = {number: replace(flight, deadline=later) for number, flight in state.flights.items()}
-        return replace(state, flights=flights, todo=()), [GiveUp()]
-    return state, []
+def _fetched(state: State, event: Fetched, commands: list[Command], now: datetime) -> None:
+    state.reading = False
+    state.lease_until = event.until or state.lease_until
+    rows = event.page.rows
+    if not state.lanes.remembers(event.lane):
+        rows = [row for row in rows if row.position not in state.positions]  # a scan finds what is in hand, too
+    state.lanes.went_on(event.lane, event.page, state.rules.batch_size)
+    _fade(state)
+    _take_in(state, rows, commands, now)
+    for row in event.due:
+        state.waiting.add(row.waiting_id or 0)
+        state.destination(row.topic).add([row])
+    if event.lane == MAIN and state.lanes.main.round is None:
+        _rest(state, now, found=bool(event.page.rows))
 
 
-def _stop(state: State, event: Stop, now: datetime, rng: random.Random) -> Steps:
-    flights = {
-        number: replace(flight, deadline=min(flight.deadline, event.until)) for number, flight in state.flights.items()
-    }
-    stopping = replace(state, stop_at=event.until, flights=flights, todo=())
-    if state.phase is Phase.IDLE:
-        return replace(stopping, phase=Phase.LEFT), [Leave()]
-    return _settle_if_answered(stopping, now, rng) if state.phase is Phase.PUBLISHING else (stopping, [])
+def _missed(state: State, event: Missed, commands: list[Command], now: datetime) -> None:
+    state.busy = False
+    state.lease_until = event.until or state.lease_until
+    rows = [row for row in event.rows if row.position not in state.positions]
+    state.found_by_rescan += len(rows)
+    _take_in(state, rows, commands, now)
 
 
-def _fenced(state: State, _event: Fenced, _now: datetime, _rng: random.Random) -> Steps:
-    forgotten = State(rules=state.rules, number=state.number, paused=state.paused, stop_at=state.stop_at)
+def _claimed(state: State, event: Claimed, _commands: list[Command], _now: datetime) -> None:
+    state.busy = False
+    state.lease_until = event.until
+
+
+def _answered(state: State, event: Answered, commands: list[Command], *, now: datetime, rng: random.Random) -> None:
+    destination = next((found for found in state.destinations.values() if event.number in found.flights), None)
+    if destination is None:
+        return  # of a time before the lease was lost
+    if any(refusal.failure is Failure.FENCED for refusal in event.receipts.refusals):
+        _fenced(state, Fenced(), commands, now)
+        return
+    for flight in destination.land(event.number, event.receipts):
+        _settle(state, judge(state, destination, flight, now=now, rng=rng), commands)
+    if destination.failing and not destination.flights:
+        destination.failing = False
+        destination.broken.clear()
+
+
+def _settled(state: State, event: Settled, _commands: list[Command], _now: datetime) -> None:
+    rows = list(event.settlement.rows())
+    state.settling -= 1
+    state.fading.append((state.reads, [row.position for row in rows if row.waiting_id is None]))
+    state.waiting.difference_update(row.waiting_id for row in rows if row.waiting_id is not None)
+    state.setting_aside.subtract(keys_aside(event.settlement))
+    state.setting_aside = +state.setting_aside
+    if event.stopped is not None:
+        _stopped_now(state, event.stopped)
+    if not state.reading:
+        state.reads += 1  # every read from now on begins after this settlement
+        _fade(state)
+
+
+def _fenced(state: State, _event: Fenced, commands: list[Command], _now: datetime) -> None:
+    state.start_again()
+    commands.append(GiveUp())
     if state.stop_at is not None:
-        return replace(forgotten, phase=Phase.LEFT), [GiveUp(), Leave()]
-    return forgotten, [GiveUp(), Rejoin()]
+        state.left = True
+    commands.append(Leave() if state.left else Rejoin())
 
 
-def _fetched(state: State, event: Fetched, now: datetime, _rng: random.Random) -> Steps:
-    if not event.rows or state.stop_at is not None:
-        return _rest(state, now)
-    fresh_of_stopped = [row for row in event.rows if row.waiting_id is None and _key_of(row) in state.stopped]
-    rest = [row for row in event.rows if row.waiting_id is not None or _key_of(row) not in state.stopped]
-    expired = tuple(row for row in rest if row.expires_at is not None and row.expires_at <= now)
-    page = tuple(row for row in rest if row.expires_at is None or row.expires_at > now)
-    work = replace(
-        state,
-        phase=Phase.CLAIMING,
-        page=page,
-        todo=page,
-        aside=tuple(fresh_of_stopped),
-        expired=expired,
-        answers={},
-    )
-    return work, [Claim()]
+def _tick(_state: State, _event: Tick, _commands: list[Command], _now: datetime) -> None:
+    """Only time has passed: `_go_on` looks at the clock."""
 
 
-def _claimed(state: State, event: Claimed, now: datetime, rng: random.Random) -> Steps:
-    claimed = replace(state, phase=Phase.PUBLISHING, lease_until=event.until)
-    return _hand_over(claimed, now, rng)
+def _stop(state: State, event: Stop, commands: list[Command], _now: datetime) -> None:
+    state.stop_at = event.until
+    for flight in state.flights():
+        flight.deadline = min(flight.deadline, event.until)
+    if not state.joined:
+        state.left = True
+        commands.append(Leave())
 
 
-def _answered(state: State, event: Answered, now: datetime, rng: random.Random) -> Steps:
-    flight = state.flights.get(event.number)
-    if flight is None:
-        return state, []  # of a page that was forgotten with its lease
-    answers = dict(state.answers)
-    refusals = {refusal.index: refusal for refusal in event.receipts.refusals}
-    for index, row in enumerate(flight.batch.rows):
-        evidence = event.receipts.partitions[index], event.receipts.offsets[index]
-        answers[row.position] = Answer(refusals.get(index), *evidence)
-    flights = {number: other for number, other in state.flights.items() if number != event.number}
-    known = replace(state, flights=flights, answers=answers)
-    if any(refusal.failure is Failure.FENCED for refusal in refusals.values()):
-        return _fenced(known, Fenced(), now, rng)
-    return _hand_over(_without_troubled(known, flight.batch, refusals), now, rng)
-
-
-def _settled(state: State, event: Settled, now: datetime, _rng: random.Random) -> Steps:
-    done = replace(
-        state,
-        phase=Phase.IDLE,
-        stopped=event.stopped,
-        page=(),
-        aside=(),
-        expired=(),
-        answers={},
-        wake_at=now,
-        idle=state.rules.quick,
-    )
-    return _read_if_due(done, now)
-
-
-_ON: Final[dict[type, Callable[..., Steps]]] = {
+_ON: Final[dict[type, Callable[..., None]]] = {
     Owned: _owned,
     Fetched: _fetched,
+    Missed: _missed,
     Claimed: _claimed,
-    Answered: _answered,
     Settled: _settled,
     Fenced: _fenced,
     Tick: _tick,
     Stop: _stop,
 }
 
-# --- reading -----------------------------------------------------------------------------------------------------
+
+def _stopped_now(state: State, stopped: frozenset[tuple[str, bytes]]) -> None:
+    # Rows on their way to the waiting room keep their key stopped, although the table does not say so yet.
+    state.stopped = frozenset(stopped) | frozenset(state.setting_aside)
 
 
-def _read_if_due(state: State, now: datetime) -> Steps:
-    if state.stop_at is not None:
-        return replace(state, phase=Phase.LEFT), [Leave()]
-    if now < state.wake_at:
-        return state, []
-    without = frozenset(topic for topic, paused in state.paused.items() if paused.until > now)
-    return replace(state, phase=Phase.READING), [Fetch(state.shards, without, state.rules.batch_size)]
+def _fade(state: State) -> None:
+    """Forgets settled rows that no read can find any more: those settled before the latest read began."""
+    for read, positions in state.fading:
+        if read < state.reads:
+            state.positions.difference_update(positions)
+    state.fading = [(read, positions) for read, positions in state.fading if read >= state.reads]
 
 
-def _rest(state: State, now: datetime) -> Steps:
-    idle = min(max(state.idle * 1.5, state.rules.quick), state.rules.slow)
-    resting = replace(state, phase=Phase.IDLE, idle=idle, wake_at=now + idle)
-    if state.rules.once and not state.paused:
-        return replace(resting, phase=Phase.LEFT), [Leave()]
-    return _read_if_due(resting, now)
+def _rest(state: State, now: datetime, *, found: bool) -> None:
+    """A round of the main lane has ended: read again at once while messages flow, later and later when not."""
+    rules = state.rules
+    state.empty_rounds = 0 if found else state.empty_rounds + 1
+    if found:
+        state.flowing_until, state.idle = now + _FLOWING_FOR, timedelta(0)
+    elif now < state.flowing_until:
+        state.idle = rules.quick
+    else:
+        state.idle = min(max(state.idle, rules.quick) * _SLOWER, rules.slow)
+    state.wake_at = now + state.idle
 
 
-# --- handing over ------------------------------------------------------------------------------------------------
-
-
-def _hand_over(state: State, now: datetime, rng: random.Random) -> Steps:
-    if not state.todo:
-        return _settle_if_answered(state, now, rng)
-    if now >= state.lease_until:
-        return replace(state, phase=Phase.CLAIMING), [Claim()]
-    ready, later = _ready(state)
-    by_destination: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in ready:
-        by_destination[row.topic, row.kind].append(row)
-    batches = [Batch(topic, rows) for (topic, _), rows in by_destination.items()]
-    numbered = list(enumerate(batches, state.number + 1))
-    deadline = now + state.rules.patience
-    flights = {**state.flights, **{number: Flight(batch, deadline) for number, batch in numbered}}
-    flying = replace(state, todo=tuple(later), flights=flights, number=state.number + len(batches))
-    return flying, [Publish(number, batch) for number, batch in numbered]
-
-
-def _ready(state: State) -> tuple[list[Row], list[Row]]:
-    """What may go out now, and what must wait for an acknowledgement of its own key."""
-    if state.rules.order is Order.PIPELINED:
-        return list(state.todo), []
-    busy = {_key_of(row) for flight in state.flights.values() for row in flight.batch.rows}
-    ready: list[Row] = []
-    later: list[Row] = []
-    for row in state.todo:
-        key = _key_of(row)
-        (later if key in busy else ready).append(row)
-        busy.add(key)
-    return ready, later
-
-
-def _without_troubled(state: State, batch: Batch, refusals: Mapping[int, Refusal]) -> State:
-    """Drops from the page's rest what must not overtake a refused message, or goes to a destination in trouble."""
-    if not refusals or not state.todo:
-        return state
-    keys = {_key_of(batch.rows[index]) for index in refusals}
-    in_trouble = any(refusal.failure.of_destination for refusal in refusals.values())
-    todo = (
-        row for row in state.todo if _key_of(row) not in keys and not (in_trouble and row.topic == batch.destination)
-    )
-    return replace(state, todo=tuple(todo))
-
-
-# --- settling ----------------------------------------------------------------------------------------------------
-
-
-def _settle_if_answered(state: State, now: datetime, rng: random.Random) -> Steps:
-    if state.flights:
-        return state, []
-    settlement, paused = _judge(state, now, rng)
-    return replace(state, phase=Phase.SETTLING, paused=paused), [settlement]
-
-
-def _judge(state: State, now: datetime, rng: random.Random) -> tuple[Settle, dict[str, Paused]]:
-    """What becomes of every row of the page, key by key."""
-    paused = dict(state.paused)
-    published: list[Row] = []
-    held: list[Hold] = []
-    buried: list[Burial] = []
-    for rows in _by_key(state.page):
-        head = next((row for row in rows if not _acknowledged(state, row)), None)
-        decision = _decide(state, head, paused, now=now, rng=rng)
-        if head is None or isinstance(decision, Retry | Bury):
-            # Followers that the broker already acknowledged are published, whatever becomes of the head.
-            published += [row for row in rows if _acknowledged(state, row)]
-        else:
-            published += rows[: rows.index(head)]
-        if head is not None and isinstance(decision, Retry | Bury):
-            followers = tuple(row for row in rows if row is not head and not _acknowledged(state, row))
-            (held if isinstance(decision, Retry) else buried).append(
-                _sentence(state, head, followers, decision, now=now),  # type: ignore[arg-type]
-            )
-    for topic in {row.topic for row in published}:
-        if topic in paused and paused[topic].until <= now:
-            del paused[topic]
-    freed = tuple(_key_of(row) for row in published if row.waiting_id is not None and row.key is not None)
-    evidence = (*_evidence(state, published), *_expiries(state))
-    freed += tuple(_key_of(row) for row in state.expired if row.waiting_id is not None and row.key is not None)
-    return (
-        Settle(evidence=evidence, held=tuple(held), buried=tuple(buried), aside=state.aside, freed=freed),  # type: ignore[arg-type]
-        paused,
-    )
-
-
-def _decide(
-    state: State,
-    head: Row | None,
-    paused: dict[str, Paused],
-    *,
-    now: datetime,
-    rng: random.Random,
-) -> policy.Verdict | None:
-    """The verdict on the first row of a key that is not acknowledged; None when it was not even sent."""
-    answer = state.answers.get(head.position) if head is not None else None
-    if head is None or answer is None or answer.refusal is None:
-        return None
-    failure, times = answer.refusal.failure, head.attempts + 1
-    before = paused.get(head.topic)
-    if failure.of_destination:
-        if before is not None and before.until > now:
-            return Pause(before.until)  # another key of the same page said so already
-        times = before.times + 1 if before is not None else 1
-    verdict = policy.verdict(failure, times, state.rules.retry, now, rng)
-    if isinstance(verdict, Pause):
-        paused[head.topic] = Paused(verdict.until, times, failure, answer.refusal.text)
-    return verdict
-
-
-def _sentence(
-    state: State,
-    head: Row,
-    followers: tuple[Row, ...],
-    decision: Retry | Bury,
-    *,
-    now: datetime,
-) -> Hold | Burial:
-    refusal = state.answers[head.position].refusal
-    assert refusal is not None  # noqa: S101  only refused heads come here
-    attempts = head.attempts + 1
-    if isinstance(decision, Retry):
-        return Hold(
-            row=head,
-            failure=refusal.failure,
-            text=refusal.text,
-            attempts=attempts,
-            delay=decision.at - now,
-            followers=followers,
-        )
-    return Burial(
-        row=head,
-        failure=refusal.failure,
-        text=refusal.text,
-        attempts=attempts,
-        fate=decision.followers,
-        followers=followers,
-    )
-
-
-def _evidence(state: State, rows: Sequence[Row]) -> list[Evidence]:
+def _take_in(state: State, rows: Sequence[Row], commands: list[Command], now: datetime) -> None:
+    """Queues fresh rows for their destinations, but for those of stopped keys and those that came too late."""
     by_topic: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.position):
-        by_topic[row.topic].append(row)
-    return [
-        Evidence(
-            topic=topic,
-            outcome="published",
-            rows=group,
-            partitions=[state.answers[row.position].partition for row in group],
-            offsets=[state.answers[row.position].offset for row in group],
-        )
-        for topic, group in by_topic.items()
-    ]
-
-
-def _expiries(state: State) -> list[Evidence]:
-    by_topic: dict[str, list[Row]] = defaultdict(list)
-    for row in state.expired:
-        by_topic[row.topic].append(row)
-    return [
-        Evidence(topic=topic, outcome="expired", rows=group, partitions=[-1] * len(group), offsets=[-1] * len(group))
-        for topic, group in by_topic.items()
-    ]
-
-
-def _acknowledged(state: State, row: Row) -> bool:
-    answer = state.answers.get(row.position)
-    return answer is not None and answer.refusal is None
-
-
-def _by_key(rows: Sequence[Row]) -> list[list[Row]]:
-    groups: dict[object, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[_key_of(row)].append(row)
-    return list(groups.values())
+        by_topic[row.topic].append(row)
+    aside: list[Row] = []
+    expired: list[Row] = []
+    for topic, group in by_topic.items():
+        if not state.lanes.reads(topic):
+            continue  # it was paused while this page was read; its own lane will find them
+        state.positions.update([row.position for row in group])
+        wanted = group
+        if state.stopped:
+            aside += [row for row in group if key_of(row) in state.stopped]
+            wanted = [row for row in group if key_of(row) not in state.stopped]
+        if any(row.expires_at is not None for row in wanted):
+            expired += [row for row in wanted if row.expires_at is not None and row.expires_at <= now]
+            wanted = [row for row in wanted if row.expires_at is None or row.expires_at > now]
+        destination = state.destination(topic)
+        destination.add(wanted)
+        if destination.held > state.rules.budget:
+            state.lanes.set_aside(topic)
+    _settle(state, Settle(evidence=expiries(expired), aside=tuple(aside)), commands)
 
 
-def _key_of(row: Row) -> tuple[str, bytes | int]:
-    """What keeps its order together: (topic, key); a row without a key only itself."""
-    return row.topic, row.position if row.key is None else row.key
+def _settle(state: State, settlement: Settle, commands: list[Command]) -> None:
+    if settlement.evidence or settlement.needs_fence:
+        state.settling += 1
+        if keys := keys_aside(settlement):
+            state.setting_aside.update(keys)
+            state.stopped |= set(keys)
+        commands.append(settlement)
+
+
+# --- what to do next ---------------------------------------------------------------------------------------------
+
+
+def _go_on(state: State, commands: list[Command], now: datetime) -> None:
+    if any(flight.deadline <= now for flight in state.flights()):
+        _give_up(state, commands, now)
+    if now >= state.balance_at and not state.reading and not state.busy:
+        state.busy = True
+        commands.append(Balance(release=False))
+    elif state.stop_at is not None:
+        _leave_if(state, commands, quiet=state.is_quiet)
+    elif state.surplus:
+        if state.is_quiet:
+            state.busy = True
+            commands.append(Balance(release=True))
+    else:
+        _hand_over(state, commands, now)
+        _read(state, commands, now)
+
+
+def _leave_if(state: State, commands: list[Command], *, quiet: bool) -> None:
+    if quiet:
+        state.left = True
+        commands.append(Leave())
+
+
+def _give_up(state: State, commands: list[Command], now: datetime) -> None:
+    for flight in state.flights():
+        flight.deadline = now + state.rules.patience  # once: the answers that follow end every flight
+    commands.append(GiveUp())
+
+
+def _hand_over(state: State, commands: list[Command], now: datetime) -> None:
+    rules = state.rules
+    for destination in state.destinations.values():
+        limit, window = (rules.batch_size, rules.window) if destination.trouble is None else (_PROBE, 1)
+        while destination.queue and not destination.failing and len(destination.flights) < window:
+            if now >= state.lease_until:
+                if not state.busy and not state.reading:
+                    state.busy = True
+                    commands.append(Claim())
+                return
+            state.number += 1
+            rows = destination.take(limit)
+            destination.fly(Flight(state.number, rows, now + rules.patience))
+            commands.append(Publish(state.number, Batch(destination.topic, rows)))
+
+
+def _read(state: State, commands: list[Command], now: datetime) -> None:
+    """Reads the next page of some lane, if there is room and it is time; else looks for what was missed."""
+    if state.reading or state.busy:
+        return
+    for topic, destination in state.destinations.items():
+        if destination.trouble is not None and destination.trouble.until <= now and not destination.failing:
+            state.lanes.come_back(topic)
+    lane = _next_lane(state, now)
+    if state.rules.once and state.empty_rounds and not state.held and not state.lanes.topics:
+        _leave_if(state, commands, quiet=state.is_quiet)
+    elif lane is not None:
+        state.reading, state.latest_lane = True, lane
+        state.reads += 1
+        look = now >= state.look_at and not state.waiting
+        if look:
+            state.look_at = now + _WAITING_ROOM_EVERY
+        unread = frozenset(topic for topic, own in state.lanes.topics.items() if own is None)
+        commands.append(Fetch(lane, state.lanes.reading(lane, state.rules.batch_size), unread, look))
+    elif now >= state.watch_at and state.is_quiet and not state.held and state.lanes.main.is_through:
+        _watch(state, commands, now)
+
+
+def _next_lane(state: State, now: datetime) -> str | None:
+    """Main lane and catch-up lanes take turns, so that none waits for another's backlog."""
+    lanes, rules = state.lanes, state.rules
+    main = state.held < rules.room and (lanes.main.round is not None or now >= state.wake_at)
+    catching_up = (
+        topic
+        for topic, lane in lanes.topics.items()
+        if lane is not None and not lane.is_through and state.destination(topic).held <= rules.budget // 2
+    )
+    if not main or state.latest_lane == MAIN:
+        return next(catching_up, MAIN if main else None)
+    return MAIN
+
+
+def _watch(state: State, commands: list[Command], now: datetime) -> None:
+    if state.watch_at > LONG_AGO:
+        memory = state.lanes.memory(state.rules.batch_size)
+        state.busy = True
+        commands.append(Watch(Reading(shards=memory.shards, parts=memory.parts, limit=memory.limit, missed=True)))
+    state.watch_at = now + _WATCH_EVERY

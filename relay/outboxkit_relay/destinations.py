@@ -1,0 +1,154 @@
+"""Destinations: what is queued for each, what is in flight, and whether it is in trouble. Pure.
+
+Under ``order = strict`` a row leaves the queue only when no row of its key is in flight; under ``pipelined`` the window
+may hold many rows of a key, and batches count as acknowledged in the order in which they were handed over.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from outboxkit.policy import Failure, Order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from outboxkit.brokers import Receipts
+    from outboxkit.message import Row
+
+__all__ = ["Destination", "Flight", "Key", "Trouble", "key_of"]
+
+Key = tuple[str, bytes | int]
+
+
+def key_of(row: Row) -> Key:
+    """What keeps its order together: (topic, key); a row without a key has only its own position."""
+    return row.topic, row.position if row.key is None else row.key
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch at the broker, and when it is given up."""
+
+    number: int
+    rows: Sequence[Row]
+    deadline: datetime
+    receipts: Receipts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A destination that is not used until an instant: how often in a row, and why."""
+
+    until: datetime
+    times: int
+    failure: Failure
+    text: str
+
+
+@dataclass(slots=True)
+class Destination:
+    """One topic.
+
+    Attributes:
+        topic: its name.
+        order: how much of a key may be in flight.
+        queue: rows that may go out, in order.
+        behind: (strict) rows behind one of their key that is queued or in flight.
+        flights: by number, in the order of hand-over.
+        held: rows in `queue` and `behind`.
+        flying: rows in flight.
+        broken: keys with a row whose outcome is bad or unknown: what follows must not count as published.
+        failing: in trouble, and not all outcomes are known yet: nothing is handed over.
+        trouble: the latest trouble; cleared by the first success after it.
+    """
+
+    topic: str
+    order: Order
+    queue: deque[Row] = field(default_factory=deque)
+    behind: dict[Key, deque[Row]] = field(default_factory=dict)
+    flights: dict[int, Flight] = field(default_factory=dict)
+    held: int = 0
+    flying: int = 0
+    broken: set[Key] = field(default_factory=set)
+    failing: bool = False
+    trouble: Trouble | None = None
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Queues rows, in order."""
+        before = len(self.queue)
+        if self.order is Order.PIPELINED:
+            self.queue.extend(rows)
+            self.held += len(self.queue) - before
+            return
+        for row in rows:
+            self.held += 1
+            key = key_of(row)
+            line = self.behind.get(key)
+            if line is None:
+                self.behind[key] = deque()
+                self.queue.append(row)
+            else:
+                line.append(row)
+
+    def take(self, limit: int) -> list[Row]:
+        """The next rows to hand over, all of one kind."""
+        taken: list[Row] = []
+        queue = self.queue
+        while queue and len(taken) < limit and (not taken or queue[0].kind == taken[0].kind):
+            taken.append(queue.popleft())
+        self.held -= len(taken)
+        return taken
+
+    def fly(self, flight: Flight) -> None:
+        """A batch was handed over."""
+        self.flights[flight.number] = flight
+        self.flying += len(flight.rows)
+
+    def land(self, number: int, receipts: Receipts) -> list[Flight]:
+        """A batch was answered; returns the flights that count now, in order."""
+        self.flights[number].receipts = receipts
+        if self.order is Order.STRICT:
+            return [self._end(number)]
+        through = []
+        for other in list(self.flights):
+            if self.flights[other].receipts is None:
+                break
+            through.append(self._end(other))
+        return through
+
+    def free(self, rows: Iterable[Row]) -> None:
+        """(strict) These rows are settled: the next ones of their keys may go out."""
+        if self.order is Order.PIPELINED:
+            return
+        for row in rows:
+            key = key_of(row)
+            line = self.behind.get(key)
+            if line:
+                self.queue.append(line.popleft())
+            else:
+                self.behind.pop(key, None)
+
+    def pull(self, key: Key) -> list[Row]:
+        """Takes out what is queued of a key."""
+        pulled = [row for row in self.queue if key_of(row) == key] + list(self.behind.pop(key, ()))
+        if pulled:
+            self.queue = deque(row for row in self.queue if key_of(row) != key)
+            self.held -= len(pulled)
+        return pulled
+
+    def drop(self) -> list[Row]:
+        """Takes out everything that is queued."""
+        dropped = [*self.queue, *(row for line in self.behind.values() for row in line)]
+        self.queue.clear()
+        self.behind.clear()
+        self.held = 0
+        return dropped
+
+    def _end(self, number: int) -> Flight:
+        flight = self.flights.pop(number)
+        self.flying -= len(flight.rows)
+        return flight

@@ -1,0 +1,170 @@
+"""What becomes of rows whose batch was answered: published, read again, held, buried, or set aside. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from outboxkit import policy
+from outboxkit.outbox import Evidence, Hold
+from outboxkit.policy import Bury, Failure, Followers, Pause, Retry
+from outboxkit_relay.destinations import Destination, Flight, Key, Trouble, key_of
+from outboxkit_relay.dialogue import Burial, Settle
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from outboxkit.brokers import Receipts, Refusal
+    from outboxkit.message import Row
+    from outboxkit.outbox import StoppedKey
+    from outboxkit_relay.state import State
+
+__all__ = ["expiries", "judge", "keys_aside"]
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """The rows of one flight, sorted by what becomes of them."""
+
+    published: list[int] = field(default_factory=list)  # indexes
+    held: list[Hold] = field(default_factory=list)
+    buried: list[Burial] = field(default_factory=list)
+    aside: list[Row] = field(default_factory=list)
+    unknown: list[Row] = field(default_factory=list)  # still in the table: they are read again
+
+
+def judge(state: State, destination: Destination, flight: Flight, *, now: datetime, rng: random.Random) -> Settle:
+    """Decides on every row of an answered flight, and updates what the relay knows of its destination."""
+    receipts = flight.receipts
+    assert receipts is not None  # noqa: S101  only answered flights land
+    if not receipts.refusals and not destination.broken:
+        destination.trouble = None
+        destination.free(flight.rows)
+        return _publication(flight.rows, receipts)
+    outcome = _Outcome()
+    refusals = {refusal.index: refusal for refusal in receipts.refusals}
+    for index, row in enumerate(flight.rows):
+        refusal = refusals.get(index)
+        if refusal is None and key_of(row) not in destination.broken:
+            outcome.published.append(index)
+        elif refusal is None or key_of(row) in destination.broken:
+            outcome.unknown.append(row)  # what came before it may come after it: it does not count as published
+        else:
+            _sentence(state, destination, row, refusal, outcome=outcome, now=now, rng=rng)
+    published = [flight.rows[index] for index in outcome.published]
+    state.forget(outcome.unknown)
+    destination.free(published)
+    if destination.failing:
+        state.forget(destination.drop())
+        state.lanes.stop_reading(destination.topic)
+    elif published:
+        destination.trouble = None
+    return _settlement(published, outcome, receipts)
+
+
+def _sentence(  # noqa: PLR0913
+    state: State,
+    destination: Destination,
+    row: Row,
+    refusal: Refusal,
+    *,
+    outcome: _Outcome,
+    now: datetime,
+    rng: random.Random,
+) -> None:
+    """Decides on a refused row of which nothing earlier of its key is in doubt."""
+    if row.waiting_id is None and key_of(row) in state.stopped:
+        outcome.aside.append(row)  # its head failed a moment ago
+        return
+    failure, before = refusal.failure, destination.trouble
+    times = (before.times + 1 if before else 1) if failure.of_destination else row.attempts + 1
+    decision = policy.verdict(failure, times, state.rules.retry, now, rng)
+    if isinstance(decision, Retry):
+        followers = _stop(state, destination, row)
+        attempts, delay = row.attempts + 1, decision.at - now
+        outcome.held.append(
+            Hold(
+                row=row, failure=failure, text=refusal.text, attempts=attempts, delay=delay, followers=followers,
+            ),
+        )
+    elif isinstance(decision, Bury):
+        skip = decision.followers is Followers.SKIP
+        followers = () if skip else _stop(state, destination, row)
+        if skip:
+            destination.free([row])
+        outcome.buried.append(
+            Burial(
+                row=row,
+                failure=failure,
+                text=refusal.text,
+                attempts=row.attempts + 1,
+                fate=decision.followers,
+                followers=followers,
+            ),
+        )
+    else:
+        outcome.unknown.append(row)
+        destination.broken.add(key_of(row))
+        if not destination.failing:
+            until = decision.until if isinstance(decision, Pause) else now
+            destination.failing, destination.trouble = True, Trouble(until, times, failure, refusal.text)
+
+
+def _stop(state: State, destination: Destination, head: Row) -> tuple[Row, ...]:
+    """Stops the head's key; returns its followers that were queued."""
+    if head.key is None:
+        return ()
+    state.stopped |= {key_of(head)}
+    return tuple(destination.pull(key_of(head)))
+
+
+# --- settlements -------------------------------------------------------------------------------------------------
+
+
+def keys_aside(settlement: Settle) -> list[Key]:
+    """Keys that are stopped when the settlement is committed, whatever the table says before."""
+    heads = [sentence.row for sentence in (*settlement.held, *settlement.buried)]
+    return [key_of(row) for row in (*settlement.aside, *heads) if row.key is not None]
+
+
+def expiries(rows: Iterable[Row]) -> tuple[Evidence, ...]:
+    """The evidence of rows that came too late, by topic."""
+    by_topic: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_topic[row.topic].append(row)
+    return tuple(
+        Evidence(topic=topic, outcome="expired", rows=group, partitions=[-1] * len(group), offsets=[-1] * len(group))
+        for topic, group in by_topic.items()
+    )
+
+
+def _publication(rows: Sequence[Row], receipts: Receipts) -> Settle:
+    evidence = Evidence(
+        topic=rows[0].topic, outcome="published", rows=rows, partitions=receipts.partitions, offsets=receipts.offsets,
+    )
+    return Settle(evidence=(evidence,), freed=_freed(rows))
+
+
+def _settlement(published: list[Row], outcome: _Outcome, receipts: Receipts) -> Settle:
+    evidence: tuple[Evidence, ...] = ()
+    if published:
+        partitions = [receipts.partitions[index] for index in outcome.published]
+        offsets = [receipts.offsets[index] for index in outcome.published]
+        topic = published[0].topic
+        evidence = (
+            Evidence(topic=topic, outcome="published", rows=published, partitions=partitions, offsets=offsets),
+        )
+    return Settle(
+        evidence=evidence,
+        held=tuple(outcome.held),
+        buried=tuple(outcome.buried),
+        aside=tuple(outcome.aside),
+        freed=_freed(published),
+    )
+
+
+def _freed(rows: Iterable[Row]) -> tuple[StoppedKey, ...]:
+    return tuple((row.topic, row.key) for row in rows if row.waiting_id is not None and row.key is not None)
