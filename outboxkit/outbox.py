@@ -19,7 +19,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from sqlalchemy import and_, bindparam, delete, exists, func, insert, literal, or_, select, update
 
 from outboxkit import tables
-from outboxkit.dialects import Reading, dialect_of
+from outboxkit.dialects import Page, Reading, dialect_of
 from outboxkit.errors import ConfigurationError, LeaseLost
 from outboxkit.message import Message, Row, from_wire, pack_headers, shard_of, wire_headers
 
@@ -39,7 +39,9 @@ __all__ = [
     "due_rows",
     "enqueue_scheduled",
     "fence",
+    "go_on",
     "hold",
+    "join_the_line",
     "park",
     "read",
     "remove",
@@ -248,10 +250,13 @@ class Hold:
     followers: tuple[Row, ...] = ()
 
 
-def read(connection: Connection, reading: Reading) -> list[Row]:
-    """Fresh unpublished rows in position order.
+def read(connection: Connection, reading: Reading) -> Page:
+    """A page of fresh unpublished rows in position order; see `outboxkit.dialects.Dialect.read`.
 
-    Transaction: must run outside a longer one: each call sees what is committed now.
+    Transaction: one statement of its own: each call sees what is committed now.
+
+    Raises:
+        LeaseLost: the connection has reached another server session: everything read must be forgotten.
     """
     return dialect_of(connection).read(connection, reading)
 
@@ -320,7 +325,9 @@ def stopped_keys(connection: Connection, shards: Collection[int]) -> frozenset[S
     return frozenset((topic, bytes(key)) for topic, key in found)
 
 
-def due_rows(connection: Connection, reading: Reading) -> list[Row]:
+def due_rows(
+    connection: Connection, shards: Collection[int], *, without: Collection[str], limit: int,
+) -> list[Row]:
     """Waiting rows whose time has come: heads of stopped keys, and rows without a key. At most one row a key.
 
     Transaction: joins the caller's; reads only.
@@ -357,12 +364,12 @@ def due_rows(connection: Connection, reading: Reading) -> list[Row]:
         )
         .outerjoin(_STOPPED, key_is_due)
         .where(
-            waits.shard.in_(sorted(reading.shards)),
-            waits.topic.not_in(sorted(reading.without)),
+            waits.shard.in_(sorted(shards)),
+            waits.topic.not_in(sorted(without)),
             or_(alone, and_(_STOPPED.c.topic.is_not(None), waits.reason != "scheduled", is_head)),
         )
         .order_by(waits.position)
-        .limit(reading.limit)
+        .limit(limit)
     )
     return [Row._make(row) for row in connection.execute(statement)]
 
@@ -445,6 +452,18 @@ def set_aside(connection: Connection, rows: Iterable[Row], reason: str = "follow
         rows_of = select(*(_HOT.c[name] for name in columns), literal(reason)).where(chosen)
         connection.execute(insert(_WAITING).from_select([*columns, "reason"], rows_of))
         connection.execute(delete(_HOT).where(chosen))
+
+
+def join_the_line(connection: Connection, rows: Sequence[Row]) -> None:
+    """Moves fresh rows of stopped keys behind those that wait; a key that was freed meanwhile is stopped again.
+
+    Transaction: the caller's, fenced.
+    """
+    set_aside(connection, rows)
+    for row in rows:
+        this = and_(_STOPPED.c.topic == row.topic, _STOPPED.c.key == row.key)
+        if connection.execute(select(_STOPPED.c.topic).where(this)).one_or_none() is None:
+            _stop(connection, row, reason="retry", attempts=0, due_at=tables.database_now())
 
 
 def go_on(connection: Connection, keys: Iterable[StoppedKey]) -> None:

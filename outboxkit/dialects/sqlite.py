@@ -137,8 +137,8 @@ def _prepare(connection: Any, _record: object) -> None:
 def _begin(connection: Connection) -> None:
     # A transaction that reads first and writes later fails at once when another one wrote in between: take the
     # writer's place at the beginning, and wait for it there.
-    reading = connection.get_execution_options().get("outboxkit_reading", False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def dialect() -> SQLite:

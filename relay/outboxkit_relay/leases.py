@@ -50,10 +50,13 @@ def renew(connection: Connection, relay: UUID, lease: timedelta) -> None:
         raise LeaseLost
 
 
-def balance(connection: Connection, relay: UUID) -> frozenset[int]:
-    """Buries expired relays, then takes free shards up to the quota or gives surplus ones back; returns the owned ones.
+def balance(connection: Connection, relay: UUID, *, release: bool) -> tuple[frozenset[int], bool]:
+    """Buries expired relays, takes free shards up to the quota, and gives surplus ones back if told so.
 
     A relay must not have messages of a shard in flight when it gives the shard back.
+
+    Returns:
+        The owned shards, and whether there are more of them than the quota.
 
     Transaction: the caller's; the new owner reads only after it has committed.
     Locks: all rows of outbox_shards, in order: two relays never balance at once.
@@ -64,10 +67,12 @@ def balance(connection: Connection, relay: UUID) -> frozenset[int]:
     mine = [shard for shard, owner in owners.items() if owner == relay]
     free = [shard for shard, owner in owners.items() if owner not in alive]
     quota = -(-len(owners) // max(1, len(alive)))
-    _assign(connection, mine[quota:], None)
     taken = free[: max(0, quota - len(mine))]
     _assign(connection, taken, relay)
-    return frozenset((*mine[:quota], *taken))
+    if release:
+        _assign(connection, mine[quota:], None)
+        mine = mine[:quota]
+    return frozenset((*mine, *taken)), len(mine) > quota
 
 
 def leave(connection: Connection, relay: UUID) -> None:

@@ -1,8 +1,9 @@
-"""The relay daemon's shell: carries out what the core decides, on one database connection and one publisher.
+"""The relay daemon's shell: carries out what the core decides.
 
-Everything here is I/O: the decisions are in `outboxkit_relay.step`, the SQL in `outboxkit.outbox` and the dialects. The
-thread that calls `Relay.run` is the dispatcher: it alone touches the state and the database. Acknowledgements arrive
-from the publisher's own thread through a queue.
+Everything here is I/O: the decisions are in `outboxkit_relay.step`, the SQL in `outboxkit.outbox` and the dialects. Three
+threads share the work, each with a database connection of its own: the dispatcher (the thread that calls `Relay.run`)
+alone touches the state; the *reader* reads, claims and keeps the lease; the *settler* commits what became of messages.
+Acknowledgements arrive from the publisher's own thread. Everything comes back to the dispatcher through one queue.
 
 No broker call is made while a transaction is open.
 """
@@ -13,8 +14,9 @@ import logging
 import queue
 import random
 import socket
+import threading
 import time
-from collections import deque
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
@@ -22,13 +24,13 @@ from uuid import UUID, uuid4
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from outboxkit import dead_letters, outbox
-from outboxkit.dialects import Reading
 from outboxkit.errors import LeaseLost
 from outboxkit.failpoints import failpoint
 from outboxkit.policy import Followers, full_jitter
 from outboxkit_relay import leases, quarantine
-from outboxkit_relay.step import (
+from outboxkit_relay.dialogue import (
     Answered,
+    Balance,
     Burial,
     Claim,
     Claimed,
@@ -39,22 +41,21 @@ from outboxkit_relay.step import (
     Fetched,
     GiveUp,
     Leave,
+    Missed,
     Owned,
-    Phase,
     Publish,
     Rejoin,
-    Rules,
     Settle,
     Settled,
-    State,
     Stop,
     Tick,
-    step,
+    Watch,
 )
+from outboxkit_relay.state import Rules, State
+from outboxkit_relay.step import step
+from outboxkit_relay.worker import Worker
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from sqlalchemy import Connection, Engine
@@ -66,10 +67,11 @@ __all__ = ["Relay"]
 
 _log: Final = logging.getLogger(__name__)
 
+_AWAY: Final = (OperationalError, InterfaceError, InternalError)
 _PATIENCE_WITH_DATABASE: Final = full_jitter("200ms", cap="5s", attempts=1)
-_WAITING_ROOM_EVERY: Final = timedelta(milliseconds=100)
 _LONGEST_SLEEP: Final = 0.25  # seconds: a stop request is seen within this
 _LEASE_MARGIN: Final = 0.8  # of what is left: clocks of two machines do not run at exactly one speed
+_MERGED: Final = 4  # settlements in one transaction, at most
 
 
 class Relay:
@@ -79,7 +81,6 @@ class Relay:
         engine: of the database, made by `outboxkit.dialects.open_engine`.
         publisher: to the broker.
         rules: what the core goes by.
-        lease: how long the others wait before they take over from a dead relay.
         drain: how long a stop waits for messages in flight.
         version: of this software, for people who look at ``outbox_relays``.
     """
@@ -90,30 +91,26 @@ class Relay:
         publisher: Publisher,
         rules: Rules,
         *,
-        lease: timedelta = timedelta(seconds=10),
         drain: timedelta = timedelta(seconds=20),
         version: str = "",
     ) -> None:
         self._engine = engine
         self._publisher = publisher
         self._rules = rules
-        self._lease = lease
         self._drain = drain
         self._version = version
         self._id = uuid4()
         self._rng = random.Random()  # noqa: S311  jitter, not cryptography
-        self._arrivals: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._clock: Callable[[], datetime] = _no_clock
         self._state = State(rules=rules)
-        self._renew_at = self._look_at = 0.0
-        self._perform: Final[dict[type, Callable[[Connection, Any], Iterator[Event]]]] = {
+        self._reader = Worker("outboxkit-reader", self._open_for_reading, self._arrivals.put)
+        self._settler = Worker("outboxkit-settler", engine.connect, self._arrivals.put)
+        self._by_reader: Final[dict[type, Callable[[Connection, Any], Event]]] = {
             Fetch: self._fetch,
             Claim: self._claim,
-            Publish: self._publish,
-            Settle: self._settle,
-            GiveUp: self._give_up,
-            Rejoin: self._join,
-            Leave: self._leave,
+            Watch: self._watch,
+            Balance: self._balance,
         }
 
     @property
@@ -131,99 +128,79 @@ class Relay:
             id, in order per key.
         """
         failures = 0
-        while self._state.phase is not Phase.LEFT:
+        while not self._state.left:
             try:
-                with self._engine.connect() as connection:
-                    self._state = State(rules=self._rules, paused=self._state.paused, number=self._state.number)
-                    self._dispatch(connection, deque([Rejoin()]), stop, failures)
-            except (OperationalError, InterfaceError, InternalError) as error:
+                with self._reader, self._settler:
+                    self._dispatch(stop, recovered=failures)
+            except _AWAY as error:
                 failures += 1
-                if stop.is_set() and failures > 1:
+                if stop.is_set():
                     _log.warning("relay.left_unregistered", extra={"relay": str(self._id)})
                     return
                 self._wait_for_database(error, failures, stop)
             else:
                 failures = 0
 
-    def _dispatch(self, connection: Connection, commands: deque[Command], stop: threading.Event, failures: int) -> None:
-        if failures:
-            _log.info("database.back", extra={"relay": str(self._id), "failures": failures})
-        while self._state.phase is not Phase.LEFT or commands:
-            while commands:
-                for event in self._carry_out(connection, commands.popleft()):
-                    self._advance(event, commands)
+    # --- the dispatcher --------------------------------------------------------------------------------------
+
+    def _dispatch(self, stop: threading.Event, *, recovered: int) -> None:
+        self._state.start_again()
+        self._join()
+        if recovered:
+            _log.info("database.back", extra={"relay": str(self._id), "failures": recovered})
+        while not self._state.left:
             if stop.is_set() and self._state.stop_at is None:
-                self._advance(Stop(self._clock() + self._drain), commands)
-            elif self._state.phase is not Phase.LEFT and not commands:
-                self._advance(self._next_event(), commands)
-                self._keep_lease(connection, commands)
+                self._advance(Stop(self._clock() + self._drain))
+            else:
+                self._advance(self._next_event())
 
-    def _carry_out(self, connection: Connection, command: Command) -> list[Event]:
-        try:
-            return list(self._perform[type(command)](connection, command))
-        except LeaseLost:
-            _log.warning("lease.lost", extra={"relay": str(self._id), "command": type(command).__name__})
-            return [Fenced()]
+    def _advance(self, event: Event) -> None:
+        before = _troubles(self._state)
+        _, commands = step(self._state, event, self._clock(), self._rng)
+        _tell(before, _troubles(self._state), self._id)
+        for command in commands:
+            self._carry_out(command)
 
-    def _advance(self, event: Event, commands: deque[Command]) -> None:
-        before = self._state
-        self._state, new = step(before, event, self._clock(), self._rng)
-        _tell(before, self._state, self._id)
-        commands.extend(new)
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Publish):
+            self._publish(command)
+        elif isinstance(command, Settle):
+            self._settler.do(self._settle_all, command)
+        elif isinstance(command, GiveUp):
+            _log.warning("publisher.reset", extra={"relay": str(self._id), "in_flight": self._state.in_flight})
+            self._publisher.reset()
+        elif isinstance(command, Rejoin):
+            self._join()
+        elif isinstance(command, Leave):
+            self._leave()
+        else:
+            self._reader.do(self._by_reader[type(command)], command)
 
     def _next_event(self) -> Event:
-        """The next acknowledgement, or a tick when it is time for something else."""
-        pause = _LONGEST_SLEEP
-        if self._state.phase is Phase.IDLE:
-            pause = min(pause, max(0.0, (self._state.wake_at - self._clock()).total_seconds()))
+        """The next thing that happened, or a tick when it is time for something else."""
+        pause = min(_LONGEST_SLEEP, max(0.0, (self._state.wake_at - self._clock()).total_seconds()))
         try:
-            return self._arrivals.get(timeout=pause) if pause > 0 else self._arrivals.get_nowait()
+            event = self._arrivals.get(timeout=pause) if pause > 0 else self._arrivals.get_nowait()
         except queue.Empty:
-            return Tick()
+            if pause > 0:
+                return Tick()
+            # It is time to read, but the reader is at work: its event comes.
+            try:
+                event = self._arrivals.get(timeout=_LONGEST_SLEEP if self._is_waiting else 0.001)
+            except queue.Empty:
+                return Tick()
+        if isinstance(event, LeaseLost):
+            _log.warning("lease.lost", extra={"relay": str(self._id), "reason": event.message})
+            return Fenced()
+        if isinstance(event, BaseException):
+            raise event
+        return event
 
-    # --- commands --------------------------------------------------------------------------------------------
+    @property
+    def _is_waiting(self) -> bool:
+        return self._state.reading or self._state.busy
 
-    def _join(self, connection: Connection, _command: Rejoin) -> Iterator[Event]:
-        self._id = uuid4()
-        with connection.begin():
-            host = socket.gethostname()
-            at = leases.register(connection, self._id, host=host, version=self._version, lease=self._lease)
-        # The relay's clock is the database's, carried on by a monotonic one: no step of the local clock can hurt.
-        began = time.monotonic()
-        self._clock = lambda: at + timedelta(seconds=time.monotonic() - began)
-        self._renew_at = began + self._lease.total_seconds() / 3
-        _log.info("relay.joined", extra={"relay": str(self._id)})
-        yield self._balance(connection)
-
-    def _fetch(self, connection: Connection, command: Fetch) -> Iterator[Event]:
-        if time.monotonic() >= self._renew_at:
-            # Between two pages nothing is in flight: shards may change hands.
-            self._renew(connection)
-            yield self._balance(connection)
-            return
-        reading = Reading(shards=command.shards, without=command.without, limit=command.limit)
-        waiting = self._waiting_room(connection, reading)
-        with _reading(connection):
-            fresh = outbox.read(connection, reading)
-        yield Fetched([*waiting, *fresh])
-
-    def _waiting_room(self, connection: Connection, reading: Reading) -> list[Row]:
-        if time.monotonic() < self._look_at:
-            return []
-        self._look_at = time.monotonic() + _WAITING_ROOM_EVERY.total_seconds()
-        with connection.begin():
-            outbox.fence(connection, self._id)
-            outbox.enqueue_scheduled(connection, reading.shards, reading.limit)
-            return outbox.due_rows(connection, reading)
-
-    def _claim(self, connection: Connection, _command: Claim) -> Iterator[Event]:
-        failpoint("claim.before_commit")
-        asked = self._clock()
-        left = outbox.claim(connection, self._id)
-        failpoint("claim.after_commit")
-        yield Claimed(asked + left * _LEASE_MARGIN)
-
-    def _publish(self, _connection: Connection, command: Publish) -> Iterator[Event]:
+    def _publish(self, command: Publish) -> None:
         failpoint("publish.before_send")
         answer = self._publisher.publish(command.batch)
         failpoint("publish.after_send")
@@ -233,28 +210,114 @@ class Relay:
             self._arrivals.put(Answered(command.number, receipts.result()))
 
         answer.add_done_callback(arrive)
-        return iter(())
 
-    def _settle(self, connection: Connection, command: Settle) -> Iterator[Event]:
-        stopped = self._state.stopped
+    # --- joining and leaving ---------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        """Enters under a new token, when neither worker is busy with what belonged to the old one."""
+        self._reader.finish()
+        self._settler.finish()
+        while not self._arrivals.empty():
+            self._arrivals.get_nowait()
+        self._id = uuid4()
+        with self._engine.begin() as connection:
+            host = socket.gethostname()
+            at = leases.register(connection, self._id, host=host, version=self._version, lease=self._rules.lease)
+        # The relay's clock is the database's, carried on by a monotonic one: no step of the local clock can hurt.
+        began = time.monotonic()
+        self._clock = lambda: at + timedelta(seconds=time.monotonic() - began)
+        _log.info("relay.joined", extra={"relay": str(self._id)})
+        self._reader.do(self._by_reader[Balance], Balance(release=True))
+
+    def _leave(self) -> None:
+        self._reader.finish()
+        self._settler.finish()
+        with self._engine.begin() as connection:
+            leases.leave(connection, self._id)
+        _log.info("relay.left", extra={"relay": str(self._id)})
+
+    def _wait_for_database(self, error: DBAPIError, failures: int, stop: threading.Event) -> None:
+        delay = _PATIENCE_WITH_DATABASE.delay(failures, self._rng).total_seconds()
+        if failures == 1:
+            name = type(error.orig or error).__name__
+            _log.warning("database.away", extra={"relay": str(self._id), "error": name})
+        # What is in flight is unknown now and will be sent again: the old batches must not come after that.
+        self._publisher.reset()
+        stop.wait(delay)
+
+    # --- the reader ------------------------------------------------------------------------------------------
+
+    def _open_for_reading(self) -> Connection:
+        # Autocommit: a read is one statement with a snapshot of its own.
+        return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+    def _fetch(self, connection: Connection, command: Fetch) -> Fetched:
+        due = self._waiting_room(command) if command.look else []
+        page = outbox.read(connection, command.reading)
+        return Fetched(command.lane, page, due, self._claimed(page.rows or due))
+
+    def _watch(self, connection: Connection, command: Watch) -> Missed:
+        rows = outbox.read(connection, command.reading).rows
+        return Missed(rows, self._claimed(rows))
+
+    def _claim(self, _connection: Connection, _command: Claim) -> Claimed:
+        return Claimed(self._safe_until())
+
+    def _claimed(self, rows: list[Row]) -> datetime | None:
+        return self._safe_until() if rows else None
+
+    def _safe_until(self) -> datetime:
+        asked = self._clock()
+        failpoint("claim.before_commit")
+        with self._engine.connect() as connection:
+            left = outbox.claim(connection, self._id)
+        failpoint("claim.after_commit")
+        return asked + left * _LEASE_MARGIN
+
+    def _waiting_room(self, command: Fetch) -> list[Row]:
+        reading = command.reading
+        with self._engine.begin() as connection:
+            outbox.fence(connection, self._id)
+            outbox.enqueue_scheduled(connection, reading.shards, reading.limit)
+            return outbox.due_rows(connection, reading.shards, without=command.without, limit=reading.limit)
+
+    def _balance(self, _connection: Connection, command: Balance) -> Owned:
+        failpoint("lease.renew")
+        with self._engine.begin() as connection:
+            leases.renew(connection, self._id, self._rules.lease)
+            shards, surplus = leases.balance(connection, self._id, release=command.release)
+        # Statements after the take-over has committed: what the previous owner did is all visible.
+        with self._engine.begin() as connection:
+            outbox.fence(connection, self._id)
+            quarantine.carry_out_requests(connection, shards)
+            return Owned(shards, surplus, outbox.stopped_keys(connection, shards))
+
+    # --- the settler -----------------------------------------------------------------------------------------
+
+    def _settle_all(self, connection: Connection, first: Settle) -> list[Event]:
+        """Commits a settlement, and with it those that wait behind it and need no fence either."""
+        together = [first]
+        if not first.needs_fence:
+            together += self._settler.take(_MERGED - 1, lambda other: not other.needs_fence)
+        stopped = None
         with connection.begin():
-            if command.needs_fence:
+            if first.needs_fence:
                 outbox.fence(connection, self._id)
-            outbox.remove(connection, self._id, command.evidence)
-            self._set_troubled_aside(connection, command)
-            if command.needs_fence:
-                stopped = outbox.stopped_keys(connection, self._state.shards)
+            outbox.remove(connection, self._id, [evidence for settlement in together for evidence in settlement.evidence])
+            if first.needs_fence:
+                self._set_troubled_aside(connection, first)
+                stopped = outbox.stopped_keys(connection, self._state.lanes.shards)
             failpoint("settle.before_commit")
         failpoint("settle.after_commit")
-        yield Settled(stopped)
+        return [Settled(settlement, stopped) for settlement in together]
 
-    def _set_troubled_aside(self, connection: Connection, command: Settle) -> None:
-        outbox.set_aside(connection, command.aside)
-        for held in command.held:
+    def _set_troubled_aside(self, connection: Connection, settlement: Settle) -> None:
+        outbox.join_the_line(connection, settlement.aside)
+        for held in settlement.held:
             outbox.hold(connection, held)
-        for burial in command.buried:
+        for burial in settlement.buried:
             self._bury(connection, burial)
-        outbox.go_on(connection, command.freed)
+        outbox.go_on(connection, settlement.freed)
 
     def _bury(self, connection: Connection, burial: Burial) -> None:
         row = burial.row
@@ -268,78 +331,18 @@ class Relay:
             if row.key is not None:
                 outbox.go_on(connection, [(row.topic, row.key)])
 
-    def _give_up(self, _connection: Connection, _command: GiveUp) -> Iterator[Event]:
-        _log.warning("publisher.reset", extra={"relay": str(self._id), "in_flight": len(self._state.flights)})
-        self._publisher.reset()
-        return iter(())
 
-    def _leave(self, connection: Connection, _command: Leave) -> Iterator[Event]:
-        with connection.begin():
-            leases.leave(connection, self._id)
-        _log.info("relay.left", extra={"relay": str(self._id)})
-        return iter(())
-
-    # --- lease -----------------------------------------------------------------------------------------------
-
-    def _keep_lease(self, connection: Connection, commands: deque[Command]) -> None:
-        """Renews while batches are in flight; between pages `_fetch` does."""
-        if self._state.phase is Phase.PUBLISHING and time.monotonic() >= self._renew_at:
-            try:
-                self._renew(connection)
-            except LeaseLost:
-                self._advance(Fenced(), commands)
-
-    def _renew(self, connection: Connection) -> None:
-        failpoint("lease.renew")
-        self._renew_at = time.monotonic() + self._lease.total_seconds() / 3
-        with connection.begin():
-            leases.renew(connection, self._id, self._lease)
-
-    def _balance(self, connection: Connection) -> Owned:
-        with connection.begin():
-            shards = leases.balance(connection, self._id)
-        # A statement after the take-over has committed: what the previous owner did is all visible.
-        with connection.begin():
-            outbox.fence(connection, self._id)
-            quarantine.carry_out_requests(connection, shards)
-            return Owned(shards, outbox.stopped_keys(connection, shards))
-
-    def _wait_for_database(self, error: DBAPIError, failures: int, stop: threading.Event) -> None:
-        delay = _PATIENCE_WITH_DATABASE.delay(failures, self._rng).total_seconds()
-        if failures == 1:
-            _log.warning(
-                "database.away",
-                extra={"relay": str(self._id), "error": type(error.orig or error).__name__},
-            )
-        # In flight is unknown now: the rows are read and sent again, so the old batches must not come later.
-        self._publisher.reset()
-        stop.wait(delay)
+def _troubles(state: State) -> dict[str, Any]:
+    return {topic: found.trouble for topic, found in state.destinations.items() if found.trouble is not None}
 
 
-class _reading:  # noqa: N801  used as a statement: with _reading(connection): …
-    """A transaction that only reads: on SQLite it does not take the writer's place."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.execution_options(outboxkit_reading=True)
-        self._transaction = self._connection.begin()
-
-    def __exit__(self, *_: object) -> None:
-        self._transaction.close()
-        self._connection.execution_options(outboxkit_reading=False)
-
-
-def _tell(before: State, after: State, relay: UUID) -> None:
+def _tell(before: dict[str, Any], after: dict[str, Any], relay: UUID) -> None:
     """One log line for each destination that changes its state."""
-    for topic in after.paused.keys() - before.paused.keys():
-        paused = after.paused[topic]
-        _log.warning(
-            "destination.paused",
-            extra={"relay": str(relay), "topic": topic, "failure": paused.failure.value, "reason": paused.text},
-        )
-    for topic in before.paused.keys() - after.paused.keys():
+    for topic in after.keys() - before.keys():
+        trouble = after[topic]
+        fields = {"topic": topic, "failure": trouble.failure.value, "reason": trouble.text}
+        _log.warning("destination.paused", extra={"relay": str(relay), **fields})
+    for topic in before.keys() - after.keys():
         _log.info("destination.resumed", extra={"relay": str(relay), "topic": topic})
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select, update
 from outboxkit import outbox, tables
 from outboxkit.message import Row
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
-from outboxkit_relay.step import Rules
+from outboxkit_relay.state import Rules
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
@@ -228,6 +228,6 @@ def test_a_fenced_relay_changes_nothing_forgets_and_joins_again(engine: Engine) 
         publisher.release()
         until(lambda: publisher.resets == 1)
         until(lambda: numbers(publisher.accepted)[-3:] == [0, 1, 2])
-        assert relay.state.shards
+        assert relay.state.lanes.shards
 
     assert count(engine, tables.dead_letters) == 0

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from outboxkit.dialects import open_engine
 from outboxkit.message import Message, Row
 from outboxkit.policy import Failure, Order
 from outboxkit_relay.relay import Relay
-from outboxkit_relay.step import Rules
+from outboxkit_relay.state import Rules
 
 __all__ = ["ScriptedPublisher", "count", "engine_for", "message", "relaying", "until", "write"]
 
@@ -128,7 +129,7 @@ def relaying(
     lease: timedelta = timedelta(seconds=2),
 ) -> Iterator[Relay]:
     """A relay that runs in a thread of its own while the block runs; its failure fails the test."""
-    relay = Relay(engine, publisher, rules or Rules(), lease=lease, drain=timedelta(seconds=5))  # type: ignore[arg-type]
+    relay = Relay(engine, publisher, replace(rules or Rules(), lease=lease), drain=timedelta(seconds=5))  # type: ignore[arg-type]
     stop, failures = threading.Event(), []
 
     def run() -> None:
