@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["tell"]
 
-_SERVICES: Final = "outboxkit_relay.demo.services"
+_SERVICES: Final = "outboxkit_relay.demo.order_flow"
 _CHILD: Final = "outboxkit_relay.demo.child"
 _TOPICS: Final = ("orders", "stock", "payments", "shipments")
 _CONSUMERS: Final = ("inventory", "payments", "shipping", "confirmation")
