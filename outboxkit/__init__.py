@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outboxkit import inbox
+from outboxkit import bulk, changes, inbox  # noqa: F401 # the first two listen to sessions
 from outboxkit.capture import Outbox, OutboxMixin, publish, send
 from outboxkit.consumer import Consumer
 from outboxkit.context import correlation

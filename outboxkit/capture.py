@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, ClassVar, Final, TypedDict
+from typing import Any, ClassVar, Final, Literal, TypedDict
 from uuid import UUID, uuid5
 
 from sqlalchemy import event as listeners
 from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
-from sqlalchemy.orm import InstanceState, Session, object_session, scoped_session
+from sqlalchemy.orm import InstanceState, Mapper, Session, object_session, scoped_session
 from typing_extensions import Unpack
 
 from outboxkit import codecs, context, unit_of_work
@@ -34,7 +34,7 @@ if sys.version_info >= (3, 14):
 else:
     from uuid_utils.compat import uuid7
 
-__all__ = ["AnySession", "MessageOptions", "Outbox", "OutboxMixin", "publish", "send"]
+__all__ = ["AnySession", "MessageOptions", "Outbox", "OutboxMixin", "emission_of", "publish", "route_of", "send"]
 
 AnySession = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
 Key = str | Sequence[str] | Callable[[Any], object] | None
@@ -56,6 +56,12 @@ class Outbox:
         source: the producer's name; what `outboxkit.context.source` says when empty.
         headers: added to every message.
         limits: bounds that every message must keep.
+        bulk: what happens to a bulk UPDATE, DELETE or INSERT of the ORM, which emits nothing (see `outboxkit.bulk`).
+        capture: the changes that are events without `emit` (see `outboxkit.changes`).
+        name: what their types begin with: ``order`` for ``order.created``; the class's name in lower case when empty.
+        include: the columns that they tell of; all when None.
+        exclude: columns that they never tell of.
+        coalesce: one event per object and ``transaction`` (a savepoint's begin and end cut it), or per ``flush``.
     """
 
     topic: str = ""
@@ -63,6 +69,12 @@ class Outbox:
     source: str = ""
     headers: Mapping[str, str | bytes] = field(default_factory=dict)
     limits: Limits = _LIMITS
+    bulk: Literal["raise", "warn", "allow"] = "raise"
+    capture: Collection[Literal["created", "updated", "deleted"]] = ()
+    name: str = ""
+    include: Collection[str] | None = None
+    exclude: Collection[str] = ()
+    coalesce: Literal["transaction", "flush"] = "transaction"
 
 
 _NO_ROUTE: Final = Outbox()
@@ -117,12 +129,9 @@ class OutboxMixin:
             CaptureError: the object is detached, or its transaction cannot take the message.
             EncodeError: the event cannot be encoded or is too large; the path says where.
         """
-        route = _route(type(self))
-        key_of = None if route.key is None else partial(_key_of, self, route.key)
-        draft = _draft(Kind.EVENT, topic or route.topic, options, route=route, key_of=key_of)
-        state: InstanceState[Any] = inspect(self)
-        _take(state, Emission(_freeze(draft, event), self, state.mapper, _due(options)))
-        return draft.id
+        message_id, emission = emission_of(self, event, topic=topic, options=options)
+        _take(inspect(self), emission)
+        return message_id
 
 
 def publish(session: AnySession, event: object, *, topic: str = "", **options: Unpack[MessageOptions]) -> str:
@@ -167,6 +176,20 @@ def send(session: AnySession, command: object, *, to: str, **options: Unpack[Mes
         EncodeError: the command cannot be encoded or is too large; the path says where.
     """
     return _say(session, command, _draft(Kind.COMMAND, to, options), options)
+
+
+def emission_of(entity: object, event: object, *, topic: str, options: MessageOptions) -> tuple[str, Emission]:
+    """An object's event on its way to a row, and the id of its message.
+
+    Raises:
+        CaptureError: the class does not say where its events go, or the options contradict each other.
+        EncodeError: the event cannot be encoded or is too large.
+    """
+    route = route_of(type(entity))
+    key_of = None if route.key is None else partial(_key_of, entity, route.key)
+    draft = _draft(Kind.EVENT, topic or route.topic, options, route=route, key_of=key_of)
+    mapper: Mapper[Any] = inspect(entity).mapper
+    return draft.id, Emission(_freeze(draft, event), entity, mapper, _due(options))
 
 
 # --- from an event to a message ----------------------------------------------------------------------------------
@@ -299,7 +322,12 @@ def _sync(session: AnySession) -> Session:
     return session
 
 
-def _route(cls: type) -> Outbox:
+def route_of(cls: type) -> Outbox:
+    """Where the events of a model go.
+
+    Raises:
+        CaptureError: it does not say.
+    """
     found = getattr(cls, "__outbox__", None)
     if not isinstance(found, Outbox):
         raise CaptureError(f"{cls.__qualname__} does not say where its events go: __outbox__ = Outbox(topic=…, key=…)")

@@ -51,16 +51,18 @@ class Emission:
     """One emitted event on its way to a row.
 
     Attributes:
-        complete: makes the message; called once, after the domain's flush.
+        complete: makes the message, None for none after all; called once, after the domain's flush.
         entity: the object that emitted, None when the session itself did.
         mapper: of the entity: the row goes to the same database.
         due: publish later: at an instant, or a time after the insert by the database's clock.
+        late: not with the next flush, but when its transaction (or savepoint) commits or a savepoint begins inside it.
     """
 
-    complete: Callable[[], Message]
+    complete: Callable[[], Message | None]
     entity: object = None
     mapper: Mapper[Any] | None = None
     due: datetime | timedelta | None = None
+    late: bool = False
 
 
 def add(session: Session, emission: Emission) -> None:
@@ -81,12 +83,12 @@ def add(session: Session, emission: Emission) -> None:
     _refuse_autocommit_engine(session, emission.mapper)
     waiting = _waiting(transaction)
     waiting.emissions.append(emission)
-    if waiting.writing:
+    if waiting.writing or emission.late:
         return  # emitted by an event that is being made: the loop that writes goes on with it
     if not _flushing(session):
         _mark(session, waiting)
     elif _is_clean(session):
-        _write(session, waiting)  # in a before_flush hook, and the flush will find nothing to do
+        _write(session, transaction)  # in a before_flush hook, and the flush will find nothing to do
 
 
 def install(target: Any = Session) -> None:
@@ -109,13 +111,14 @@ _ATTRIBUTE: Final = "_outboxkit_waiting"
 
 
 class _Waiting:
-    __slots__ = ("connections", "emissions", "finished", "marker", "partial", "writing")
+    __slots__ = ("committing", "connections", "emissions", "finished", "marker", "partial", "writing")
 
     def __init__(self) -> None:
         self.emissions: list[Emission] = []
         self.marker: _Marker | None = None
         self.partial = False  # the flush that runs was told to look at some objects only
         self.connections: dict[Mapper[Any] | None, Connection] = {}  # where messages are written; the root knows all
+        self.committing = False  # nothing is late any more
         self.writing = False
         self.finished = False
 
@@ -195,30 +198,43 @@ def _unmark(session: Session, waiting: _Waiting) -> None:
 
 
 def _before_flush(session: Session, _context: object, objects: object) -> None:
-    waiting = _found(_current(session))
-    if waiting is None:
+    transaction = _current(session)
+    if transaction is None or (waiting := _found(transaction)) is None:
         return
     waiting.partial = objects is not None
     if waiting.partial:
         return
     _unmark(session, waiting)
     if waiting.emissions:
-        _prepare(session, waiting.emissions)
+        _prepare(session, transaction, waiting.emissions)
         if _is_clean(session):
-            _write(session, waiting)
+            _write(session, transaction, final=waiting.committing)
 
 
 def _after_flush(session: Session, _context: object) -> None:
-    waiting = _found(_current(session))
-    if waiting is not None and waiting.emissions and not waiting.partial:
-        _write(session, waiting)
+    transaction = _current(session)
+    waiting = _found(transaction)
+    if transaction is not None and waiting is not None and not waiting.partial:
+        _write(session, transaction, final=waiting.committing)
+
+
+def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    outer = transaction.parent
+    if transaction.nested and outer is not None and (waiting := _found(outer)) is not None and waiting.emissions:
+        _write(session, outer, final=True)  # before what the savepoint will say, and not inside it
 
 
 def _before_commit(session: Session) -> None:
-    waiting = _found(_current(session))
-    if waiting is not None and waiting.emissions:
+    transaction = _current(session)
+    if transaction is None:
+        return
+    outer: SessionTransaction | None = transaction
+    while outer is not None:  # of a root that commits with a savepoint still open we hear the savepoint's commit first
+        _waiting(outer).committing = True
+        outer = outer.parent
+    if _waiting(transaction).emissions:
         session.flush()
-        _write(session, waiting)
+        _write(session, transaction, final=True)
     if (root := _found(session.get_transaction())) is not None:
         for connection in root.connections.values():
             _refuse_aborted(connection)
@@ -247,13 +263,14 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         if transaction.parent is None and not ended.finished:
             warnings.warn("a session was closed without commit: its events are dropped", ResourceWarning, stacklevel=2)
     waiting = _found(_current(session))
-    if waiting is not None and waiting.emissions and session.is_active:
+    if waiting is not None and session.is_active and any(not emission.late for emission in waiting.emissions):
         _mark(session, waiting)  # emitted while a flush ran, too late for it: the next flush takes it
 
 
 _LISTENERS: Final[dict[str, Callable[..., None]]] = {
     "before_flush": _before_flush,
     "after_flush": _after_flush,
+    "after_transaction_create": _after_transaction_create,
     "before_commit": _before_commit,
     "after_commit": _after_commit,
     "after_rollback": _after_rollback,
@@ -264,73 +281,70 @@ _LISTENERS: Final[dict[str, Callable[..., None]]] = {
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
-
-def _prepare(session: Session, emissions: Iterable[Emission]) -> None:
-    """Refuses autocommit before the domain's rows are written, and lets objects speak that the flush will delete."""
-    deleted = session.deleted
-    for emission in emissions:
-        _connection(session, emission.mapper)
-        if deleted and emission.entity is not None and emission.entity in deleted:
-            emission.complete = partial(_identity, emission.complete())
-
-
-def _identity(message: Message) -> Message:
-    return message
-
-
 _MAX_ROUNDS: Final = 100  # events that emit events; what is left then waits for the next flush, as SQLAlchemy bounds it
 
 
-def _write(session: Session, waiting: _Waiting) -> None:
+def _prepare(session: Session, transaction: SessionTransaction, emissions: Iterable[Emission]) -> None:
+    """Refuses autocommit before the domain's rows are written, and lets objects speak that the flush will delete."""
+    deleted = session.deleted
+    for emission in emissions:
+        _connection(transaction, emission.mapper)
+        if deleted and not emission.late and emission.entity is not None and emission.entity in deleted:
+            emission.complete = partial(_identity, emission.complete())
+
+
+def _identity(message: Message | None) -> Message | None:
+    return message
+
+
+def _write(session: Session, transaction: SessionTransaction, *, final: bool = False) -> None:
+    waiting = _waiting(transaction)
     if waiting.writing:
         return  # an event that is being made ran a query, and the session flushed before it
     waiting.writing = True
     try:
         for _ in range(_MAX_ROUNDS):
-            batch = waiting.emissions[:]
-            for connection, emissions in _by_connection(session, batch):
-                _insert(connection, emissions)
-            del waiting.emissions[: len(batch)]
-            if not waiting.emissions:
+            batch = [emission for emission in waiting.emissions if final or not emission.late]
+            if not batch:
                 return
+            _insert(transaction, batch)
+            written = set(map(id, batch))
+            waiting.emissions = [emission for emission in waiting.emissions if id(emission) not in written]
     finally:
         waiting.writing = False
     if not _flushing(session):
         _mark(session, waiting)
 
 
-def _by_connection(session: Session, batch: list[Emission]) -> Iterable[tuple[Connection, list[Emission]]]:
-    groups: dict[int, tuple[Connection, list[Emission]]] = {}
+def _insert(transaction: SessionTransaction, batch: list[Emission]) -> None:
+    groups: dict[Connection, list[tuple[Message, Any]]] = {}
     for emission in batch:
-        connection = _connection(session, emission.mapper)
-        groups.setdefault(id(connection), (connection, []))[1].append(emission)
-    return groups.values()
+        group = groups.setdefault(_connection(transaction, emission.mapper), [])
+        if (message := emission.complete()) is not None:
+            group.append((message, emission.due))
+    for connection, messages in groups.items():
+        outbox.write(connection, [message for message, due in messages if due is None])
+        outbox.schedule(connection, [(message, due) for message, due in messages if due is not None])
 
 
-def _insert(connection: Connection, emissions: list[Emission]) -> None:
-    completed = [(emission.complete(), emission.due) for emission in emissions]
-    outbox.write(connection, [message for message, due in completed if due is None])
-    outbox.schedule(connection, [(message, due) for message, due in completed if due is not None])
-
-
-def _connection(session: Session, mapper: Mapper[Any] | None) -> Connection:
-    current, root = _current(session) or _begin(session), session.get_transaction()
-    known = _waiting(current).connections  # not the root's: asking the session is what begins a savepoint
+def _connection(transaction: SessionTransaction, mapper: Mapper[Any] | None) -> Connection:
+    known = _waiting(transaction).connections  # not the root's: asking a savepoint's transaction is what begins it
     if (connection := known.get(mapper)) is None:
-        connection = known[mapper] = _connect(session, mapper)
-        _waiting(root or current).connections.setdefault(mapper, connection)
+        connection = known[mapper] = _connect(transaction, mapper)
+        root = transaction.session.get_transaction()
+        _waiting(root or transaction).connections.setdefault(mapper, connection)
     return connection
 
 
-def _connect(session: Session, mapper: Mapper[Any] | None) -> Connection:
+def _connect(transaction: SessionTransaction, mapper: Mapper[Any] | None) -> Connection:
     try:
-        connection = session.connection(bind_arguments={"mapper": mapper, "clause": tables.outbox_messages.insert()})
+        connection = transaction.connection(mapper, clause=tables.outbox_messages.insert())
     except exc.UnboundExecutionError as error:
         raise CaptureError(f"the session cannot say which database the message belongs to: {error}") from error
     if connection.get_execution_options().get("isolation_level") == _AUTOCOMMIT or _psycopg_autocommit(connection):
         raise CaptureError(_AUTOCOMMITS)
     if mapper is None:
-        _refuse_elsewhere(session, connection)
+        _refuse_elsewhere(transaction.session, connection)
     return connection
 
 

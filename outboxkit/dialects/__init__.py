@@ -1,7 +1,7 @@
 """Dialects: what differs between databases, behind one contract.
 
-**Writing a dialect.** One module with ``dialect() -> Dialect`` and ``refusal(url, error) -> str``, and one entry point in
-the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
+**Writing a dialect.** One module with ``dialect() -> Dialect`` and ``refusal(url, error) -> str``, and one entry point
+in the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
 ``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
 """
 

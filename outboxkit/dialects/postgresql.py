@@ -182,7 +182,8 @@ def refusal(url: URL, error: DBAPIError) -> str:
     A failed connection has no SQLSTATE. What tells a refusal from an outage is whether the server takes connections at
     all: libpq's ping asks that without a login.
     """
-    import psycopg  # here, not above: without the extra this module must still be importable, to say what is missing
+    # Here, not above: without the extra this module must still be importable, to say what is missing.
+    import psycopg  # noqa: PLC0415
 
     if (
         not isinstance(error.orig, psycopg.OperationalError)

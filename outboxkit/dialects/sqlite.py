@@ -146,7 +146,6 @@ def dialect() -> SQLite:
     return SQLite()
 
 
-
 def refusal(url: URL, error: DBAPIError) -> str:
     """See `outboxkit.dialects.refusal`."""
     name = "_".join(getattr(error.orig, "sqlite_errorname", "").split("_")[:2])  # without the extended part

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+from outboxkit.schemas.canonical import identity
 from outboxkit.schemas.logical_change import logical_change
 from outboxkit.schemas.matching import FieldMatch, Match, choose_branch, match_fields, match_names, promotes
 from outboxkit.schemas.nodes import (
@@ -47,6 +48,9 @@ def check(reader: Schema, writer: Schema) -> list[Problem]:
 
     An empty list, or one with warnings only, means: all data can be read. The list is sorted by path.
     """
+    if identity(reader) == identity(writer):
+        # Aliases are for other schemas: a field may keep its old name as an alias while the old one lives on.
+        return []
     walk = _Walk(reader, writer)
     found = {(one.kind, one.reader_path, one.writer_path, one.message): one for one in walk.problems()}
     return sorted(found.values(), key=lambda one: (one.reader_path, one.reader_pointer, one.kind.value, one.message))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from outboxkit.errors import DecodeError
+from outboxkit.schemas.canonical import identity
 from outboxkit.schemas.logical_change import logical_change
 from outboxkit.schemas.matching import FieldMatch, choose_branch, match_fields, match_names, promotes
 from outboxkit.schemas.nodes import (
@@ -74,6 +75,9 @@ class Resolution:
 
 def resolve(reader: Schema, writer: Schema, leaves: Leaves) -> Resolution:
     """Compile the reading of `writer`'s data as `reader`."""
+    if identity(reader) == identity(writer):
+        # As in Avro Java, aliases do not count between equal schemas.
+        return Resolution(wire=writer, project=None, original={})
     pairs = _Pairs(reader, writer, leaves)
     node, project = pairs.pair(reader.root, writer.root)
     if not pairs.changes:

@@ -44,7 +44,7 @@ _DELAYS: Final = full_jitter("500ms", cap="15s", attempts=1)
 _AWAY: Final = {"database": "database.away", "broker": "broker.away"}
 _BACK: Final = {"database": "database.back", "broker": "broker.back"}
 _CHECK_TIMEOUT: Final = timedelta(seconds=5)
-# A login that is refused while the server comes up or its pool is full deserves a second look, a wrong one fails it too.
+# A login that is refused while the server comes up or is full deserves a second look; a wrong one fails it too.
 _REFUSALS_TO_BELIEVE: Final = 2
 _NO_DESTINATION: Final = ("outboxkit",)  # asked for when nothing is to be published: any answer means that it is there
 

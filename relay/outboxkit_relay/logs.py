@@ -27,16 +27,17 @@ _LONGEST_TEXT: Final = 4_000  # characters of one value: enough to understand
 
 # C0, DEL, C1, the bidirectional controls, line and paragraph separators, and what joins or hides characters.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_LAST_OF_A_BYTE: Final = 0xFF
 _SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 # Up to the last @: a password that should have been percent-encoded holds anything but blanks and quotes.
 _CREDENTIALS: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/@:]*:)[^\s'\"<>]*@", re.IGNORECASE)
-_SECRET_WORD: Final = r"(?:\w*\.)*\w*(?:password|passwd|passphrase|pwd|secret|token|api_?key|authorization)"
+_WORDS: Final = r"(?:\w*\.)*\w*(?:password|passwd|passphrase|pwd|secret|token|api_?key|authorization)"
 _ASSIGNED: Final = re.compile(
-    rf"(\b{_SECRET_WORD}\b['\"]?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|(?:bearer|basic)\s+\S+|[^\s,;&]+)",
+    rf"(\b{_WORDS}\b['\"]?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|(?:bearer|basic)\s+\S+|[^\s,;&]+)",
     re.IGNORECASE,
 )
-_SECRET_NAME: Final = re.compile(_SECRET_WORD, re.IGNORECASE)
+_SECRET_NAME: Final = re.compile(_WORDS, re.IGNORECASE)
 _VALUES_OF_ROWS: Final = re.compile(r"^\s*(?:DETAIL|CONTEXT):.*$", re.MULTILINE)  # PostgreSQL quotes data there
 
 _known: set[str] = set()
@@ -111,7 +112,7 @@ def escaped(text: str) -> str:
 def _visible(match: re.Match[str]) -> str:
     character = match[0]
     code = ord(character)
-    return _SHORT_ESCAPES.get(character) or (f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}")
+    return _SHORT_ESCAPES.get(character) or (f"\\x{code:02x}" if code <= _LAST_OF_A_BYTE else f"\\u{code:04x}")
 
 
 def _clean(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -180,15 +180,22 @@ class Writer:
     def __init__(self, engine: Engine, orders: int, keys: int, threads: int = 2) -> None:
         self._engine, self._orders, self._keys = engine, orders, keys
         self.errors: list[BaseException] = []
-        self.go = threading.Event()  # cleared: writing pauses
-        self.go.set()
         self.written = 0
-        self._lock = threading.Lock()
+        self._allowed = 0
+        self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._run, args=(index, threads)) for index in range(threads)]
 
-    def start(self) -> None:
+    def start(self, orders: int) -> None:
+        """Places the first orders, and stops there."""
+        self._allowed = orders
         for thread in self._threads:
             thread.start()
+
+    def go_on(self, orders: int) -> None:
+        """Places orders up to so many in all."""
+        with self._changed:
+            self._allowed = orders
+            self._changed.notify_all()
 
     def join(self) -> None:
         for thread in self._threads:
@@ -200,10 +207,11 @@ class Writer:
             for number in range(self._orders):
                 key = number % self._keys
                 if key % threads == index:
-                    self.go.wait(DEADLINE)
+                    with self._changed:
+                        self._changed.wait_for(lambda number=number: number < self._allowed, DEADLINE)
                     with Session(self._engine) as session, session.begin():
                         session.add(Order(number=number, customer=f"c{key}", ordinal=number // self._keys).place())
-                    with self._lock:
+                    with self._changed:
                         self.written += 1
         except BaseException as error:
             self.errors.append(error)

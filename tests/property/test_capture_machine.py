@@ -68,17 +68,18 @@ def drain_only_in_before_flush(monkeypatch: pytest.MonkeyPatch) -> None:
                 after_flush(session, context)
 
     def after_flush(session: Session, context: Any) -> None:
-        for connection, emissions in unit_of_work._by_connection(session, context.attributes.get("drained", [])):
-            unit_of_work._insert(connection, emissions)
+        if drained := context.attributes.get("drained"):
+            unit_of_work._insert(unit_of_work._current(session), drained)  # type: ignore[arg-type]
 
     monkeypatch.setattr(unit_of_work, "_LISTENERS", {"before_flush": before_flush, "after_flush": after_flush})
 
 
 def insert_before_the_domain_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     def before_flush(session: Session, _context: Any, _objects: Any) -> None:
-        if waiting := unit_of_work._found(unit_of_work._current(session)):
+        transaction = unit_of_work._current(session)
+        if transaction and (waiting := unit_of_work._found(transaction)):
             unit_of_work._unmark(session, waiting)
-            unit_of_work._write(session, waiting)
+            unit_of_work._write(session, transaction)
 
     monkeypatch.setattr(unit_of_work, "_LISTENERS", {**unit_of_work._LISTENERS, "before_flush": before_flush})
 

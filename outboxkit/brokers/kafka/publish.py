@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -257,35 +257,44 @@ class KafkaPublisher:
             return
         self._produced.add(pending)
         limit = self._topics.limit(destination) or 0
-        report = partial(self._delivered, pending)
+        report, produce = partial(self._delivered, pending), producer.produce
         for index, row in enumerate(pending.batch.rows):
             # A lower bound of the record's size; what passes and is too large after all, the broker refuses alone,
             # because a record of about batch.size gets a batch of its own.
             if len(row.payload) + len(row.key or b"") > limit:
                 pending.refuse(index, Failure.TOO_LARGE, f"{destination} takes at most {limit:,} bytes")
-            else:
-                self._produce(producer, pending, index, partial(report, index))
+                continue
+            headers: Any = unpack_headers(row.headers)  # the stub asks for a wider list
+            headers.append(sequence_header(row.position))
+            record = partial(
+                produce, destination, row.payload, row.key, on_delivery=partial(report, index), headers=headers
+            )
+            if not self._produce(record, pending, index):
+                break
         producer.poll(0)
         self._finish_if_complete(pending)
 
-    def _produce(self, producer: Producer, pending: _Pending, index: int, report: Callable[..., None]) -> None:
-        row = pending.batch.rows[index]
-        headers: list[tuple[str, str | bytes | None]] = [*unpack_headers(row.headers)]
-        headers.append(sequence_header(row.position))
+    def _produce(self, record: Callable[[], None], pending: _Pending, index: int) -> bool:
+        """Produces one record; False when this and all later ones of the batch were given up."""
         while True:
             try:
-                producer.produce(pending.batch.destination, row.payload, row.key, on_delivery=report, headers=headers)
+                record()
             except BufferError:  # back-pressure that `capacity` should have prevented: wait for reports
-                producer.poll(_POLL_SECONDS)
+                self._poll()
                 if self._barriers:
-                    pending.refuse(index, Failure.BROKER_DOWN, "given up before it was sent")
-                    return
+                    for unsent in range(index, len(pending.batch.rows)):
+                        pending.refuse(unsent, Failure.BROKER_DOWN, "given up before it was sent")
+                    return False
             except KafkaException as error:
                 self._note(pending, error.args[0])
                 pending.refuse(index, failure_of(error.args[0]), error.args[0].str())
-                return
+                return True
             else:
-                return
+                return True
+
+    def _poll(self) -> None:
+        if self._producer is not None:
+            self._producer.poll(_POLL_SECONDS)
 
     def _session_for(self, destination: str) -> Producer:
         """A producer that may produce to the destination; waits for what is in flight when it needs another one.
@@ -298,7 +307,7 @@ class KafkaPublisher:
         wanted = min(_BATCH_BYTES, max(1, self._topics.smallest_limit - _BATCH_MARGIN))
         if self._producer is not None and wanted < self._batch_bytes:
             while self._produced and not self._barriers:
-                self._producer.poll(_POLL_SECONDS)
+                self._poll()
             self._end_session()
         if self._producer is None:
             self._batch_bytes = wanted
@@ -350,7 +359,8 @@ class KafkaPublisher:
         else:
             self._note(pending, error)
             pending.refuse(index, failure_of(error), error.str())
-        self._finish_if_complete(pending)
+        if not pending.left:
+            self._finish_if_complete(pending)
 
     def _note(self, pending: _Pending, error: KafkaError) -> None:
         if error.fatal():

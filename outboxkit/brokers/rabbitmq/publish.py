@@ -84,6 +84,8 @@ class RabbitPublisher:
         return 0 if size >= _BYTES_IN_FLIGHT else max(0, _MESSAGES_PER_DESTINATION - mine)
 
     def check(self, destinations: Collection[str], timeout: timedelta) -> Mapping[str, Refusal]:
+        if self._closed:
+            return {name: Refusal(-1, Failure.BROKER_DOWN, "the publisher is closed") for name in destinations}
         try:
             return self._ask(self._look_up(destinations), timeout.total_seconds())
         except FutureTimeoutError:

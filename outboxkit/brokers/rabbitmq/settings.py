@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from aiormq.connection import Connection
+from aiormq.connection import Connection, FrameReceiver
 from aiormq.exceptions import (
     AMQPConnectionError,
     AMQPError,
@@ -17,6 +17,9 @@ from aiormq.exceptions import (
     ConnectionClosed,
     ProbableAuthenticationError,
 )
+from pamqp import commands
+from pamqp.base import Frame
+from pamqp.frame import FrameTypes, marshal
 
 from outboxkit.brokers import Features, redacted, refuse_unknown
 from outboxkit.errors import ConfigurationError
@@ -43,6 +46,7 @@ _FAILURES: Final[Mapping[type[BaseException], Failure]] = {
     RuntimeError: Failure.BROKER_DOWN,  # aiormq: the connection was closed meanwhile
 }
 TROUBLE: Final = (AMQPError, OSError, TimeoutError, RuntimeError)
+_ACCESS_REFUSED: Final = 403
 _NOT_ALLOWED: Final = 530  # AMQP: no such virtual host, or no access to it
 _CONNECT_SECONDS: Final = 5.0
 
@@ -114,13 +118,38 @@ def _number(wanted: Mapping[str, str], name: str, default: float) -> float:
         raise ConfigurationError(f"the rabbitmq option {name} must be a number, got {text!r}") from error
 
 
+class _Connection(Connection):
+    """The client's connection, with one repair: a broker that closes during the handshake is told by its reply code."""
+
+    @staticmethod
+    async def _rpc(
+        request: Frame,
+        writer: asyncio.StreamWriter,
+        frame_receiver: FrameReceiver,
+        wait_response: bool = True,  # noqa: FBT001, FBT002  the client's signature
+    ) -> FrameTypes | None:
+        if wait_response:
+            writer.write(marshal(request, 0))
+            await writer.drain()
+            _, _, answer = await frame_receiver.get_frame()
+            if isinstance(answer, commands.Connection.Close):
+                raise _closed(answer)
+            return answer
+        return await Connection._rpc(request, writer, frame_receiver, wait_response=False)  # noqa: SLF001
+
+
+def _closed(frame: commands.Connection.Close) -> AMQPConnectionError:
+    refused = frame.reply_code == _ACCESS_REFUSED
+    return (ProbableAuthenticationError if refused else ConnectionClosed)(frame.reply_code, frame.reply_text)
+
+
 async def connect(settings: Settings) -> Connection:
     """An open connection.
 
     Raises:
         Trouble: the broker is away (``broker-down``) or refused the login (``unauthorized``).
     """
-    connection = Connection(settings.url)
+    connection = _Connection(settings.url)
     try:
         await asyncio.wait_for(connection.connect(), _CONNECT_SECONDS)
     except TROUBLE as error:
@@ -137,7 +166,7 @@ def trouble_of(error: BaseException, what: str) -> Trouble:
 
 
 _TEXTS: Final[Mapping[Failure, str]] = {
-    Failure.UNAUTHORIZED: "{what} refused us: check user, password, virtual host and permissions",
+    Failure.UNAUTHORIZED: "{what} refused us: check user, password, virtual host, permissions and limits",
     Failure.UNKNOWN_TOPIC: "{what} does not exist; create it: outboxkit init --topology",
     Failure.BROKER_DOWN: "{what} is away",
 }

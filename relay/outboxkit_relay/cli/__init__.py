@@ -28,7 +28,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(program.main(args=arguments, prog_name="outboxkit", standalone_mode=False) or 0)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the boundary: nothing leaves as a traceback
         from outboxkit_relay.cli import failures
 
         return failures.report(error)

@@ -7,6 +7,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +37,7 @@ _WHY: Final = click.option("--why", default="", metavar="TEXT", help="The reason
 def command() -> None:
     """Understand, replay or discard dead letters.
 
-    A letter is named by its id or the first characters of it. Without ids, options choose: --consumer, --type, --topic …
+    A letter is named by its id or the first characters of it. Without ids, options choose: --consumer, --type …
     """
 
 
@@ -108,7 +109,7 @@ def replay(invocation: Invocation, /, choice: letters.Choice, **options: Any) ->
             inbox_retention=invocation.settings.retention.inbox,
         )
 
-    return _change(invocation, choice, carry_out, "Replay", options)
+    return _change(invocation, choice, _Deed("replay", carry_out), options)
 
 
 @command.command("discard")
@@ -133,47 +134,45 @@ def discard(invocation: Invocation, /, choice: letters.Choice, **options: Any) -
             letters.release_followers(connection, [letter for letter in found if letter.id in ids], _who())
         return plans
 
-    return _change(invocation, choice, carry_out, "Discard", options)
+    return _change(invocation, choice, _Deed("discard", carry_out), options)
 
 
-Change = Callable[..., list[Plan]]
+@dataclass(frozen=True, slots=True)
+class _Deed:
+    """What is to be done with letters: ``carry_out(connection, letters, dry_run=…)`` does it, or says what it would."""
+
+    verb: str
+    carry_out: Callable[..., list[Plan]]
 
 
-def _change(
-    invocation: Invocation, choice: letters.Choice, carry_out: Change, verb: str, options: dict[str, Any]
-) -> int:
+def _change(invocation: Invocation, choice: letters.Choice, deed: _Deed, options: dict[str, Any]) -> int:
     """Look, ask, do, tell: what was looked at is what is changed."""
     with database.reading(invocation) as connection:
         found = letters.chosen(connection, choice)
-        planned = carry_out(connection, found, dry_run=True) if found else []
+        planned = deed.carry_out(connection, found, dry_run=True) if found else []
     if not found:
         click.echo("no dead letters match: nothing to do", err=True)
         return Exit.OK
     possible = {plan.id for plan in planned if plan.action != "none"}
     if not options["dry_run"] and possible:
-        if not screen.confirmed(f"{verb} {_counts([x for x in found if x.id in possible])}?", yes=options["yes"]):
+        question = f"{deed.verb.capitalize()} {_counts([letter for letter in found if letter.id in possible])}?"
+        if not screen.confirmed(question, yes=options["yes"]):
             click.echo("nothing was changed", err=True)
             return Exit.FAILED
         with database.writing(invocation) as connection:
-            planned = carry_out(connection, found, dry_run=False)
-    _tell(planned, verb, dry_run=options["dry_run"], as_json=options["as_json"])
+            planned = deed.carry_out(connection, found, dry_run=False)
+    done = f"would {deed.verb}" if options["dry_run"] else f"{deed.verb}ed"
+    _tell(planned, done, as_json=options["as_json"])
     refused = sum(plan.refused for plan in planned)
     return Exit.OK if not refused else Exit.FAILED if refused == len(planned) else Exit.PARTLY
 
 
-def _tell(plans: list[Plan], verb: str, *, dry_run: bool, as_json: bool) -> None:
-    done = f"would {verb.lower()}" if dry_run else f"{verb.lower()}ed".replace("eed", "ed")
+def _tell(plans: list[Plan], done: str, *, as_json: bool) -> None:
     for plan in plans:
+        what = "refused" if plan.refused else "nothing to do" if plan.action == "none" else done
         if as_json:
-            screen.print_json({
-                "id": plan.id,
-                "action": plan.action,
-                "reason": plan.reason,
-                "refused": plan.refused,
-                "dry_run": dry_run,
-            })
+            screen.print_json({"id": plan.id, "outcome": what, "action": plan.action, "reason": plan.reason})
         else:
-            what = "refused" if plan.refused else "nothing to do" if plan.action == "none" else done
             click.echo(screen.safe(f"{str(plan.id)[:8]}  {what}" + (f": {plan.reason}" if plan.reason else "")))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from pathlib import Path
 
 import click
 
@@ -44,7 +45,9 @@ def _unexpected(error: Exception) -> int:
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         click.echo(logs.redacted("".join(traceback.format_exception(error))), err=True)
         return Exit.FAILED
-    return _say(f"unexpected {what}; set OUTBOXKIT_LOG__LEVEL=debug to see where", Exit.FAILED)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    return _say(f"unexpected {what} at {where}; OUTBOXKIT_LOG__LEVEL=debug shows all of it", Exit.FAILED)
 
 
 def _say(text: str, code: Exit) -> int:

@@ -51,6 +51,8 @@ class Invocation:
         secrets.refuse_in_flag("--database-url", self.database_url, "OUTBOXKIT_DATABASE_URL")
         secrets.refuse_in_flag("--broker-url", self.broker_url, "OUTBOXKIT_BROKER_URL")
         found = settings.load(self.config, database_url=self.database_url, broker_url=self.broker_url)
+        if settings.colourless():
+            click.get_current_context().color = False
         logs.configure(found.log.level, found.log.format, secrets=secrets.of(found))
         return found
 

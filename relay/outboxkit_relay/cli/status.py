@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import click
 from sqlalchemy import func, select, union_all
@@ -103,11 +104,11 @@ def _problems(
     for topic in late:
         age = screen.ago(timedelta(seconds=topic.oldest_seconds))
         found.append(f"{topic.topic}: oldest pending {age} (limit {screen.ago(patience)}), {topic.pending:,} pending")
-    for key in parked[:_KEYS_SHOWN]:
-        found.append(
-            f"{key['topic']}: the key {key['key']} is parked behind a dead head, {key['followers']:,} messages wait: "
-            "see `outboxkit dlq list --side relay`",
-        )
+    found += [
+        f"{key['topic']}: the key {key['key']} is parked behind a dead head, {key['followers']:,} messages wait: "
+        "see `outboxkit dlq list --side relay`"
+        for key in parked[:_KEYS_SHOWN]
+    ]
     if len(parked) > _KEYS_SHOWN:
         found.append(f"{len(parked) - _KEYS_SHOWN:,} more keys are parked")
     return found
@@ -134,7 +135,9 @@ def _topics(connection: Connection, now: datetime) -> list[Topic]:
 def _relays(connection: Connection, now: datetime) -> list[dict[str, Any]]:
     rows = connection.execute(select(tables.outbox_relays).order_by(_RELAYS.started_at)).mappings()
     owner = tables.outbox_shards.c.owner
-    shards = {name: count for name, count in connection.execute(select(owner, func.count()).group_by(owner))}
+    shards: dict[UUID | None, int] = dict(
+        connection.execute(select(owner, func.count()).group_by(owner)).tuples().all()
+    )
     return [
         {
             "id": str(row["id"]),

@@ -56,7 +56,7 @@ def judge(engine: Engine, records: Sequence[Record], duplicates: int, poison: in
         duplicates: what the consumers say that they caught.
         poison: the number of the order whose message was dead for a while.
     """
-    orders = dict(_rows(engine, _ORDERS))
+    orders = {int(str(number)): int(str(total)) for number, total in _rows(engine, _ORDERS)}
     copies = Counter((record.topic, record.id) for record in records if not record.is_replay)
     redelivered = sum(copies.values()) - len(copies)
     effects = {name: [order for (order,) in _rows(engine, query)] for name, query in _EFFECTS.items()}
@@ -120,7 +120,7 @@ def _in_order(records: Sequence[Record]) -> bool:
 
 
 def _effects_in_order(engine: Engine, poison: int) -> bool:
-    """Orders are placed in the order of their numbers; each customer's are handled in that order, but for the replay."""
+    """Orders are placed in the order of their numbers; each customer's are handled so, but for the replayed one."""
     by_customer: Mapping[object, list[int]] = defaultdict(list)
     for customer, order in _rows(engine, _RESERVED, poison=poison):
         by_customer[customer].append(int(str(order)))

@@ -9,7 +9,7 @@ import random
 import sys
 
 from outboxkit_relay.demo.contracts import OldOrderPlaced, OrderPlaced
-from outboxkit_relay.demo.services import Base, Order, engine, sessions
+from outboxkit_relay.demo.order_flow import Base, Order, engine, sessions
 
 __all__ = ["main"]
 
@@ -32,10 +32,10 @@ def main(seed: int, old: int) -> None:
 def _place(number: int, rng: random.Random, *, as_old: bool) -> None:
     customer, quantity = f"customer-{rng.randrange(_CUSTOMERS)}", rng.randint(1, 5)
     order = Order(id=number, customer=customer, quantity=quantity, total=quantity * rng.randint(100, 9_999))
-    said = {"order_id": number, "customer": customer, "quantity": quantity, "total": order.total}
+    said = OldOrderPlaced(number, customer, quantity, order.total)
     with sessions.begin() as session:
         session.add(order)
-        order.emit(OldOrderPlaced(**said) if as_old else OrderPlaced(**said, warehouse="north"))
+        order.emit(said if as_old else OrderPlaced(number, customer, quantity, order.total, warehouse="north"))
 
 
 if __name__ == "__main__":

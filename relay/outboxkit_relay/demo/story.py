@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["tell"]
 
-_SERVICES: Final = "outboxkit_relay.demo.services"
+_SERVICES: Final = "outboxkit_relay.demo.order_flow"
 _CHILD: Final = "outboxkit_relay.demo.child"
 _TOPICS: Final = ("orders", "stock", "payments", "shipments")
 _CONSUMERS: Final = ("inventory", "payments", "shipping", "confirmation")
+# The in-process cluster takes no notice when a member leaves its group: it waits until the session has timed out.
+_GROUP_OPTIONS: Final = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
 _OUTAGE_SECONDS: Final = 1.5
 _SETTLE_SECONDS: Final = 0.03  # until the broker has stored what a stopped relay had sent
 _RUN_ON_SECONDS: Final = 0.01  # a relay that was stopped between two batches gets on with the next
@@ -73,6 +75,7 @@ class _Story:
         self.world, self.orders, self.seed, self.quiet = place, orders, seed, quiet
         self.half = orders // 2
         self.poison = random.Random(seed).randint(1, self.half)  # noqa: S311  a story, not a secret
+        self.began = time.monotonic()
         self.engine: Engine = open_engine(place.settings["database_url"], patience=timedelta(seconds=10))
         self.address = ""
         self.consumers: dict[str, Child] = {}
@@ -100,7 +103,7 @@ class _Story:
             migrations.upgrade(connection)
         url = cluster.read_line()
         self.address = url.partition("://")[2]
-        self.world.settings["broker_url"] = url
+        self.world.settings["broker_url"] = url + _GROUP_OPTIONS
         shop = self.world.run("shop", "outboxkit_relay.demo.shop", str(self.seed), str(self.poison), answers=True)
         relay = self._outboxkit("relay-1", "relay", "run")
         for name in _CONSUMERS:
@@ -201,7 +204,7 @@ class _Story:
 
     def _say(self, line: str) -> None:
         if not self.quiet:
-            click.echo(line)
+            click.echo(f"{time.monotonic() - self.began:5.1f} s  {line}")
 
 
 def _conclude(verdict: Verdict, seconds: float, *, as_json: bool) -> None:

@@ -24,7 +24,7 @@ _GRACE_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 0.05
 
 
-class Failed(Exception):  # noqa: N818  what happened, in the words of the story
+class Failed(Exception):
     """The story cannot go on."""
 
 

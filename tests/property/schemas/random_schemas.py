@@ -67,9 +67,11 @@ class _Maker:
             return dict(self.rng.choice(_LOGICAL))
         if dice < 0.84 and self.done:
             return self.rng.choice(self.done)
-        if dice < 0.88 and self.open:
-            # A record that holds itself stays finite behind a union, an array or a map.
-            name = self.rng.choice(self.open)
+        spaced = [name for name in self.open if "." in name]
+        if dice < 0.88 and spaced:
+            # A record that holds itself stays finite behind a union, an array or a map. Types without namespace cannot
+            # be named from inside a namespace.
+            name = self.rng.choice(spaced)
             return self.rng.choice((["null", name], {"type": "array", "items": name}, {"type": "map", "values": name}))
         return self._enum() if dice < 0.95 else self._fixed()
 

@@ -1,6 +1,8 @@
 """The demo's services: a shop, and what happens to an order. Each has tables of its own; they talk by events only.
 
-    order.placed ─▶ inventory ─▶ stock.reserved ─▶ payments ─▶ payment.authorized ─▶ shipping ─▶ shipment.created ─▶ shop
+    shop ─ order.placed ─▶ inventory ─ stock.reserved ─▶ payments ─ payment.authorized ─▶ shipping
+     ▲                                                                                      │
+     └───────────────────────────────── shipment.created ───────────────────────────────────┘
 
 This is what a user's program looks like: handlers know their session and nothing of brokers, retries or duplicates.
 """
