@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError
 from outboxkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
     from datetime import timedelta
     from uuid import UUID
 
@@ -71,7 +71,7 @@ class Reading:
     Attributes:
         shards: the shards it owns.
         parts: one or two.
-        round: snapshot of the round's first page; what it did not see belongs to the next round. None on the first page.
+        round: snapshot of the round's first page: what it did not see belongs to the next round; None on that page.
         last: only positions above, 0 on the first page.
         limit: at most so many rows.
         missed: the complement instead: rows that are present although the snapshots saw them.

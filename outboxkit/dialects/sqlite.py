@@ -86,7 +86,11 @@ class SQLite:
 
     def read(self, connection: Connection, reading: Reading) -> Page:
         """See `outboxkit.dialects.Dialect.read`. A snapshot is the highest position: one writer commits in order."""
-        wanted = [_HOT.shard.in_(sorted(reading.shards)), _HOT.position > reading.last, or_(*map(_of(reading), reading.parts))]
+        wanted = [
+            _HOT.shard.in_(sorted(reading.shards)),
+            _HOT.position > reading.last,
+            or_(*map(_of(reading), reading.parts)),
+        ]
         if reading.round is not None:
             wanted.append(_HOT.position <= int(reading.round))
         highest = select(func.coalesce(func.max(_HOT.position), 0)).scalar_subquery()

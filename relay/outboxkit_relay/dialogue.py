@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from outboxkit.message import Row
-    from outboxkit.outbox import Evidence, Hold, StoppedKey
+    from outboxkit.outbox import Evidence
+    from outboxkit.waiting import Hold, StoppedKey
 
 __all__ = [
     "Answered",
@@ -194,9 +195,10 @@ class Settle:
         """Every row that leaves the relay's hands."""
         for batch in self.evidence:
             yield from batch.rows
-        for sentence in (*self.held, *self.buried):
-            yield sentence.row
-            yield from sentence.followers
+        for held in self.held:
+            yield from (held.row, *held.followers)
+        for burial in self.buried:
+            yield from (burial.row, *burial.followers)
         yield from self.aside
 
 

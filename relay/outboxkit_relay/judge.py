@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outboxkit import policy
-from outboxkit.outbox import Evidence, Hold
-from outboxkit.policy import Bury, Failure, Followers, Pause, Retry
+from outboxkit.outbox import Evidence
+from outboxkit.policy import Bury, Followers, Pause, Retry
+from outboxkit.waiting import Hold
 from outboxkit_relay.destinations import Destination, Flight, Key, Trouble, key_of
 from outboxkit_relay.dialogue import Burial, Settle
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Receipts, Refusal
     from outboxkit.message import Row
-    from outboxkit.outbox import StoppedKey
+    from outboxkit.waiting import StoppedKey
     from outboxkit_relay.state import State
 
 __all__ = ["expiries", "judge", "keys_aside"]
@@ -65,7 +66,7 @@ def judge(state: State, destination: Destination, flight: Flight, *, now: dateti
     return _settlement(published, outcome, receipts)
 
 
-def _sentence(  # noqa: PLR0913
+def _sentence(
     state: State,
     destination: Destination,
     row: Row,
@@ -87,7 +88,12 @@ def _sentence(  # noqa: PLR0913
         attempts, delay = row.attempts + 1, decision.at - now
         outcome.held.append(
             Hold(
-                row=row, failure=failure, text=refusal.text, attempts=attempts, delay=delay, followers=followers,
+                row=row,
+                failure=failure,
+                text=refusal.text,
+                attempts=attempts,
+                delay=delay,
+                followers=followers,
             ),
         )
     elif isinstance(decision, Bury):
@@ -126,7 +132,7 @@ def _stop(state: State, destination: Destination, head: Row) -> tuple[Row, ...]:
 
 def keys_aside(settlement: Settle) -> list[Key]:
     """Keys that are stopped when the settlement is committed, whatever the table says before."""
-    heads = [sentence.row for sentence in (*settlement.held, *settlement.buried)]
+    heads = [*(held.row for held in settlement.held), *(burial.row for burial in settlement.buried)]
     return [key_of(row) for row in (*settlement.aside, *heads) if row.key is not None]
 
 
@@ -143,7 +149,11 @@ def expiries(rows: Iterable[Row]) -> tuple[Evidence, ...]:
 
 def _publication(rows: Sequence[Row], receipts: Receipts) -> Settle:
     evidence = Evidence(
-        topic=rows[0].topic, outcome="published", rows=rows, partitions=receipts.partitions, offsets=receipts.offsets,
+        topic=rows[0].topic,
+        outcome="published",
+        rows=rows,
+        partitions=receipts.partitions,
+        offsets=receipts.offsets,
     )
     return Settle(evidence=(evidence,), freed=_freed(rows))
 
@@ -154,9 +164,7 @@ def _settlement(published: list[Row], outcome: _Outcome, receipts: Receipts) -> 
         partitions = [receipts.partitions[index] for index in outcome.published]
         offsets = [receipts.offsets[index] for index in outcome.published]
         topic = published[0].topic
-        evidence = (
-            Evidence(topic=topic, outcome="published", rows=published, partitions=partitions, offsets=offsets),
-        )
+        evidence = (Evidence(topic=topic, outcome="published", rows=published, partitions=partitions, offsets=offsets),)
     return Settle(
         evidence=evidence,
         held=tuple(outcome.held),

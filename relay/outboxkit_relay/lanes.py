@@ -2,8 +2,8 @@
 
 A lane is a set of topics that is read together; its memory is one snapshot. The *main* lane serves all healthy topics.
 A topic leaves it when its destination is in trouble (then nothing of it is read) or full (then it goes on at its own
-pace, with the main lane's memory). It comes back as a *catch-up* lane and joins the main lane when it has no pages left:
-one round with both memories, after which one snapshot serves for both.
+pace, with the main lane's memory). It comes back as a *catch-up* lane and joins the main lane when it has no pages
+left: one round with both memories, after which one snapshot serves for both.
 
 Forgetting a lane is always safe: it costs one scan, and what a scan finds again is dropped by who still holds it.
 """
@@ -100,11 +100,13 @@ class Lanes:
         if name != MAIN:
             lane = self.topics[name]
             assert lane is not None  # noqa: S101  the caller asks for lanes that are read
-            parts = (Part(frozenset({name}), only=True, seen=lane.seen),)
-            return Reading(shards=self.shards, parts=parts, round=lane.round, last=lane.last, limit=limit)
+            alone = Part(frozenset({name}), only=True, seen=lane.seen)
+            return Reading(shards=self.shards, parts=(alone,), round=lane.round, last=lane.last, limit=limit)
         if self.main.round is None and self.main.seen is not None:
-            self.joining = next((topic for topic, lane in self.topics.items() if lane is not None and lane.is_through), None)
-        parts = (Part(frozenset(self.topics), only=False, seen=self.main.seen),)
+            self.joining = next(
+                (topic for topic, lane in self.topics.items() if lane is not None and lane.is_through), None
+            )
+        parts: tuple[Part, ...] = (Part(frozenset(self.topics), only=False, seen=self.main.seen),)
         if self.joining is not None and (lane := self.topics[self.joining]) is not None:
             parts = (*parts, Part(frozenset({self.joining}), only=True, seen=lane.seen))
         return Reading(shards=self.shards, parts=parts, round=self.main.round, last=self.main.last, limit=limit)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select, update
 
-from outboxkit import outbox, tables
+from outboxkit import outbox, tables, waiting
 from outboxkit.message import unpack_headers
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
                 payload=letter.payload,
                 headers=tuple(unpack_headers(letter.headers)),
             )
-            outbox.bring_back(connection, position, row)
+            waiting.bring_back(connection, position, row)
             closed = {"state": "replayed", "closed_at": tables.database_now()}
             connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter.id).values(**closed))
         else:
-            outbox.go_on(connection, [(topic, key)])
+            waiting.go_on(connection, [(topic, key)])
         _log.info("key.released", extra={"topic": topic, "request": request, "position": position})
 
 

@@ -1,9 +1,9 @@
 """The relay daemon's shell: carries out what the core decides.
 
-Everything here is I/O: the decisions are in `outboxkit_relay.step`, the SQL in `outboxkit.outbox` and the dialects. Three
-threads share the work, each with a database connection of its own: the dispatcher (the thread that calls `Relay.run`)
-alone touches the state; the *reader* reads, claims and keeps the lease; the *settler* commits what became of messages.
-Acknowledgements arrive from the publisher's own thread. Everything comes back to the dispatcher through one queue.
+Everything here is I/O: the decisions are in `outboxkit_relay.step`, the SQL in `outboxkit.outbox` and the dialects.
+Three threads share the work, each with a database connection of its own: the dispatcher (the thread that calls
+`Relay.run`) alone touches the state; the *reader* reads, claims and keeps the lease; the *settler* commits what became
+of messages. Acknowledgements arrive from the publisher's own thread. All comes back to the dispatcher by one queue.
 
 No broker call is made while a transaction is open.
 """
@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from outboxkit import dead_letters, outbox
+from outboxkit import dead_letters, outbox, waiting
 from outboxkit.errors import LeaseLost
 from outboxkit.failpoints import failpoint
 from outboxkit.policy import Followers, full_jitter
@@ -278,8 +278,8 @@ class Relay:
         reading = command.reading
         with self._engine.begin() as connection:
             outbox.fence(connection, self._id)
-            outbox.enqueue_scheduled(connection, reading.shards, reading.limit)
-            return outbox.due_rows(connection, reading.shards, without=command.without, limit=reading.limit)
+            waiting.enqueue_scheduled(connection, reading.shards, reading.limit)
+            return waiting.due_rows(connection, reading.shards, without=command.without, limit=reading.limit)
 
     def _balance(self, _connection: Connection, command: Balance) -> Owned:
         failpoint("lease.renew")
@@ -290,7 +290,7 @@ class Relay:
         with self._engine.begin() as connection:
             outbox.fence(connection, self._id)
             quarantine.carry_out_requests(connection, shards)
-            return Owned(shards, surplus, outbox.stopped_keys(connection, shards))
+            return Owned(shards, surplus, waiting.stopped_keys(connection, shards))
 
     # --- the settler -----------------------------------------------------------------------------------------
 
@@ -303,21 +303,23 @@ class Relay:
         with connection.begin():
             if first.needs_fence:
                 outbox.fence(connection, self._id)
-            outbox.remove(connection, self._id, [evidence for settlement in together for evidence in settlement.evidence])
+            outbox.remove(
+                connection, self._id, [evidence for settlement in together for evidence in settlement.evidence]
+            )
             if first.needs_fence:
                 self._set_troubled_aside(connection, first)
-                stopped = outbox.stopped_keys(connection, self._state.lanes.shards)
+                stopped = waiting.stopped_keys(connection, self._state.lanes.shards)
             failpoint("settle.before_commit")
         failpoint("settle.after_commit")
         return [Settled(settlement, stopped) for settlement in together]
 
     def _set_troubled_aside(self, connection: Connection, settlement: Settle) -> None:
-        outbox.join_the_line(connection, settlement.aside)
+        waiting.join_the_line(connection, settlement.aside)
         for held in settlement.held:
-            outbox.hold(connection, held)
+            waiting.hold(connection, held)
         for burial in settlement.buried:
             self._bury(connection, burial)
-        outbox.go_on(connection, settlement.freed)
+        waiting.go_on(connection, settlement.freed)
 
     def _bury(self, connection: Connection, burial: Burial) -> None:
         row = burial.row
@@ -325,11 +327,11 @@ class Relay:
         dead_letters.bury(connection, dead_letters.of_row(row, burial.failure, burial.text, burial.attempts))
         failpoint("dead.after_insert")
         if burial.fate is Followers.PARK:
-            outbox.park(connection, row, burial.followers)
+            waiting.park(connection, row, burial.followers)
         else:
-            outbox.bury(connection, row)
+            waiting.bury(connection, row)
             if row.key is not None:
-                outbox.go_on(connection, [(row.topic, row.key)])
+                waiting.go_on(connection, [(row.topic, row.key)])
 
 
 def _troubles(state: State) -> dict[str, Any]:

@@ -119,7 +119,10 @@ class State:
     def start_again(self) -> None:
         """Forgets all but the rules, the numbers that name batches, and what was asked for."""
         fresh = State(
-            rules=self.rules, number=self.number, stop_at=self.stop_at, found_by_rescan=self.found_by_rescan,
+            rules=self.rules,
+            number=self.number,
+            stop_at=self.stop_at,
+            found_by_rescan=self.found_by_rescan,
         )
         for name in State.__slots__:
             setattr(self, name, getattr(fresh, name))

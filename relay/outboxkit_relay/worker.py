@@ -78,7 +78,7 @@ class Worker:
                 try:
                     connection = connection or self._connect()
                     found = task[0](connection, task[1])
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001  reported to the dispatcher, which raises it
                     self._done(broken=True)
                     self._report(error)
                 else:

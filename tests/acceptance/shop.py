@@ -1,7 +1,7 @@
 """The user's application of the acceptance tests: orders are placed, billing makes one invoice for each.
 
-It is an ordinary module: the tests import it to place orders, and ``outboxkit consume tests.acceptance.shop:billing`` runs
-its handler in a process of its own.
+It is an ordinary module: the tests import it to place orders, and ``outboxkit consume tests.acceptance.shop:billing``
+runs its handler in a process of its own.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from outboxkit import Consumer, Outbox, OutboxMixin, event, outbox_tables
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from outboxkit import Consumer, Outbox, OutboxMixin, event, outbox_tables
 
 DATABASE_URL = os.environ.get("OUTBOXKIT_DATABASE_URL", "sqlite://")
 TOPIC = "orders"

@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pika
 import pytest
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import text
 
 from tests import servers
@@ -45,8 +47,6 @@ def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, t
 def forget(broker: servers.Server) -> None:
     """Each test begins with a topic of its own name that is empty."""
     if broker.url.startswith("kafka"):
-        from confluent_kafka.admin import AdminClient
-
         admin = AdminClient({"bootstrap.servers": broker.bootstrap})
         if TOPIC in admin.list_topics(timeout=10).topics:
             admin.delete_topics([TOPIC])[TOPIC].result(30)
@@ -56,8 +56,6 @@ def forget(broker: servers.Server) -> None:
         if "billing" in groups:
             admin.delete_consumer_groups(["billing"])["billing"].result(30)
     else:
-        import pika
-
         connection = pika.BlockingConnection(pika.URLParameters(broker.url))
         channel = connection.channel()
         for queue in ("audit", f"{TOPIC}.billing"):
@@ -77,7 +75,8 @@ def numbers(seen: list[Seen]) -> list[int]:
 
 @pytest.mark.timeout(300)
 def test_no_order_is_lost_invented_doubled_or_reordered_though_relay_and_consumer_are_killed(
-    world: World, reader: Kafka | RabbitMQ,
+    world: World,
+    reader: Kafka | RabbitMQ,
 ) -> None:
     """Every kill hits work in flight: the ledger is locked, so that messages are at the broker and not yet settled."""
     writer = Writer(world.engine, ORDERS, KEYS)
@@ -86,7 +85,8 @@ def test_no_order_is_lost_invented_doubled_or_reordered_though_relay_and_consume
     writer.start(ORDERS)
 
     for part in (1, 2):
-        world.until(lambda part=part: world.scalar("SELECT count(*) FROM orders") > part * ORDERS // 4, "orders placed")
+        enough = part * ORDERS // 4
+        world.until(lambda: world.scalar("SELECT count(*) FROM orders") > enough, "orders placed")  # noqa: B023  at once
         unsettled = kill_with_messages_unsettled(world, relay, reader)
         assert unsettled > 0, "void: the kill hit nothing in flight"
         relay = world.start("relay", "run")
@@ -119,7 +119,9 @@ def kill_with_messages_unsettled(world: World, relay: object, reader: Kafka | Ra
     """SIGKILL while the broker has messages that the outbox still holds; returns how many."""
     with world.engine.connect() as connection, connection.begin():
         connection.execute(text("LOCK TABLE outbox_ledger IN EXCLUSIVE MODE"))
-        evidenced = int(connection.execute(text("SELECT coalesce(sum(cardinality(ids)), 0) FROM outbox_ledger")).scalar_one())
+        evidenced = int(
+            connection.execute(text("SELECT coalesce(sum(cardinality(ids)), 0) FROM outbox_ledger")).scalar_one()
+        )
         world.until(lambda: reader.count() > evidenced, "published, not settled")
         unsettled = reader.count() - evidenced
         relay.kill()  # type: ignore[attr-defined]
@@ -140,7 +142,9 @@ def effects_are_in_order(world: World) -> bool:
 
 @pytest.mark.timeout(300)
 def test_a_broker_that_is_away_for_a_while_costs_no_message_and_no_order(
-    world: World, reader: Kafka | RabbitMQ, broker: servers.Server,
+    world: World,
+    reader: Kafka | RabbitMQ,
+    broker: servers.Server,
 ) -> None:
     writer = Writer(world.engine, ORDERS, KEYS)
     relay = world.start("relay", "run")

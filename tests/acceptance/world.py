@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aiokafka
@@ -126,7 +127,12 @@ class World:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command that ends by itself; its failure fails the test."""
         done = subprocess.run(
-            _command(*arguments), env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=DEADLINE,
+            _command(*arguments),
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
             check=False,
         )
         assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -136,7 +142,11 @@ class World:
         """A daemon; what it says goes to a file of the test's folder."""
         log = (self.folder / f"{arguments[0]}-{len(self._processes)}.log").open("wb")
         process = subprocess.Popen(
-            _command(*arguments), env={**self.environment, **variables}, cwd=self.folder, stdout=log, stderr=log,
+            _command(*arguments),
+            env={**self.environment, **variables},
+            cwd=self.folder,
+            stdout=log,
+            stderr=log,
         )
         log.close()
         self._processes.append(process)
@@ -197,6 +207,9 @@ class Writer:
             self._allowed = orders
             self._changed.notify_all()
 
+    def _is_allowed(self, number: int) -> bool:
+        return number < self._allowed
+
     def join(self) -> None:
         for thread in self._threads:
             thread.join(DEADLINE)
@@ -208,12 +221,12 @@ class Writer:
                 key = number % self._keys
                 if key % threads == index:
                     with self._changed:
-                        self._changed.wait_for(lambda number=number: number < self._allowed, DEADLINE)
+                        self._changed.wait_for(partial(self._is_allowed, number), DEADLINE)
                     with Session(self._engine) as session, session.begin():
                         session.add(Order(number=number, customer=f"c{key}", ordinal=number // self._keys).place())
                     with self._changed:
                         self.written += 1
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  join() shows it
             self.errors.append(error)
 
 

@@ -15,7 +15,7 @@ from outboxkit.policy import Backoff, RetryPolicy
 from outboxkit_relay import lifecycle
 from outboxkit_relay.cli import database
 from outboxkit_relay.relay import Relay
-from outboxkit_relay.step import Rules
+from outboxkit_relay.state import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -63,6 +63,7 @@ def rules_of(settings: RelaySettings, publisher: Publisher, *, once: bool = Fals
         retry=RetryPolicy(delayed=delayed, followers=settings.on_dead),
         slow=settings.poll_slowest,
         patience=settings.patience,
+        lease=settings.lease,
         once=once,
     )
 
@@ -73,7 +74,7 @@ def _run(engine: Engine, publisher: Publisher, settings: RelaySettings, stop: th
     if not lifecycle.await_broker(publisher, _destinations(engine), stop):
         return
     rules = rules_of(settings, publisher, once=once)
-    Relay(engine, publisher, rules, lease=settings.lease, drain=settings.drain, version=version("outboxkit")).run(stop)
+    Relay(engine, publisher, rules, drain=settings.drain, version=version("outboxkit")).run(stop)
 
 
 def _destinations(engine: Engine) -> Collection[str]:
