@@ -87,7 +87,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """How a delivery stands after a failed attempt: when to try again, how many there were, our words for the last error."""
+    """How a delivery stands after a failed attempt: when to try again, attempts so far, our words for the error."""
 
     delay: timedelta
     attempts: int
@@ -95,7 +95,11 @@ class Spent:
 
     def columns(self) -> dict[str, Any]:
         """As ``inbox_waiting`` keeps it; the due time is by the database's clock."""
-        return {"due_at": tables.database_now(self.delay), "attempts": self.attempts, "error": self.error[:_ERROR_LENGTH]}
+        return {
+            "due_at": tables.database_now(self.delay),
+            "attempts": self.attempts,
+            "error": self.error[:_ERROR_LENGTH],
+        }
 
 
 def defer(session: Session, consumer: str, head: Delivery, spent: Spent) -> None:
@@ -137,7 +141,10 @@ def sweep(session: Session, consumer: str) -> None:
     """
     earlier = aliased(_room)
     has_earlier = exists().where(
-        earlier.c.consumer == consumer, earlier.c.topic == _room.c.topic, earlier.c.key == _room.c.key, earlier.c.id < _room.c.id,
+        earlier.c.consumer == consumer,
+        earlier.c.topic == _room.c.topic,
+        earlier.c.key == _room.c.key,
+        earlier.c.id < _room.c.id,
     )
     orphan = and_(_room.c.consumer == consumer, _room.c.due_at.is_(None), ~has_earlier)
     session.connection().execute(update(_room).where(orphan).values(due_at=tables.database_now()))
@@ -163,7 +170,9 @@ def due(session: Session, consumer: str, limit: int) -> list[Waiting]:
     Transaction: joins the caller's. Index used: ``inbox_waiting_due``.
     """
     query = select(_room).where(_room.c.consumer == consumer, _room.c.due_at <= tables.database_now())
-    return [_waiting(row) for row in session.connection().execute(query.order_by(_room.c.due_at, _room.c.id).limit(limit))]
+    return [
+        _waiting(row) for row in session.connection().execute(query.order_by(_room.c.due_at, _room.c.id).limit(limit))
+    ]
 
 
 def take(session: Session, waiting: Waiting) -> bool:
@@ -305,7 +314,9 @@ def clear(session: Session, marker: Marker, settled: Iterable[str]) -> None:
 def _dead(session: Session, marker: Marker, *, starting: bool) -> list[Row[Any]]:
     expired = _batches.c.expires_at < tables.database_now()
     query = select(_batches.c.id, _batches.c.host, _batches.c.messages, expired.label("expired"))
-    query = query.where(_batches.c.consumer == marker.consumer, _batches.c.id.not_in([marker.id, _suspects_id(marker.consumer)]))
+    query = query.where(
+        _batches.c.consumer == marker.consumer, _batches.c.id.not_in([marker.id, _suspects_id(marker.consumer)])
+    )
     found = session.connection().execute(query if starting else query.where(expired))
     return [marked for marked in found if marked.expired or _is_dead(marked.host)]
 
@@ -337,7 +348,13 @@ def _known(session: Session, consumer: str, *, lock: bool = False) -> dict[str, 
 
 
 def _register(session: Session, consumer: str) -> None:
-    values = {"id": _suspects_id(consumer), "consumer": consumer, "host": "", "messages": {}, "expires_at": tables.database_now()}
+    values = {
+        "id": _suspects_id(consumer),
+        "consumer": consumer,
+        "host": "",
+        "messages": {},
+        "expires_at": tables.database_now(),
+    }
     session.connection().execute(insert_ignoring(session.connection(), _batches).values(values))
 
 

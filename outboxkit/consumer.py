@@ -1,8 +1,9 @@
 """The consumer: receives deliveries, handles each once in a transaction of its own, and gives up on none silently.
 
 A batch goes this way: marker → lanes by key → per message one transaction (`outboxkit.handling`) → what failed waits
-(`outboxkit.attempts`) or is buried (`outboxkit.dead_letters`) → acknowledge → marker away. Nothing is acknowledged before
-the database has committed what became of it. Trouble with the database spends no attempt: the same step is tried again.
+(`outboxkit.attempts`) or is buried (`outboxkit.dead_letters`) → acknowledge → marker away. Nothing is acknowledged
+before the database has committed what became of it. Trouble with the database spends no attempt: the same step is
+tried again.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from uuid import uuid4
 
 from outboxkit import attempts, brokers, dead_letters, outbox, policy, readers
-from outboxkit.attempts import Lane, Marker, Spent
+from outboxkit.attempts import Lane, Marker, Spent, Waiting
 from outboxkit.brokers import Delivery, Subscriber, Subscription
 from outboxkit.dead_letters import DeadLetter, Stage
-from outboxkit.errors import ConfigurationError, DecodeError, OutboxKitError, TransientBrokerError
+from outboxkit.errors import ConfigurationError, OutboxKitError, TransientBrokerError
 from outboxkit.events import EventType, event_type
 from outboxkit.failpoints import failpoint
 from outboxkit.handlers import Handlers, MessageContext, Want
-from outboxkit.handling import Failed, Handling, Job, Result, Try, failure_of
-from outboxkit.message import REPLAY_FOR, Kind, Message, from_wire
+from outboxkit.handling import Failed, Handling, Job, Recipient, Result, Try, failure_of, job_of
+from outboxkit.message import Kind, Message
 from outboxkit.policy import Failure, RetryPolicy, duration
 from outboxkit.readers import Reader
-from outboxkit.transactions import Given, Transactions, Trouble, pause, trouble_of
+from outboxkit.transactions import Given, Patience, Stopped, Transactions, Trouble, pause
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -50,8 +51,6 @@ MAX_DEATHS: Final = 3  #: processes that a message may take with it before it is
 BATCH: Final = 500  #: deliveries under one marker
 IDLE: Final = timedelta(milliseconds=200)  #: how long to wait for deliveries before looking at stop and due retries
 LEASE: Final = timedelta(seconds=5)  #: of the marker; below every broker's session time-out
-_MOST_BUSY: Final = 10  # a unit that is always in somebody's way is a failing handler
-_BUSY_AT_ONCE: Final = 3
 _AWAY: Final = 5  # a broker that is away is asked about once a second
 _ROUNDS: Final = 20  # of due retries between two looks at the broker
 
@@ -83,7 +82,9 @@ class Consumer:
         message_id: Callable[[Message], str] | None = None,
     ) -> None:
         if not name or concurrency < 1:
-            raise ConfigurationError(f"a consumer needs a name and a concurrency from 1, got {name!r} and {concurrency}")
+            raise ConfigurationError(
+                f"a consumer needs a name and a concurrency from 1, got {name!r} and {concurrency}"
+            )
         self.name, self.sessions, self.retry = name, sessions, retry or RetryPolicy()
         self.concurrency, self.ordering, self.message_id = concurrency, ordering, message_id
         self.handling = Handling(consumer=name, timeout=duration(timeout), resolve=resolve, schemas={})
@@ -111,8 +112,12 @@ class Consumer:
             contract = event_type(what) if isinstance(what, type) else what
             handler = self.handlers.add(function, topic or queue, contract)
             wants = {want for _, want in handler.wants}
-            if not Transactions.is_async(self.sessions) and (inspect.iscoroutinefunction(function) or Want.ASYNC_SESSION in wants):
-                raise ConfigurationError(f"{function.__qualname__} is a coroutine or wants an AsyncSession: give an async_sessionmaker")
+            if not Transactions.is_async(self.sessions) and (
+                inspect.iscoroutinefunction(function) or Want.ASYNC_SESSION in wants
+            ):
+                raise ConfigurationError(
+                    f"{function.__qualname__} is a coroutine or wants an AsyncSession: give an async_sessionmaker"
+                )
             self.topics = tuple(dict.fromkeys((*self.topics, topic))) if topic else self.topics
             self.queues = tuple(dict.fromkeys((*self.queues, queue))) if queue else self.queues
             return function
@@ -134,7 +139,10 @@ class Consumer:
         return Subscription(consumer=self.name, topics=self.topics, queues=self.queues)
 
     async def run(
-        self, broker: str | Subscriber, stop: asyncio.Event | None = None, options: Mapping[str, str] | None = None,
+        self,
+        broker: str | Subscriber,
+        stop: asyncio.Event | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         """Handles messages until ``stop`` is set; the batch at hand is finished first.
 
@@ -147,13 +155,9 @@ class Consumer:
         try:
             await _Run(self, subscriber, stop or asyncio.Event()).work()
         except BaseExceptionGroup as group:
-            _, others = group.split(_Stopped)
+            _, others = group.split(Stopped)
             if others is not None:
                 raise _first(others) from group
-
-
-class _Stopped(Exception):  # noqa: N818  a signal
-    """Asked to stop while the database was away."""
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -166,14 +170,16 @@ class _Run:
 
     def __init__(self, consumer: Consumer, subscriber: Subscriber, stop: asyncio.Event) -> None:
         self.consumer, self.subscriber, self.stop = consumer, subscriber, stop
+        self.recipient = Recipient(name=consumer.name, handlers=consumer.handlers, message_id=consumer.message_id)
         self.transactions = Transactions(consumer.sessions, consumer.concurrency + 2)
+        self.patience = Patience(self.transactions, consumer.name, stop)
         self.marker = Marker(uuid4(), consumer.name, LEASE)
         self.slots = asyncio.Semaphore(consumer.concurrency)
         self.rng = random.Random()  # noqa: S311  jitter needs no secrecy
         self.suspects: dict[str, int] = {}
         self.keys_waiting: set[Lane] = set()
         self.readers: dict[str, Reader] = {}
-        self.is_down = self.is_cut_off = False
+        self.is_cut_off = False
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -196,7 +202,7 @@ class _Run:
             attempts.sweep(given.session, self.consumer.name)
             return readers.record(given.session.connection(), self.consumer.name, self.consumer.handlers.contracts)
 
-        self.readers = await self._patiently(start)
+        self.readers = await self.patience.run(start)
         _log.info("consumer.started", extra={"consumer": self.consumer.name, "topics": self.consumer.topics})
 
     async def _receive(self, timeout: timedelta) -> Sequence[Delivery]:
@@ -206,7 +212,7 @@ class _Run:
             if not self.is_cut_off:
                 _log.warning("consumer.broker_away", extra={"consumer": self.consumer.name, "error": error.message})
             self.is_cut_off = True
-            await self._wait(pause(Trouble.DOWN, _AWAY, self.rng))
+            await self.patience.wait(pause(Trouble.DOWN, _AWAY, self.rng))
             return ()
         if self.is_cut_off:
             self.is_cut_off = False
@@ -216,7 +222,7 @@ class _Run:
     async def _retry_due(self) -> bool:
         """Works off what is due; whether there may be more."""
         for _ in range(_ROUNDS):
-            due = await self._patiently(lambda given: attempts.due(given.session, self.consumer.name, BATCH))
+            due = await self.patience.run(lambda given: attempts.due(given.session, self.consumer.name, BATCH))
             if not due or self.stop.is_set():
                 return False
             await self._batch([[self._job(waiting.delivery, waiting)] for waiting in due])
@@ -233,19 +239,8 @@ class _Run:
         await self.subscriber.acknowledge(deliveries)
         failpoint("ack.after")
 
-    def _job(self, delivery: Delivery, waiting: attempts.Waiting | None = None) -> Job:
-        consumer, name = self.consumer, attempts.identity(delivery)
-        try:
-            message = from_wire(delivery.topic, delivery.key, delivery.headers, delivery.payload or b"")
-            if message.header(REPLAY_FOR) not in (None, consumer.name):
-                return Job(delivery=delivery, identity=name, message=message, waiting=waiting)
-            handler = consumer.handlers.find(delivery.topic, message.type)
-            message = message if handler is None else _identified(message, consumer.message_id)
-        except _NoIdentity as error:
-            return Job(delivery=delivery, identity=name, message=error.message_read, unreadable=error, waiting=waiting)
-        except DecodeError as error:
-            return Job(delivery=delivery, identity=name, message=None, unreadable=error, waiting=waiting)
-        return Job(delivery=delivery, identity=name, message=message, handler=handler, waiting=waiting)
+    def _job(self, delivery: Delivery, waiting: Waiting | None = None) -> Job:
+        return job_of(delivery, waiting, self.recipient)
 
     # --- a batch -------------------------------------------------------------------------------------------------
 
@@ -260,7 +255,7 @@ class _Run:
             async with self._renewing(), asyncio.TaskGroup() as group:
                 for lane in lanes:
                     group.create_task(self._in_slot(lane))
-        await self._patiently(lambda given: attempts.unmark(given.session, self.marker))
+        await self.patience.run(lambda given: attempts.unmark(given.session, self.marker))
 
     async def _open(self, jobs: Sequence[Job]) -> None:
         lanes = {_lane(job.delivery) for job in jobs if job.waiting is None and self.consumer.ordering == "key"}
@@ -272,7 +267,7 @@ class _Run:
                 attempts.mark(given.session, self.marker, [job.identity for job in jobs])
             return suspects, attempts.keys_waiting(given.session, self.consumer.name, lanes)
 
-        self.suspects, self.keys_waiting = await self._patiently(open_batch)
+        self.suspects, self.keys_waiting = await self.patience.run(open_batch)
 
     async def _one_by_one(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -281,11 +276,15 @@ class _Run:
                 error = OutboxKitError(f"the process died {deaths} times while handling it")
                 await self._bury(job, Failed(Failure.CRASH, Stage.HANDLER, error), deaths)
             else:
-                await self._patiently(_for(job, lambda given, name: attempts.mark(given.session, self.marker, [name])))
+                await self.patience.run(
+                    _for(job, lambda given, name: attempts.mark(given.session, self.marker, [name]))
+                )
                 async with self._renewing():
                     await self._in_slot([job])
             if deaths:
-                await self._patiently(_for(job, lambda given, name: attempts.clear(given.session, self.marker, [name])))
+                await self.patience.run(
+                    _for(job, lambda given, name: attempts.clear(given.session, self.marker, [name]))
+                )
 
     async def _in_slot(self, lane: list[Job]) -> None:
         async with self.slots:
@@ -304,8 +303,8 @@ class _Run:
 
     async def _append(self, lane: Sequence[Job]) -> None:
         name, key = self.consumer.name, _lane(lane[0].delivery)
-        await self._patiently(lambda given: attempts.append(given.session, name, [job.delivery for job in lane]))
-        await self._patiently(lambda given: attempts.promote(given.session, name, key))
+        await self.patience.run(lambda given: attempts.append(given.session, name, [job.delivery for job in lane]))
+        await self.patience.run(lambda given: attempts.promote(given.session, name, key))
         self.consumer.counts["followed"] += len(lane)
 
     async def _hold(self, job: Job, held: Spent, followers: Sequence[Job]) -> None:
@@ -318,7 +317,7 @@ class _Run:
                 attempts.defer(given.session, name, job.delivery, held)
                 attempts.append(given.session, name, [follower.delivery for follower in followers])
 
-        await self._patiently(hold)
+        await self.patience.run(hold)
         failpoint("retry.scheduled")
         if job.delivery.key is not None and self.consumer.ordering == "key":
             self.keys_waiting.add(_lane(job.delivery))
@@ -352,8 +351,8 @@ class _Run:
             self.consumer.counts[Result.IGNORED] += 1
             return None
         try:
-            result = await self._patiently(lambda given: self.consumer.handling.attempt(given, tried), tried)
-        except _Stopped:
+            result = await self.patience.run(lambda given: self.consumer.handling.attempt(given, tried), tried.gives_up)
+        except Stopped:
             raise
         except Exception as error:  # noqa: BLE001  the boundary around the user's handler
             return failure_of(error, tried.stage, self.consumer.retry.poison)
@@ -371,7 +370,7 @@ class _Run:
                 return None
             return dead_letters.bury(connection, letter)
 
-        buried = await self._patiently(bury)
+        buried = await self.patience.run(bury)
         failpoint("dlq.after")
         if buried is not None:
             self.consumer.counts["buried"] += 1
@@ -389,7 +388,10 @@ class _Run:
             error=failed.error,
             attempts=number,
         )
-        first, (reader, text) = job.waiting.first_failed_at if job.waiting else None, self.readers.get(letter.type, ("", ""))
+        first, (reader, text) = (
+            job.waiting.first_failed_at if job.waiting else None,
+            self.readers.get(letter.type, ("", "")),
+        )
         writer = self.consumer.handling.schemas.get(letter.writer_schema, "")  # known if decoding came so far
         problems = readers.problems(text, writer) if text and writer and failed.stage is Stage.DECODE else None
         return replace(letter, first_failed_at=first, reader_schema=reader, problems=problems)
@@ -403,43 +405,12 @@ class _Run:
             if inspect.isawaitable(result):
                 await asyncio.wait_for(result, self.consumer.handling.timeout.total_seconds())
         except Exception as error:  # noqa: BLE001  the user's function: the letter is stored, whatever it does
-            _log.warning("consumer.dead_letter_hook_failed", extra={"letter": str(letter.id), "error": dead_letters.words_of(error)})
+            _log.warning(
+                "consumer.dead_letter_hook_failed",
+                extra={"letter": str(letter.id), "error": dead_letters.words_of(error)},
+            )
 
-    # --- patience ------------------------------------------------------------------------------------------------
-
-    async def _patiently(self, unit: Callable[[Given], T], tried: Try | None = None) -> T:
-        """Runs a unit of work; waits and runs it again while the trouble is the database's."""
-        troubles = 0
-        while True:
-            try:
-                result = await self.transactions.run(unit)
-            except Exception as error:
-                trouble, troubles = trouble_of(error), troubles + 1
-                is_foreign = tried is not None and tried.is_foreign
-                if trouble is None or is_foreign or (trouble is Trouble.BUSY and tried is not None and troubles > _MOST_BUSY):
-                    raise
-                await self._ride_out(trouble, troubles, error)
-            else:
-                if self.is_down:
-                    self.is_down = False
-                    _log.info("consumer.database_back", extra={"consumer": self.consumer.name})
-                return result
-
-    async def _ride_out(self, trouble: Trouble, troubles: int, error: Exception) -> None:
-        if trouble is Trouble.DOWN and not self.is_down:
-            self.is_down = True
-            _log.warning("consumer.database_away", extra={"consumer": self.consumer.name, "error": type(error).__name__})
-        if trouble is Trouble.DOWN or troubles > _BUSY_AT_ONCE:
-            await self._wait(pause(trouble, troubles, self.rng))
-        if trouble is Trouble.DOWN and self.stop.is_set():
-            raise _Stopped
-
-    async def _wait(self, delay: timedelta) -> None:
-        """Waits, but not longer than until the stop."""
-        try:
-            await asyncio.wait_for(self.stop.wait(), delay.total_seconds())
-        except TimeoutError:
-            return
+    # --- alive and telling ---------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _renewing(self) -> AsyncIterator[None]:
@@ -454,7 +425,7 @@ class _Run:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(LEASE.total_seconds() / 3)
-            await self._patiently(lambda given: attempts.renew(given.session, self.marker))
+            await self.patience.run(lambda given: attempts.renew(given.session, self.marker))
 
     def _say(self, event: str, job: Job, **facts: object) -> None:
         message = job.message
@@ -468,21 +439,3 @@ def _lane(delivery: Delivery) -> Lane:
 
 def _for(job: Job, step: Callable[[Given, str], None]) -> Callable[[Given], None]:
     return lambda given: step(given, job.identity)
-
-
-class _NoIdentity(DecodeError):
-    """Nothing can tell the message from its copies."""
-
-    def __init__(self, why: str, message: Message) -> None:
-        super().__init__(why)
-        self.message_read = replace(message, id="", source="")
-
-
-def _identified(message: Message, extract: Callable[[Message], str] | None) -> Message:
-    """The message with an id that an inbox can keep."""
-    found = message.id or (extract(message) if extract else "")
-    if not found:
-        raise _NoIdentity("the message has no id, so nothing tells it from its copies: give the Consumer message_id=…", message)
-    if "\0" in found + message.source:
-        raise _NoIdentity("the id or the source holds a NUL character, which no database can store", message)
-    return replace(message, id=found)

@@ -1,9 +1,9 @@
 """Dead letters: messages that could not be published or handled, understood, repaired and replayed from here.
 
-Invariants: the original bytes never change. A consumer's letter and its inbox row exclude each other's effect: a message
-is dead or its effect is committed, never both. States go ``dead → replaying → replayed`` or ``dead → discarded``; a replay
-that dies again is a new letter with ``parent_id`` and the next ``generation``, and its parent is ``replayed``: the replay
-was carried out, the child tells how it ended.
+Invariants: the original bytes never change. A consumer's message is dead or its effect is committed, never both: the
+letter takes the inbox row. States go ``dead → replaying → replayed`` or ``dead → discarded``. A replay that dies again
+is a new letter with ``parent_id`` and the next ``generation``; its parent is ``replayed``: the replay was carried out,
+the child tells how it ended.
 """
 
 from __future__ import annotations
@@ -94,9 +94,8 @@ def bury(connection: Connection, letter: DeadLetter) -> DeadLetter | None:
     Writes: ``dead_letters``, ``inbox_messages``. Index used: ``dead_letters_message``.
     """
     parent = _replaying(connection, letter)
-    if letter.side is Side.CONSUMER and letter.message_id and letter.failure is not Failure.CONFLICT:
-        if not inbox.condemn(connection, letter.consumer, letter.source, letter.message_id, content_hash(letter.message)):
-            return None
+    if not _condemn(connection, letter):
+        return None
     if parent is not None:
         _close(connection, parent.id, State.REPLAYED)
         letter = replace(letter, parent_id=parent.id, generation=parent.generation + 1)
@@ -109,9 +108,19 @@ def settled(connection: Connection, consumer: str, message: Message) -> None:
 
     Transaction: joins the handler's: the letter is replayed if and only if the effect is committed.
     """
-    mine = and_(_LETTERS.c.consumer == consumer, _LETTERS.c.message_id == message.id, _LETTERS.c.source == message.source)
+    mine = and_(
+        _LETTERS.c.consumer == consumer, _LETTERS.c.message_id == message.id, _LETTERS.c.source == message.source
+    )
     this = and_(mine, _LETTERS.c.side == Side.CONSUMER, _LETTERS.c.state == State.REPLAYING)
     connection.execute(update(_LETTERS).where(this).values(state=State.REPLAYED, closed_at=tables.database_now()))
+
+
+def _condemn(connection: Connection, letter: DeadLetter) -> bool:
+    # A conflict's id belongs to another message, and without an id nothing can be recognised.
+    if letter.side is Side.RELAY or not letter.message_id or letter.failure is Failure.CONFLICT:
+        return True
+    digest = content_hash(letter.message)
+    return inbox.condemn(connection, letter.consumer, source=letter.source, message_id=letter.message_id, digest=digest)
 
 
 def _replaying(connection: Connection, letter: DeadLetter) -> DeadLetter | None:
@@ -185,12 +194,12 @@ def replay(
         letter = _locked(connection, letter_id)
         plan = _plan(connection, letter_id, letter, request)
         if letter is not None and plan.action != "none" and not dry_run:
-            _carry_out(connection, letter, plan, request.payload, by)
+            _carry_out(connection, letter, request if plan.action == "publish" else None, by)
         plans.append(plan)
     if plans and all(plan.refused for plan in plans):
         raise ReplayError(plans[0].reason)
     if not dry_run:
-        _audit(connection, "dlq.replay", by, why, [plan.id for plan in plans if plan.action != "none"])
+        _audit(connection, "dlq.replay", [plan.id for plan in plans if plan.action != "none"], by=by, why=why)
     return plans
 
 
@@ -201,13 +210,13 @@ def discard(connection: Connection, ids: Sequence[UUID], *, by: str, why: str) -
     """
     dead = and_(_LETTERS.c.id.in_(ids), _LETTERS.c.state == State.DEAD)
     values = {"state": State.DISCARDED, "closed_at": tables.database_now()}
-    _audit(connection, "dlq.discard", by, why, ids)
+    _audit(connection, "dlq.discard", ids, by=by, why=why)
     return connection.execute(update(_LETTERS).where(dead).values(values)).rowcount
 
 
 def _locked(connection: Connection, letter_id: UUID) -> DeadLetter | None:
     row = connection.execute(select(_LETTERS).where(_LETTERS.c.id == letter_id).with_for_update()).one_or_none()
-    return None if row is None else letter_of(row._mapping)
+    return None if row is None else letter_of(row._asdict())
 
 
 def _plan(connection: Connection, letter_id: UUID, letter: DeadLetter | None, request: _Request) -> Plan:
@@ -218,7 +227,9 @@ def _plan(connection: Connection, letter_id: UUID, letter: DeadLetter | None, re
     refusal = _refusal(connection, letter, request)
     if refusal:
         return Plan(id=letter_id, action="none", reason=refusal, refused=True)
-    return Plan(id=letter_id, action="repair" if _is_parked(connection, letter) and request.payload is None else "publish")
+    return Plan(
+        id=letter_id, action="repair" if _is_parked(connection, letter) and request.payload is None else "publish"
+    )
 
 
 def _refusal(connection: Connection, letter: DeadLetter, request: _Request) -> str:
@@ -255,22 +266,22 @@ def _is_parked(connection: Connection, letter: DeadLetter) -> bool:
     return letter.side is Side.RELAY and found.one_or_none() is not None
 
 
-def _carry_out(connection: Connection, letter: DeadLetter, plan: Plan, payload: bytes | None, by: str) -> None:
-    _close_as = State.REPLAYED if letter.side is Side.RELAY else State.REPLAYING
-    if plan.action == "repair":
+def _carry_out(connection: Connection, letter: DeadLetter, publish: _Request | None, by: str) -> None:
+    state = State.REPLAYED if letter.side is Side.RELAY else State.REPLAYING
+    if publish is None:
         stopped = tables.outbox_stopped_keys
         this = and_(stopped.c.topic == letter.topic, stopped.c.key == letter.key)
         connection.execute(update(stopped).where(this).values(request="repair", requested_by=by))
-        _close_as = State.REPLAYING  # the relay closes it when it has put the message back
-    elif payload is None:
+        state = State.REPLAYING  # the relay closes it when it has put the message back
+    elif publish.payload is None:
         _publish(connection, letter)
     else:
-        child = _repaired(letter, payload)
-        _insert(connection, replace(child, state=_close_as))
+        child = _repaired(letter, publish.payload)
+        _insert(connection, replace(child, state=state))
         _publish(connection, child)
-        _close_as = State.REPLAYED  # the child goes on
-    closed = None if _close_as is State.REPLAYING else tables.database_now()
-    connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter.id).values(state=_close_as, closed_at=closed))
+        state = State.REPLAYED  # the child goes on
+    closed = None if state is State.REPLAYING else tables.database_now()
+    connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter.id).values(state=state, closed_at=closed))
     failpoint("replay.claimed")
 
 
@@ -278,7 +289,12 @@ def _repaired(letter: DeadLetter, payload: bytes) -> DeadLetter:
     new_id = str(uuid4())
     headers = ((name, new_id.encode() if name == "ce_id" else value) for name, value in unpack_headers(letter.headers))
     return replace(
-        letter, id=uuid4(), message_id=new_id, headers=pack_headers(tuple(headers)), payload=payload, parent_id=letter.id,
+        letter,
+        id=uuid4(),
+        message_id=new_id,
+        headers=pack_headers(tuple(headers)),
+        payload=payload,
+        parent_id=letter.id,
         generation=letter.generation + 1,
     )
 
@@ -301,6 +317,6 @@ def _publish(connection: Connection, letter: DeadLetter) -> None:
     failpoint("replay.written")
 
 
-def _audit(connection: Connection, action: str, by: str, why: str, ids: Sequence[UUID]) -> None:
+def _audit(connection: Connection, action: str, ids: Sequence[UUID], *, by: str, why: str) -> None:
     target = " ".join(str(letter_id) for letter_id in ids)
     connection.execute(tables.outbox_audit.insert().values(who=by, action=action, target=target, why=why))

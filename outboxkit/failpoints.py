@@ -1,6 +1,7 @@
 """Named places at which a test makes the process die or fail. Without `enable` they do nothing.
 
-The environment is not read here: a command that wants failpoints hands the text of ``OUTBOXKIT_FAILPOINTS`` to `enable`.
+The environment is not read here: a command that wants failpoints hands the text of ``OUTBOXKIT_FAILPOINTS`` to
+`enable`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _ACTIONS: Final = ("exit", "raise")
 _armed: dict[str, tuple[str, int]] = {}
 
 
-class FailpointHit(Exception):  # noqa: N818  a signal of a test, not an error of ours
+class FailpointHit(Exception):
     """A failpoint with the action ``raise`` was reached."""
 
 
@@ -56,7 +57,7 @@ def enable(text: str) -> None:
     """Arms failpoints: ``name=action`` or ``name=action:n`` (at the n-th hit), separated by commas.
 
     Args:
-        text: as in ``commit.after=exit:2,ack.before=raise``; actions are ``exit`` (the process dies at once) and ``raise``.
+        text: as in ``commit.after=exit:2,ack.before=raise``; ``exit`` ends the process at once, ``raise`` raises.
 
     Raises:
         ConfigurationError: an unknown name or action.

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["DeadLetterRequested", "Handler", "Handlers", "MessageContext", "RetryRequested", "Want", "decode"]
 
 
-class DeadLetterRequested(Exception):  # noqa: N818  a signal that a handler raises on purpose, no error of ours
+class DeadLetterRequested(Exception):
     """The handler says that this message can never be handled."""
 
 
-class RetryRequested(Exception):  # noqa: N818  a signal
+class RetryRequested(Exception):
     """The handler wants the message again after a delay."""
 
     def __init__(self, delay: timedelta) -> None:
@@ -136,7 +136,11 @@ class Handlers:
         contract = what if isinstance(what, EventType) else None
         pattern = contract.name if contract else str(what)
         handler = Handler(
-            function=function, topic=topic, pattern=pattern, event_type=contract, wants=_wants(function, contract),
+            function=function,
+            topic=topic,
+            pattern=pattern,
+            event_type=contract,
+            wants=_wants(function, contract),
         )
         for other in self:
             if other.topic == topic and (fnmatchcase(pattern, other.pattern) or fnmatchcase(other.pattern, pattern)):
@@ -153,7 +157,9 @@ class Handlers:
     def find(self, topic: str, type_name: str) -> Handler | None:
         """The handler of a type, or None."""
         exact = self._exact.get((topic, type_name))
-        raw = (handler for handler in self._patterns if handler.topic == topic and fnmatchcase(type_name, handler.pattern))
+        raw = (
+            handler for handler in self._patterns if handler.topic == topic and fnmatchcase(type_name, handler.pattern)
+        )
         return exact or next(raw, None)
 
 
@@ -164,7 +170,9 @@ def decode(message: Message, contract: EventType, resolve: Callable[[str], str])
         DecodeError: the bytes or the fields are not what they should be.
         SchemaError: the reader cannot read this writer's schema, or the schema is unknown.
     """
-    codec = codec_named("json" if "json" in message.content_type else "avro" if "avro" in message.content_type else contract.codec)
+    codec = codec_named(
+        "json" if "json" in message.content_type else "avro" if "avro" in message.content_type else contract.codec
+    )
     return from_plain(contract.cls, codec.decode(message, contract, resolve))
 
 
@@ -173,7 +181,9 @@ def _wants(function: Callable[..., Any], contract: EventType | None) -> tuple[tu
     event = contract.cls.__name__ if contract else "Message"
     wants = tuple((parameter.name, _want(function, parameter, event)) for parameter in parameters)
     if [want for _, want in wants].count(Want.MESSAGE) != 1:
-        raise ConfigurationError(f"{function.__qualname__} needs one parameter for the {event}; it has {len(wants)} in all")
+        raise ConfigurationError(
+            f"{function.__qualname__} needs one parameter for the {event}; it has {len(wants)} in all"
+        )
     return wants
 
 
@@ -186,8 +196,8 @@ def _want(function: Callable[..., Any], parameter: inspect.Parameter, event: str
     if parameter.annotation is parameter.empty or name.partition("[")[0] in (event, "dict", "Mapping"):
         return Want.MESSAGE
     raise ConfigurationError(
-        f"{function.__qualname__}: nothing to give for {parameter.name}: {name}; expected {event}, AsyncSession, Session or "
-        "MessageContext",
+        f"{function.__qualname__}: nothing to give for {parameter.name}: {name}; expected {event}, AsyncSession, "
+        "Session or MessageContext",
     )
 
 

@@ -1,4 +1,4 @@
-"""Handling: one message, once, in one transaction: admit → decode → handler → finish → commit. And what a failure was."""
+"""Handling: one message, once, in one transaction: admit → decode → handler → finish → commit."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session
@@ -19,15 +19,15 @@ from outboxkit import attempts, context, dead_letters, inbox, readers
 from outboxkit.attempts import Waiting
 from outboxkit.brokers import Delivery
 from outboxkit.dead_letters import Stage
-from outboxkit.errors import InboxConflict, OutboxKitError
+from outboxkit.errors import DecodeError, InboxConflict, OutboxKitError
 from outboxkit.failpoints import failpoint
-from outboxkit.handlers import DeadLetterRequested, Handler, MessageContext, RetryRequested, Want, decode
+from outboxkit.handlers import DeadLetterRequested, Handler, Handlers, MessageContext, RetryRequested, Want, decode
 from outboxkit.inbox import Admitted
-from outboxkit.message import REPLAY_FOR, Message
+from outboxkit.message import REPLAY_FOR, Message, from_wire
 from outboxkit.policy import Failure
 from outboxkit.transactions import Given, Trouble, trouble_of
 
-__all__ = ["Failed", "Handling", "Job", "Result", "Try", "failure_of"]
+__all__ = ["Failed", "Handling", "Job", "Recipient", "Result", "Try", "failure_of", "job_of"]
 
 
 class Result(StrEnum):
@@ -69,6 +69,10 @@ class Try:
     stage: Stage = Stage.READ
     is_foreign: bool = False  # trouble with a database of the handler's own says nothing about ours
 
+    def gives_up(self, trouble: Trouble, times: int) -> bool:
+        """Whether trouble with the database is the handler's own."""
+        return self.is_foreign or (trouble is Trouble.BUSY and times > _MOST_BUSY)
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -88,7 +92,10 @@ class _Cancelled(OutboxKitError):
     """The handler was cancelled from inside."""
 
 
-_ENDED: Final = "the handler must not commit: its effect commits together with the inbox row; use session.begin_nested()"
+_MOST_BUSY: Final = 10  # a handler that is always in somebody's way has failed
+_ENDED: Final = (
+    "the handler must not commit: its effect commits together with the inbox row; use session.begin_nested()"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +161,10 @@ class Handling:
         about = self._context(tried, message)
         failpoint("handler.before")
         parameters = {
-            Want.MESSAGE: subject, Want.SESSION: given.session, Want.ASYNC_SESSION: given.asynchronous, Want.CONTEXT: about,
+            Want.MESSAGE: subject,
+            Want.SESSION: given.session,
+            Want.ASYNC_SESSION: given.asynchronous,
+            Want.CONTEXT: about,
         }
         try:
             with context.handling(message), _no_commit(given.session):
@@ -190,6 +200,49 @@ class Handling:
             return self.schemas[name]
 
         return resolve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipient:
+    """Who handles what.
+
+    Attributes:
+        name: of the consumer.
+        handlers: by topic and type.
+        message_id: finds the id of a foreign message without one.
+    """
+
+    name: str
+    handlers: Handlers
+    message_id: Callable[[Message], str] | None
+
+
+def job_of(delivery: Delivery, waiting: Waiting | None, consumer: Recipient) -> Job:
+    """What a consumer has to do with a delivery. Never raises: what cannot be read is told in the job."""
+    identity = attempts.identity(delivery)
+    try:
+        message = from_wire(delivery.topic, delivery.key, delivery.headers, delivery.payload or b"")
+    except DecodeError as error:
+        return Job(delivery=delivery, identity=identity, message=None, unreadable=error, waiting=waiting)
+    is_ours = message.header(REPLAY_FOR) in (None, consumer.name)
+    handler = consumer.handlers.find(delivery.topic, message.type) if is_ours else None
+    if handler is None:
+        return Job(delivery=delivery, identity=identity, message=message, waiting=waiting)
+    found = message.id or (consumer.message_id(message) if consumer.message_id else "")
+    fault = _fault_of(found, message.source)
+    message = replace(message, id=found) if fault is None else replace(message, id="", source="")
+    return Job(
+        delivery=delivery, identity=identity, message=message, unreadable=fault, handler=handler, waiting=waiting
+    )
+
+
+def _fault_of(message_id: str, source: str) -> DecodeError | None:
+    """Why an inbox cannot keep this identity."""
+    if not message_id:
+        return DecodeError("the message has no id: nothing tells it from its copies; give the Consumer message_id=…")
+    if "\0" in message_id + source:
+        return DecodeError("the id or the source holds a NUL character, which no database can store")
+    return None
 
 
 def failure_of(error: Exception, stage: Stage, poison: tuple[type[BaseException], ...]) -> Failed:
@@ -228,7 +281,6 @@ def _no_commit(session: Session) -> Iterator[None]:
         event.remove(session, "before_commit", _refuse)
 
 
-def _refuse(session: Session) -> NoReturn | None:
+def _refuse(session: Session) -> None:
     if session.get_nested_transaction() is None:
         raise OutboxKitError(_ENDED)
-    return None

@@ -28,7 +28,18 @@ if TYPE_CHECKING:
 
     from outboxkit.message import Message
 
-__all__ = ["MOST_OUTCOME_BYTES", "Admission", "Admitted", "Claim", "Claiming", "admit", "claim", "condemn", "finish", "pardon"]
+__all__ = [
+    "MOST_OUTCOME_BYTES",
+    "Admission",
+    "Admitted",
+    "Claim",
+    "Claiming",
+    "admit",
+    "claim",
+    "condemn",
+    "finish",
+    "pardon",
+]
 
 MOST_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
 _DEAD: Final = b"\0outboxkit: dead"  # the outcome of a message that had no effect and became a dead letter
@@ -88,7 +99,7 @@ def finish(session: Session, consumer: str, message: Message, outcome: bytes | N
     _finish(session, _entry(consumer, message), outcome)
 
 
-def condemn(connection: Connection, consumer: str, source: str, message_id: str, digest: bytes) -> bool:
+def condemn(connection: Connection, consumer: str, *, source: str, message_id: str, digest: bytes) -> bool:
     """Takes the row of a message that is dead, so that a redelivery has no effect; False when it was taken.
 
     Transaction: joins the caller's, which also stores the dead letter; does not commit.
@@ -185,7 +196,10 @@ class Claiming:
         return await self._session.run_sync(self._begin)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
     ) -> None:
         if not isinstance(self._session, Session) and error is None:
             await self._session.run_sync(self._end)
@@ -193,7 +207,9 @@ class Claiming:
     def _begin(self, session: Session) -> Claim:
         admission = _admit(session, self._entry)
         if admission.kind is Admitted.CONFLICT:
-            raise InboxConflict(f"{self._entry.consumer}: the id {self._entry.message_id!r} came again with other content")
+            raise InboxConflict(
+                f"{self._entry.consumer}: the id {self._entry.message_id!r} came again with other content"
+            )
         self._claim = Claim(admission)
         return self._claim
 
@@ -219,7 +235,9 @@ def _admit(session: Session, entry: _Entry) -> Admission:
         if (found := connection.execute(known).one_or_none()) is not None:
             differs = None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest
             return Admission(Admitted.CONFLICT if differs else Admitted.DUPLICATE, found.outcome)
-    raise OutboxKitError(f"{entry.consumer}: the inbox row of {entry.message_id!r} appears and disappears; is a purge running?")
+    raise OutboxKitError(
+        f"{entry.consumer}: the inbox row of {entry.message_id!r} appears and disappears; is a purge running?"
+    )
 
 
 def _finish(session: Session, entry: _Entry, outcome: bytes | None) -> None:
@@ -234,5 +252,7 @@ def _finish(session: Session, entry: _Entry, outcome: bytes | None) -> None:
 
 def _bounded(outcome: bytes) -> bytes:
     if len(outcome) > MOST_OUTCOME_BYTES:
-        raise OutboxKitError(f"an outcome has at most {MOST_OUTCOME_BYTES:,} bytes, got {len(outcome):,}; store a reference")
+        raise OutboxKitError(
+            f"an outcome has at most {MOST_OUTCOME_BYTES:,} bytes, got {len(outcome):,}; store a reference"
+        )
     return outcome

@@ -1,7 +1,7 @@
 """Letters: what is kept of a message that died, and how letters are found.
 
-The original bytes are kept as they came. What is kept of the failure is ours: the class of the error, the place where it
-was raised, and words only of our own errors and of the handler's own verdict; a foreign error's text may quote data.
+The original bytes are kept as they came. What is kept of the failure is ours: the class of the error, the place where
+it was raised, and words only of our own errors and of the handler's own verdict; a foreign error's text may quote data.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ __all__ = [
 ]
 
 _LETTERS: Final = tables.dead_letters
-_OTHERS: Final = tuple(str(Path(path)) for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), Path(__file__).parent))
+_OTHERS: Final = tuple(
+    str(Path(path)) for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), Path(__file__).parent)
+)
 
 
 class Side(StrEnum):
@@ -151,8 +153,12 @@ class Filter:
     def clause(self) -> ColumnElement[bool]:
         """The condition."""
         times = {"since": _LETTERS.c.died_at.__ge__, "until": _LETTERS.c.died_at.__lt__}
-        given = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None}
-        conditions = [times[name](value) if name in times else _LETTERS.c[name] == value for name, value in given.items()]
+        given = {
+            field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None
+        }
+        conditions = [
+            times[name](value) if name in times else _LETTERS.c[name] == value for name, value in given.items()
+        ]
         return and_(true(), *conditions)
 
 
@@ -165,7 +171,7 @@ def find(connection: Connection, which: Filter, *, limit: int = 100) -> list[Dea
     Transaction: joins the caller's.
     """
     query = select(_LETTERS).where(which.clause()).order_by(_LETTERS.c.died_at.desc(), _LETTERS.c.id).limit(limit)
-    return [letter_of(row._mapping) for row in connection.execute(query)]
+    return [letter_of(row._asdict()) for row in connection.execute(query)]
 
 
 def count(connection: Connection, which: Filter) -> int:
@@ -182,18 +188,18 @@ def get(connection: Connection, letter_id: UUID) -> DeadLetter | None:
     Transaction: joins the caller's.
     """
     row = connection.execute(select(_LETTERS).where(_LETTERS.c.id == letter_id)).one_or_none()
-    return None if row is None else letter_of(row._mapping)
+    return None if row is None else letter_of(row._asdict())
 
 
 def letter_of(row: Any) -> DeadLetter:
+    """The letter of a row of ``dead_letters``, given as a mapping."""
     enums: dict[str, Callable[[Any], Any]] = {"side": Side, "state": State, "stage": Stage, "failure": Failure}
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(DeadLetter)}
     return DeadLetter(**values | {name: enum(values[name]) for name, enum in enums.items()})
 
 
-
-
 # --- making
+
 
 def of_row(row: Row, failure: Failure, text: str, attempts: int) -> DeadLetter:
     """The letter of an outbox row that the broker will never take."""
@@ -233,7 +239,7 @@ def of_delivery(
     error: BaseException,
     attempts: int,
 ) -> DeadLetter:
-    """The letter of a delivery that a consumer will never handle; ``message`` is None when its headers are unreadable."""
+    """The letter of a delivery that a consumer gave up; ``message`` is None when its headers are unreadable."""
     known = message or Message(id="", type="", topic=delivery.topic, payload=b"")
     error_class = type(error).__qualname__
     return DeadLetter(
@@ -287,4 +293,4 @@ def place_of(error: BaseException) -> str:
 
 def _group(consumer: str, type_name: str, error_class: str, place: str) -> str:
     """The fingerprint of a cause: the same for the same error at the same place."""
-    return hashlib.sha256("\0".join((consumer, type_name, error_class, place)).encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{consumer}\0{type_name}\0{error_class}\0{place}".encode()).hexdigest()[:16]

@@ -59,7 +59,7 @@ def write(connection: Connection, messages: Sequence[Message]) -> None:
     """
     shards = shards_of(connection)
     if messages:
-        connection.execute(tables.outbox_messages.insert(), [_values(message, shards) for message in messages])
+        connection.execute(tables.outbox_messages.insert().inline(), [_values(message, shards) for message in messages])
 
 
 def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime | timedelta]]) -> None:
@@ -74,7 +74,8 @@ def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime 
         due_at = (
             tables.database_now(due) if isinstance(due, timedelta) else bindparam("due", due, waiting.c.due_at.type)
         )
-        connection.execute(waiting.insert().values(reason="scheduled", due_at=due_at, **_values(message, shards)))
+        row = _values(message, shards)
+        connection.execute(waiting.insert().inline().values(reason="scheduled", due_at=due_at, **row))
 
 
 def rewrite(

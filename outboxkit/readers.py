@@ -48,7 +48,13 @@ def record(connection: Connection, consumer: str, contracts: Iterable[EventType]
             continue
         fingerprint = _fingerprint(text)
         connection.execute(delete(_SCHEMAS).where(mine, _SCHEMAS.c.fingerprint != fingerprint))
-        values = {"fingerprint": fingerprint, "role": "reader", "consumer": consumer, "type": contract.name, "text": text}
+        values = {
+            "fingerprint": fingerprint,
+            "role": "reader",
+            "consumer": consumer,
+            "type": contract.name,
+            "text": text,
+        }
         connection.execute(insert_ignoring(connection, _SCHEMAS).values(values))
         # A new default changes how it reads, but not its fingerprint.
         connection.execute(update(_SCHEMAS).where(mine).values(text=text, seen_at=tables.database_now()))
@@ -76,7 +82,9 @@ def schema_text(connection: Connection, fingerprint: str, resolve: Callable[[str
     known = select(_SCHEMAS.c.text).where(_SCHEMAS.c.fingerprint == fingerprint).limit(1)
     text = connection.execute(known).scalar()
     if text is None and resolve is None:
-        raise SchemaNotFound(f"the schema {fingerprint} is not in outbox_schemas; give resolve=… that finds it in a registry")
+        raise SchemaNotFound(
+            f"the schema {fingerprint} is not in outbox_schemas; give resolve=… that finds it in a registry"
+        )
     return resolve(fingerprint) if text is None and resolve is not None else str(text)
 
 
@@ -97,7 +105,11 @@ def refusal(connection: Connection, consumer: str, message: Message, resolve: Ca
         contract = EventType(name=message.type, schema=json.loads(reader), codec="avro")
         codec_named(contract.codec).decode(message, contract, writer)
     except (CodecError, SchemaError) as error:
-        fields = [f"{one['field']}: {one['message']}" for one in problems(reader, writers[-1]) if "field" in one] if writers else []
+        fields = (
+            [f"{one['field']}: {one['message']}" for one in problems(reader, writers[-1]) if "field" in one]
+            if writers
+            else []
+        )
         where = getattr(error, "path", "")
         return f"{consumer} cannot read {message.type} yet: {'; '.join(fields) or f'{where} {error.message}'.strip()}"
     return ""

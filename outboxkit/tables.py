@@ -36,6 +36,7 @@ from sqlalchemy import (
     event,
     literal,
 )
+from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
@@ -125,6 +126,9 @@ class _Xid8(UserDefinedType[int]):
 
     def get_col_spec(self, **_: Any) -> str:
         return "xid8"
+
+
+ischema_names["xid8"] = _Xid8  # so that reflection, and with it Alembic, knows the type of our column
 
 
 class _CurrentXid(FunctionElement[int]):

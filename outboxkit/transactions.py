@@ -1,13 +1,14 @@
-"""One unit of work for both kinds of session, and what trouble with the database is.
+"""One unit of work for both kinds of session, what trouble with the database is, and patience with it.
 
-A unit is a plain function of a `Session`. With an ``async_sessionmaker`` it runs in SQLAlchemy's greenlet and may await;
-with a ``sessionmaker`` it runs in a thread. Either way begin, work and commit are the same lines.
+A unit is a plain function of a `Session`. With an ``async_sessionmaker`` it runs in SQLAlchemy's greenlet and may
+await; with a ``sessionmaker`` it runs in a thread. Either way begin, work and commit are the same lines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import random
 import sqlite3
 from collections.abc import Callable
@@ -24,11 +25,14 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
-__all__ = ["Given", "Transactions", "Trouble", "pause", "trouble_of"]
+__all__ = ["Given", "Patience", "Stopped", "Transactions", "Trouble", "pause", "trouble_of"]
 
 T = TypeVar("T")
 
+_log: Final = logging.getLogger(__name__)
+
 _BASE: Final = timedelta(milliseconds=50)
+_BUSY_AT_ONCE: Final = 3
 _MOST_DOUBLINGS: Final = 10
 
 # PostgreSQL's classes and codes (appendix A of its manual): serialization, deadlock, lock not available …
@@ -95,6 +99,71 @@ class Transactions:
         """Ends the threads."""
         if self._threads is not None:
             self._threads.shutdown(wait=False)
+
+
+class Stopped(Exception):
+    """Asked to stop while the database was away."""
+
+
+class Patience:
+    """Runs units until the trouble is not the database's.
+
+    Args:
+        transactions: what runs them.
+        consumer: whose name the log lines carry.
+        stop: set when nobody wants to wait any longer.
+    """
+
+    def __init__(self, transactions: Transactions, consumer: str, stop: asyncio.Event) -> None:
+        self._transactions, self._consumer, self._stop = transactions, consumer, stop
+        self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
+        self._is_down = False
+
+    async def run(
+        self, unit: Callable[[Given], T], gives_up: Callable[[Trouble, int], bool] = lambda _trouble, _number: False
+    ) -> T:
+        """Runs a unit; waits and runs it again while the trouble is the database's.
+
+        Transaction: opens its own for each try.
+        Guarantee: as `Transactions.run`; a unit that is run again must know its own traces.
+
+        Args:
+            unit: the work.
+            gives_up: whether the n-th trouble in a row is the unit's own after all.
+
+        Raises:
+            Stopped: the database is away, and nobody wants to wait.
+        """
+        troubles = 0
+        while True:
+            try:
+                result = await self._transactions.run(unit)
+            except Exception as error:
+                trouble, troubles = trouble_of(error), troubles + 1
+                if trouble is None or gives_up(trouble, troubles):
+                    raise
+                await self._ride_out(trouble, troubles, error)
+            else:
+                if self._is_down:
+                    self._is_down = False
+                    _log.info("consumer.database_back", extra={"consumer": self._consumer})
+                return result
+
+    async def wait(self, delay: timedelta) -> None:
+        """Waits, but not longer than until the stop."""
+        try:
+            await asyncio.wait_for(self._stop.wait(), delay.total_seconds())
+        except TimeoutError:
+            return
+
+    async def _ride_out(self, trouble: Trouble, troubles: int, error: Exception) -> None:
+        if trouble is Trouble.DOWN and not self._is_down:
+            self._is_down = True
+            _log.warning("consumer.database_away", extra={"consumer": self._consumer, "error": type(error).__name__})
+        if trouble is Trouble.DOWN or troubles > _BUSY_AT_ONCE:
+            await self.wait(pause(trouble, troubles, self._rng))
+        if trouble is Trouble.DOWN and self._stop.is_set():
+            raise Stopped
 
 
 def trouble_of(error: BaseException) -> Trouble | None:

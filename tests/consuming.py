@@ -1,4 +1,4 @@
-"""What tests of the consumer share: a world of one database and one broker, and a consumer that runs until a fact is true."""
+"""What tests of the consumer share: a world of database and broker, and a consumer that runs until a fact is true."""
 
 from __future__ import annotations
 
@@ -50,8 +50,15 @@ def impatient(immediate: int = 0, delayed: int = 3, **options: Any) -> RetryPoli
 
 
 def order(number: int, *, key: str | None = "k", message_id: str = "", topic: str = "orders", **others: Any) -> Message:
-    values: dict[str, Any] = {"type": "order.placed", "payload": json.dumps({"number": number}).encode(), "content_type": "application/json", "source": "shop"}
-    return Message(id=message_id or str(uuid4()), topic=topic, key=None if key is None else key.encode(), **values | others)
+    values: dict[str, Any] = {
+        "type": "order.placed",
+        "payload": json.dumps({"number": number}).encode(),
+        "content_type": "application/json",
+        "source": "shop",
+    }
+    return Message(
+        id=message_id or str(uuid4()), topic=topic, key=None if key is None else key.encode(), **values | others
+    )
 
 
 def row_of(message: Message, position: int = 1) -> Row:
@@ -126,11 +133,6 @@ class World:
         self._async: AsyncEngine | None = None
 
     @property
-    def url_of_child(self) -> str:
-        """The database for another process."""
-        return self.url
-
-    @property
     def exchange(self) -> Exchange:
         return exchange(self.exchange_name)
 
@@ -165,8 +167,16 @@ class World:
             rows = connection.execute(select(outbox).order_by(outbox.c.position)).all()
             for found in rows:
                 row = Row(
-                    position=found.position, id=found.message_id, topic=found.topic, key=found.key, type=found.type, kind=found.kind,
-                    payload=found.payload, headers=found.headers, recorded_at=found.recorded_at, expires_at=None,
+                    position=found.position,
+                    id=found.message_id,
+                    topic=found.topic,
+                    key=found.key,
+                    type=found.type,
+                    kind=found.kind,
+                    payload=found.payload,
+                    headers=found.headers,
+                    recorded_at=found.recorded_at,
+                    expires_at=None,
                 )
                 self.exchange.append(row.topic, row)
             connection.execute(outbox.delete())

@@ -1,50 +1,65 @@
-"""A consumer in a process of its own: it may die.
-
-Usage: python -m tests.consuming_child DATABASE_URL BROKER_URL COUNT KILLER FAILPOINTS
-
-Handles orders until COUNT messages are settled; the handler ends the process at order KILLER. With ``memory`` as the
-broker it brings its own messages, always the same ones.
-"""
+"""A consumer in a process of its own, that may die. It brings its own messages, always the same ones."""
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
-import sys
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit import failpoints
 from outboxkit.consumer import Consumer
 from outboxkit.handlers import MessageContext
+from outboxkit.message import Message
 from tests.consuming import Effect, OrderPlaced, World, impatient, order
 
-_KILLED = 139
+__all__ = ["COUNT", "KILLED", "run_child"]
+
+COUNT = 6
+KILLED = 139
+_PATIENCE_SECONDS = 60
+
+# One warm process, from which each child is forked: Python and its imports start once.
+_warm = multiprocessing.get_context("forkserver")
+_warm.set_forkserver_preload(["tests.consuming_child"])
 
 
-def messages(count: int) -> list:  # type: ignore[type-arg]
-    return [order(number, key=f"k{number % 3}", message_id=f"m{number}") for number in range(count)]
+def run_child(url: str, *, killer: int = -1, poison: int = -1, armed: str = "") -> int:
+    """Handles all messages, unless the process dies at a failpoint or at order `killer`; returns its exit status."""
+    child = _warm.Process(target=_main, args=(url, killer, poison, armed))
+    child.start()
+    child.join(_PATIENCE_SECONDS)
+    assert child.exitcode is not None, "the child hangs"
+    return child.exitcode
 
 
-def make_consumer(world: World, killer: int) -> Consumer:
+def _messages(poison: int) -> list[Message]:
+    broken = {"payload": b"\xff"}
+    return [
+        order(number, key=f"k{number % 3}", message_id=f"m{number}", **broken if number == poison else {})
+        for number in range(COUNT)
+    ]
+
+
+def _consumer(world: World, killer: int) -> Consumer:
     billing = Consumer("billing", sessions=world.asynchronous, retry=impatient())
 
     @billing.on(OrderPlaced, topic="orders")
     async def bill(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
         if placed.number == killer:
-            os._exit(_KILLED)
+            os._exit(KILLED)
         session.add(Effect(message_id=ctx.id, number=placed.number))
 
     return billing
 
 
-async def main(url: str, count: int, killer: int, armed: str) -> None:
-    failpoints.enable(armed)
-    world = World(url)
-    world.send(*messages(count))
-    await world.run(make_consumer(world, killer))
-    await world.close()
+def _main(url: str, killer: int, poison: int, armed: str) -> None:
+    async def consume() -> None:
+        failpoints.enable(armed)
+        world = World(url)
+        world.send(*_messages(poison))
+        await world.run(_consumer(world, killer))
+        await world.close()
 
-
-if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
+    asyncio.run(consume())

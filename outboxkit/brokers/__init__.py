@@ -106,7 +106,8 @@ class Publisher(Protocol):
         Guarantee: a row without a refusal in the receipts is stored by the broker. The future always ends, also after
         `reset` and `close`; it never raises for trouble with the broker, but reports each row as refused. Batches that
         already wait behind a refused one of their destination are refused with it; what is already on its way cannot be
-        recalled, so after ``indeterminate`` the caller calls `reset` before it sends again.
+        recalled, so after ``indeterminate`` the caller calls `reset` before it sends again. And it looks at the futures
+        of a destination before it publishes more there: else the next batch overtakes one that was just refused.
         """
         ...
 

@@ -13,18 +13,20 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from outboxkit.errors import ConfigurationError, IncompatibleSchema, SchemaError, SchemaNotFound
 from outboxkit.registries import Features, Reference, Registered, Registry, self_contained
-from outboxkit.schemas import Mode, Schema, check_history, fingerprint, identity, parse
+from outboxkit.schemas import Mode, Schema, Version, check_history, fingerprint, identity, parse
+from outboxkit.schemas.gate import Allow, Finding, find, parse_allowed
 
-__all__ = ["LOCK_FILE", "DirectoryRegistry", "SchemaFile", "registry"]
+__all__ = ["ALLOW_FILE", "LOCK_FILE", "DirectoryRegistry", "SchemaFile", "registry"]
 
 LOCK_FILE: Final = "schemas.lock.json"
+ALLOW_FILE: Final = "allow.toml"
 MAX_LOCK_SIZE: Final = 64 * 1024 * 1024
 """Bytes of a lock file: thousands of versions fit; more is no lock file."""
 _FORMAT: Final = 1
@@ -134,6 +136,35 @@ class DirectoryRegistry:
                 raise SchemaError(next(iter(faults.values())))
             waiting = {path: waiting[path] for path in faults}
         return [done[path] for path in sorted(done)]
+
+    def findings(
+        self,
+        history: Callable[[str], Sequence[Version]] | None = None,
+        mode: Callable[[str], Mode] | None = None,
+    ) -> list[Finding]:
+        """What the schema files break.
+
+        Files of one subject are its versions in the order of their paths (``order.v1.avsc``, ``order.v2.avsc``).
+
+        Args:
+            history: older versions of a subject, oldest first; the released ones without it.
+            mode: what a subject may not break; the lock file's word without it.
+        """
+        earlier: dict[str, list[Version]] = {}
+        found: list[Finding] = []
+        for file in self.files():
+            older = earlier.setdefault(file.subject, [])
+            known = history(file.subject) if history else [one.version for one in self.history(file.subject)]
+            wanted = mode(file.subject) if mode else self.mode(file.subject)
+            text = file.path.read_text(encoding="utf-8")
+            found += find(file.subject, file.schema, [*known, *older], wanted, file=str(file.path), text=text)
+            older.append(Version(schema=file.schema, label=str(file.path)))
+        return found
+
+    def allowed(self) -> tuple[Allow, ...]:
+        """The dated exceptions written in the folder."""
+        path = self.folder / ALLOW_FILE
+        return parse_allowed(path.read_text(encoding="utf-8")) if path.exists() else ()
 
     def _parse_pass(self, waiting: Mapping[Path, str], done: dict[Path, SchemaFile]) -> dict[Path, str]:
         """Parses what can be parsed by now; the faults of the rest may go away with the next pass."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from outboxkit.schemas.nodes import Array, Enum, Fixed, Map, Named, Node, Record, Ref, Union
 
 __all__ = [
+    "children",
     "endless_records",
     "height",
     "heights",
@@ -101,14 +102,15 @@ def recursive_names(names: Mapping[str, Named]) -> frozenset[str]:
 
 
 def _uses(node: Node) -> Iterable[str]:
-    for child in _children(node):
+    for child in children(node):
         if isinstance(child, Ref | Record | Enum | Fixed):
             yield child.name
         else:
             yield from _uses(child)
 
 
-def _children(node: Node) -> Iterable[Node]:
+def children(node: Node) -> Iterable[Node]:
+    """Return the nodes directly below a node."""
     if isinstance(node, Record):
         return tuple(one.node for one in node.fields)
     if isinstance(node, Array):

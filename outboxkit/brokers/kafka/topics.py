@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -27,6 +28,7 @@ Client = TypeVar("Client")
 DEFAULT_LIMIT: Final = 1_048_588  # Kafka's default for max.message.bytes
 _DESCRIBE_SECONDS: Final = 5.0
 _CREATE_SECONDS: Final = 15.0
+_LOOK_AGAIN_SECONDS: Final = 0.02
 _MOCK_CLUSTER: Final = "mockCluster"
 _LOGIN: Final = frozenset(
     {
@@ -132,8 +134,17 @@ class Topics:
         missing = self.look_up(wanted, _CREATE_SECONDS)
         for name in missing:
             self._create(name)
+        self._await(missing)
         made = f"created with {self._settings.partitions} partitions"
         return [f"topic {name} {made if name in missing else 'exists'}" for name in wanted]
+
+    def _await(self, names: set[str]) -> None:
+        """Waits until the brokers tell of topics that the controller has created: some time later."""
+        deadline = time.monotonic() + _CREATE_SECONDS
+        while self.look_up(names, _CREATE_SECONDS):
+            if time.monotonic() > deadline:
+                raise LookupFailed(Failure.BROKER_DOWN, f"{', '.join(sorted(names))} created, but not to be seen")
+            time.sleep(_LOOK_AGAIN_SECONDS)
 
     def _create(self, name: str) -> None:
         admin = self._client()

@@ -37,17 +37,15 @@ def report(error: Exception) -> int:
 
 
 def _unexpected(error: Exception) -> int:
-    driver = (
-        getattr(error, "orig", None) or error
-    )  # SQLAlchemy's text holds the statement: the driver's class says more
+    driver = getattr(error, "orig", None) or error  # of SQLAlchemy's wrapper the driver's class says more
     state = getattr(driver, "sqlstate", None)
     what = f"{type(driver).__name__} (SQLSTATE {state})" if state else type(driver).__name__
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         click.echo(logs.redacted("".join(traceback.format_exception(error))), err=True)
         return Exit.FAILED
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(last.filename).name}:{last.lineno}"
-    return _say(f"unexpected {what} at {where}; OUTBOXKIT_LOG__LEVEL=debug shows all of it", Exit.FAILED)
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    return _say(f"unexpected {what}{where}; OUTBOXKIT_LOG__LEVEL=debug shows all of it", Exit.FAILED)
 
 
 def _say(text: str, code: Exit) -> int:

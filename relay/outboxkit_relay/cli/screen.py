@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["ago", "columns", "confirmed", "field", "plain", "print_json", "safe", "table"]
 
 _GAP: Final = 2
+_WHOLE_SECONDS: Final = 10  # from here on tenths say nothing
 _NARROWEST: Final = 8  # of a column that is cut
 _UNITS: Final = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s"))
 
@@ -58,8 +59,9 @@ def ago(age: timedelta) -> str:
     seconds = max(0.0, age.total_seconds())
     for unit, name, part, part_name in _UNITS:
         if seconds >= unit:
-            return f"{int(seconds // unit)}{name}{int(seconds % unit // part)}{part_name}"
-    return f"{seconds:.1f}s"
+            whole, rest = int(seconds // unit), int(seconds % unit // part)
+            return f"{whole}{name}{rest}{part_name}" if rest else f"{whole}{name}"
+    return f"{seconds:.0f}s" if seconds >= _WHOLE_SECONDS else f"{seconds:.1f}s"
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

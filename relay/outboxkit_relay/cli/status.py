@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import click
-from sqlalchemy import func, select, union_all
+from sqlalchemy import exists, func, select, union_all
 
 from outboxkit import tables
 from outboxkit.policy import duration
@@ -135,9 +135,8 @@ def _topics(connection: Connection, now: datetime) -> list[Topic]:
 def _relays(connection: Connection, now: datetime) -> list[dict[str, Any]]:
     rows = connection.execute(select(tables.outbox_relays).order_by(_RELAYS.started_at)).mappings()
     owner = tables.outbox_shards.c.owner
-    shards: dict[UUID | None, int] = dict(
-        connection.execute(select(owner, func.count()).group_by(owner)).tuples().all()
-    )
+    counted = connection.execute(select(owner, func.count().label("total")).group_by(owner))
+    shards: dict[UUID | None, int] = {row.owner: row.total for row in counted}
     return [
         {
             "id": str(row["id"]),
@@ -164,9 +163,16 @@ def _consumers(connection: Connection, now: datetime) -> list[dict[str, Any]]:
     rows = []
     for (name,) in connection.execute(select(names.c.consumer).distinct().order_by(names.c.consumer)):
         busy = _count(connection, marks.consumer == name, marks.host != "", marks.expires_at > now)
-        row = {"consumer": name, "handled": _count(connection, handled.consumer == name)}
+        row = {"consumer": name, "handled": _count(connection, handled.consumer == name, ~_of_a_dead_message())}
         rows.append({**row, "waiting": _count(connection, waiting.consumer == name), "busy": busy})
     return rows
+
+
+def _of_a_dead_message() -> ColumnElement[bool]:
+    """An inbox row that stands for a message which had no effect, so that a redelivery has none either."""
+    handled = tables.inbox_messages.c
+    same = (_LETTERS.consumer == handled.consumer, _LETTERS.source == handled.source)
+    return exists().where(*same, _LETTERS.message_id == handled.message_id, _LETTERS.state.in_(["dead", "discarded"]))
 
 
 def _parked(connection: Connection) -> list[dict[str, Any]]:

@@ -243,10 +243,11 @@ async def test_one_consumer_is_active_and_the_next_takes_over_in_order(
     second = open_subscriber(rabbitmq.url, subscription)
     await first.declare(subscription)
     assert not await first.receive(5, timedelta(milliseconds=200))
+    assert not await second.receive(5, timedelta(milliseconds=200))
     publisher.publish(Batch(topic, [make_row(topic, b"%d" % n) for n in range(10)])).result(20)
 
-    assert not await second.receive(5, timedelta(milliseconds=500))
     held = await read(first, 10)
+    assert not await second.receive(5, timedelta(milliseconds=200))
     await first.acknowledge(held[:4])
     await first.close()
 

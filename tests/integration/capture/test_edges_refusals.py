@@ -200,11 +200,9 @@ def test_e21_an_event_without_an_object_and_without_a_database_is_refused_at_emi
     assert [found["total"] for found in sync_world.events()] == [4]
 
 
+@pytest.mark.parametrize("sync_world", ["postgresql+psycopg"], indirect=True)
 def test_e22_two_phases_store_at_prepare_and_publish_at_commit(sync_world: World) -> None:
-    engine = sync_world.sync_engine
-    if engine.dialect.name != "postgresql" or sync_world.scalar("SHOW max_prepared_transactions") == "0":
-        pytest.skip("this server cannot prepare transactions (max_prepared_transactions = 0)")
-    session = Session(engine, twophase=True)
+    session = Session(sync_world.sync_engine, twophase=True)
     session.add(Order(total=1).place())
 
     session.prepare()

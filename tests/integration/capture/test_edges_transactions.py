@@ -163,7 +163,8 @@ def test_e6_the_rows_are_in_the_database_when_flush_returns(world: World, *, dir
 def test_e6_a_query_flushes_events_like_any_other_change(world: World) -> None:
     def scenario(session: Session) -> int:
         note(session, "seen by the query")
-        found = session.scalar(select(func.count()).select_from(tables.outbox_messages)) or 0
+        session.scalars(select(Order)).all()
+        found = session.connection().scalar(select(func.count()).select_from(tables.outbox_messages)) or 0
         session.rollback()
         return found
 

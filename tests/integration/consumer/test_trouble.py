@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from outboxkit import tables
 from outboxkit.brokers.memory import MemorySubscriber, exchange
@@ -20,7 +20,9 @@ from tests.consuming import Effect, OrderPlaced, Until, World, impatient, order,
 from tests.servers import Server
 
 
-def consumer(world: World, handle: Callable[[OrderPlaced, AsyncSession, MessageContext], Any], **options: Any) -> Consumer:
+def consumer(
+    world: World, handle: Callable[[OrderPlaced, AsyncSession, MessageContext], Any], **options: Any
+) -> Consumer:
     billing = Consumer("billing", sessions=world.asynchronous, **{"retry": impatient()} | options)
 
     @billing.on(OrderPlaced, topic="orders")
@@ -44,7 +46,7 @@ async def blocked(world: World) -> None:
     """Returns when some statement waits for another transaction's lock."""
     async with world.asynchronous() as session:
         waiting = select(func.count()).select_from(text("pg_stat_activity")).where(text("wait_event_type = 'Lock'"))
-        while not await session.scalar(waiting):  # noqa: ASYNC110  a fact in the database has no event
+        while not await session.scalar(waiting):
             await session.rollback()
             await asyncio.sleep(0)
 
@@ -76,7 +78,9 @@ async def test_of_two_consumers_with_the_same_message_one_makes_the_effect(world
     assert (one.counts + two.counts)["duplicate"] == 1, "the other consumer, or the retry that came too late"
 
 
-async def test_a_restart_of_the_database_spends_no_attempt_and_acknowledges_nothing(world: World, postgres: Server) -> None:
+async def test_a_restart_of_the_database_spends_no_attempt_and_acknowledges_nothing(
+    world: World, postgres: Server
+) -> None:
     attempts: list[int] = []
 
     async def crash_once(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
@@ -140,8 +144,6 @@ async def test_a_handler_that_is_always_in_the_way_fails_in_the_end(world: World
 
 
 async def test_trouble_with_another_database_is_the_handlers_own(world: World) -> None:
-    from sqlalchemy.ext.asyncio import create_async_engine
-
     other = create_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
 
     async def elsewhere(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
@@ -174,7 +176,7 @@ async def test_a_swallowed_database_error_fails_instead_of_committing_half(world
 
 async def test_a_lost_answer_to_the_commit_is_decided_by_the_inbox(world: World) -> None:
     billing = consumer(world, _nothing)
-    commits = []
+    commits: list[Any] = []
 
     def lose_the_answer(connection: Any) -> None:
         found = connection.connection.dbapi_connection

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from outboxkit import failpoints, tables
 from outboxkit.dead_letters import Filter, find
 from outboxkit.policy import Failure
 from tests.consuming import World
+from tests.consuming_child import COUNT, KILLED, run_child
 
-COUNT = 6
-NONE = "-1"
+POINTS = [
+    "recv",
+    "attempt.recorded",
+    "inbox.inserted",
+    "handler.before",
+    "handler.after",
+    "commit.before",
+    "commit.after",
+    "ack.before",
+    "ack.after",
+]
+EXITED = 137
 
 
-def run_child(world: World, *, killer: str = NONE, armed: str = "") -> int:
-    command = [sys.executable, "-m", "tests.consuming_child", world.url_of_child, str(COUNT), killer, armed]
-    return subprocess.run(command, check=False, timeout=60).returncode
-
-
-@pytest.mark.parametrize(
-    "point",
-    [
-        "recv", "attempt.recorded", "inbox.inserted", "handler.before", "handler.after", "commit.before", "commit.after",
-        "ack.before", "ack.after",
-    ],
-)
+@pytest.mark.parametrize("point", POINTS)
 def test_a_death_at_any_point_leaves_one_effect_per_message(world: World, point: str) -> None:
-    assert run_child(world, armed=f"{point}=exit") == 137
+    assert run_child(world.url, armed=f"{point}=exit") == EXITED
 
-    assert run_child(world) == 0
+    assert run_child(world.url) == 0
 
     assert sorted(world.effects()) == list(range(COUNT))
     assert world.count(tables.dead_letters) == 0
@@ -40,8 +37,8 @@ def test_a_death_at_any_point_leaves_one_effect_per_message(world: World, point:
 
 def test_a_message_that_kills_the_process_is_buried_after_three_deaths_and_no_other(world: World) -> None:
     deaths = 0
-    while (status := run_child(world, killer="3")) != 0:
-        assert status == 139
+    while (status := run_child(world.url, killer=3)) != 0:
+        assert status == KILLED
         deaths += 1
 
     assert deaths == 3
@@ -53,22 +50,24 @@ def test_a_message_that_kills_the_process_is_buried_after_three_deaths_and_no_ot
 
 
 def test_a_death_between_waiting_and_acknowledging_keeps_the_order(world: World) -> None:
-    assert run_child(world, armed="handler.before=raise,retry.scheduled=exit") == 137
+    assert run_child(world.url, armed="handler.before=raise,retry.scheduled=exit") == EXITED
 
-    assert run_child(world) == 0
+    assert run_child(world.url) == 0
 
     effects = world.effects()
     assert sorted(effects) == list(range(COUNT))
     assert all([n for n in effects if n % 3 == key] == [key, key + 3] for key in range(3))
 
 
-def test_a_death_while_burying_keeps_one_letter(world: World) -> None:
-    for point in ("dlq.before", "dlq.after"):
-        run_child(world, killer=NONE, armed=f"handler.before=raise:1,{point}=exit")
+@pytest.mark.parametrize("point", ["dlq.before", "dlq.after", "ack.before"])
+def test_a_death_while_burying_leaves_one_letter(world: World, point: str) -> None:
+    assert run_child(world.url, poison=2, armed=f"{point}=exit") == EXITED
 
-    assert run_child(world) == 0
+    assert run_child(world.url, poison=2) == 0
 
-    assert sorted(world.effects()) == list(range(COUNT))
+    with world.engine.connect() as connection:
+        assert [letter.message_id for letter in find(connection, Filter())] == ["m2"]
+    assert sorted(world.effects()) == [0, 1, 3, 4, 5]
 
 
 def test_unknown_failpoints_are_refused() -> None:

@@ -23,7 +23,7 @@ def consumer(world: World, name: str = "billing", **options: Any) -> Consumer:
     return Consumer(name, sessions=world.asynchronous, **{"retry": impatient(), **options})
 
 
-def handles(billing: Consumer, fails: Any = lambda number, ctx: None) -> list[tuple[int, int]]:
+def handles(billing: Consumer, fails: Any = lambda _number, _ctx: None) -> list[tuple[int, int]]:
     """A handler that makes an effect and then asks `fails`; returns (number, attempt) of each call."""
     calls: list[tuple[int, int]] = []
 
@@ -128,7 +128,12 @@ async def test_poison_dies_at_once_and_is_kept_byte_for_byte(world: World) -> No
     assert letter.payload == broken.payload
     assert tuple(unpack_headers(letter.headers)) == delivered.headers
     assert (letter.key, letter.message_id, letter.origin) == (b"k", broken.id, "orders[0]@0")
-    assert (letter.failure, letter.stage, letter.attempts, letter.error_class) == (Failure.POISON, Stage.DECODE, 1, "DecodeError")
+    assert (letter.failure, letter.stage, letter.attempts, letter.error_class) == (
+        Failure.POISON,
+        Stage.DECODE,
+        1,
+        "DecodeError",
+    )
     assert calls == [(2, 1)]
 
 
@@ -205,7 +210,7 @@ async def test_a_savepoint_inside_a_handler_is_fine(world: World) -> None:
 
 async def test_a_handler_that_hangs_runs_out_of_time(world: World) -> None:
     billing = consumer(world, timeout="20ms", retry=impatient(delayed=1))
-    handles(billing, lambda number, ctx: asyncio.Event().wait() if number == 1 else None)
+    handles(billing, lambda number, _ctx: asyncio.Event().wait() if number == 1 else None)
 
     world.send(order(1), order(2, key="other"))
     await world.run(billing)
@@ -217,7 +222,7 @@ async def test_a_handler_that_hangs_runs_out_of_time(world: World) -> None:
 
 async def test_a_handler_may_give_a_message_up(world: World) -> None:
     billing = consumer(world)
-    handles(billing, lambda number, ctx: ctx.dead_letter("no such customer"))
+    handles(billing, lambda _number, ctx: ctx.dead_letter("no such customer"))
 
     world.send(order(1))
     await world.run(billing)

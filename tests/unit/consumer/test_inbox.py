@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy.orm import Session
 
@@ -28,19 +30,27 @@ async def test_it_works_in_an_async_session(world: World) -> None:
     async with world.asynchronous.begin() as session, inbox.claim(session, message_id="m", consumer="billing") as first:
         assert first
 
-    async with world.asynchronous.begin() as session, inbox.claim(session, message_id="m", consumer="billing") as second:
+    async with (
+        world.asynchronous.begin() as session,
+        inbox.claim(session, message_id="m", consumer="billing") as second,
+    ):
         assert not second
 
 
 @pytest.mark.parametrize("other", [{"consumer": "shipping"}, {"source": "elsewhere"}])
-def test_consumers_and_sources_do_not_collide(world: World, other: dict[str, str]) -> None:
-    for names in ({"consumer": "billing"}, {"consumer": "billing"} | other):
+def test_consumers_and_sources_do_not_collide(world: World, other: Any) -> None:
+    plain: Any = {"consumer": "billing"}
+    for names in (plain, plain | other):
         with world.plain.begin() as session, inbox.claim(session, message_id="m", **names) as claim:
             assert claim
 
 
 def test_a_claim_is_void_when_the_block_or_the_transaction_fails(world: World) -> None:
-    with pytest.raises(KeyError), world.plain.begin() as session, inbox.claim(session, message_id="m", consumer="billing"):
+    with (
+        pytest.raises(KeyError),
+        world.plain.begin() as session,
+        inbox.claim(session, message_id="m", consumer="billing"),
+    ):
         raise KeyError
 
     session = world.plain()
@@ -65,7 +75,10 @@ def test_the_same_id_with_other_content_is_refused(world: World) -> None:
 def test_ending_the_transaction_inside_the_block_is_an_error(world: World) -> None:
     session = world.plain()
 
-    with pytest.raises(OutboxKitError, match="gone before the commit"), inbox.claim(session, message_id="m", consumer="b"):
+    with (
+        pytest.raises(OutboxKitError, match="gone before the commit"),
+        inbox.claim(session, message_id="m", consumer="b"),
+    ):
         session.rollback()
     session.close()
 

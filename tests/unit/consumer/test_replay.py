@@ -30,8 +30,12 @@ STRICT = WRITER | {"fields": [NUMBER, {"name": "vat", "type": "int"}]}
 REPAIRED = WRITER | {"fields": [NUMBER, {"name": "vat", "type": "int", "default": 0}]}
 
 
-def consumer(world: World, name: str = "billing", schema: dict[str, Any] | None = None, fails: bool = False) -> Consumer:
-    found = Consumer(name, sessions=world.asynchronous, retry=impatient(delayed=1), resolve=lambda _: json.dumps(WRITER))
+def consumer(
+    world: World, name: str = "billing", *, schema: dict[str, Any] | None = None, fails: bool = False
+) -> Consumer:
+    found = Consumer(
+        name, sessions=world.asynchronous, retry=impatient(delayed=1), resolve=lambda _: json.dumps(WRITER)
+    )
     placed = EventType(name="order.placed", schema=schema, codec="avro" if schema else "json")
 
     @found.on(placed, topic="orders")
@@ -45,13 +49,17 @@ def consumer(world: World, name: str = "billing", schema: dict[str, Any] | None 
 
 
 def avro_order(number: int) -> Message:
-    encoded = codec_named("avro").encode({"number": number}, EventType(name="order.placed", schema=WRITER, codec="avro"))
+    encoded = codec_named("avro").encode(
+        {"number": number}, EventType(name="order.placed", schema=WRITER, codec="avro")
+    )
     return order(number, payload=encoded.payload, content_type=encoded.content_type, schema=encoded.schema)
 
 
 def letters(world: World, **which: Any) -> list[DeadLetter]:
     with world.engine.connect() as connection:
-        return sorted(dead_letters.find(connection, Filter(**{"state": None} | which)), key=lambda letter: letter.generation)
+        return sorted(
+            dead_letters.find(connection, Filter(**{"state": None} | which)), key=lambda letter: letter.generation
+        )
 
 
 def replay(world: World, ids: Sequence[UUID], **options: Any) -> list[Plan]:
@@ -100,7 +108,13 @@ async def test_the_replayed_message_has_its_own_id_and_bytes_and_says_for_whom(w
 
     (row,) = world.rows(tables.outbox_messages)
     old, new = dict(unpack_headers(letter.headers)), dict(unpack_headers(row.headers))
-    assert (str(row.message_id), row.payload, row.key, row.topic, row.type) == (sent.id, sent.payload, b"k", "orders", "order.placed")
+    assert (str(row.message_id), row.payload, row.key, row.topic, row.type) == (
+        sent.id,
+        sent.payload,
+        b"k",
+        "orders",
+        "order.placed",
+    )
     assert new == {name: value for name, value in old.items() if name != "ce_sequence"} | {REPLAY_FOR: b"billing"}
 
 
@@ -240,7 +254,9 @@ async def test_a_discarded_letter_is_closed_and_cannot_be_replayed(world: World)
 async def test_letters_are_found_by_stable_fields(world: World) -> None:
     _, letter = await dead(world)
 
-    assert [found.id for found in letters(world, fingerprint=letter.fingerprint, error_class="KeyError", key=b"k")] == [letter.id]
+    assert [found.id for found in letters(world, fingerprint=letter.fingerprint, error_class="KeyError", key=b"k")] == [
+        letter.id
+    ]
     assert letters(world, consumer="shipping") == letters(world, since=letter.died_at + timedelta(seconds=1)) == []  # type: ignore[operator]
     with world.engine.connect() as connection:
         assert dead_letters.count(connection, Filter(consumer="billing")) == 1
@@ -289,4 +305,3 @@ def _disarmed() -> Any:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outboxkit.consumer.IDLE", timedelta(milliseconds=5))
-

@@ -1,0 +1,130 @@
+-- The same envelope and the same checks as outboxkit.publish, for writers that bypass the ORM: raw SQL, triggers, other
+-- languages. SECURITY INVOKER: who emits needs INSERT on outbox_messages and SELECT on outbox_version, nothing else.
+
+CREATE OR REPLACE FUNCTION outboxkit_header(name text, value bytea) RETURNS bytea
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT int2send(octet_length(convert_to(name, 'UTF8'))::int2) || int4send(octet_length(value))
+        || convert_to(name, 'UTF8') || value
+$$;
+
+CREATE OR REPLACE FUNCTION outboxkit_emit(
+    topic text,
+    type text,
+    payload jsonb,
+    key text DEFAULT NULL,
+    headers jsonb DEFAULT '{}',
+    source text DEFAULT 'outboxkit',
+    version integer DEFAULT 1,
+    kind text DEFAULT 'event',
+    correlation_id text DEFAULT ''
+) RETURNS uuid
+LANGUAGE plpgsql SECURITY INVOKER SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
+DECLARE
+    now_utc timestamptz := clock_timestamp();
+    -- UUIDv7: 48 bits of milliseconds, then random; a random UUID is version 4, two bits make it 7
+    id uuid := encode(set_bit(set_bit(overlay(
+        uuid_send(gen_random_uuid())
+        PLACING substring(int8send((extract(epoch FROM now_utc) * 1000)::bigint) FROM 3) FROM 1 FOR 6
+    ), 52, 1), 53, 1), 'hex')::uuid;
+    body bytea := convert_to(outboxkit_emit.payload::text, 'UTF8');
+    raw_key bytea := convert_to(outboxkit_emit.key, 'UTF8');
+    own record;
+    own_count integer := 0;
+    own_size integer := 0;
+    extra bytea := '';
+    packed bytea := '';
+    count integer := 0;
+    digest bytea;
+    shards integer;
+BEGIN
+    IF outboxkit_emit.topic IS NULL OR outboxkit_emit.type IS NULL OR outboxkit_emit.payload IS NULL THEN
+        RAISE EXCEPTION 'outboxkit_emit needs a topic, a type and a payload' USING ERRCODE = '22004';
+    END IF;
+    IF outboxkit_emit.kind NOT IN ('event', 'command') THEN
+        RAISE EXCEPTION 'kind is event or command, not %', outboxkit_emit.kind USING ERRCODE = '22023';
+    END IF;
+    IF octet_length(body) > 900000 OR octet_length(raw_key) > 1024 THEN
+        RAISE EXCEPTION '%: the payload is larger than 900000 bytes or the key than 1024', outboxkit_emit.type
+            USING ERRCODE = '22001';
+    END IF;
+    FOR own IN SELECT pair.key AS name, convert_to(pair.value, 'UTF8') AS value
+               FROM jsonb_each_text(outboxkit_emit.headers) AS pair LOOP
+        IF own.name ~* '^(ce_|cloudevents:|cloudevents_|outboxkit-)' THEN
+            RAISE EXCEPTION 'the header % is reserved; choose a name without that prefix', own.name
+                USING ERRCODE = '22023';
+        END IF;
+        own_count := own_count + 1;
+        own_size := own_size + octet_length(convert_to(own.name, 'UTF8')) + octet_length(own.value);
+        extra := extra || outboxkit_header(own.name, own.value);
+    END LOOP;
+    IF own_count > 64 OR own_size > 16384 THEN
+        RAISE EXCEPTION '%: more than 64 headers, or more than 16384 bytes of them', outboxkit_emit.type
+            USING ERRCODE = '22001';
+    END IF;
+    FOR own IN SELECT pair.name, convert_to(pair.value, 'UTF8') AS value FROM (VALUES
+        (1, 'ce_specversion', '1.0'),
+        (2, 'ce_id', id::text),
+        (3, 'ce_type', outboxkit_emit.type),
+        (4, 'ce_source', outboxkit_emit.source),
+        (5, 'ce_correlationid', NULLIF(outboxkit_emit.correlation_id, '')),
+        (6, 'ce_dataschema', 'urn:outboxkit:' || outboxkit_emit.type || ':' || outboxkit_emit.version),
+        (7, 'content-type', 'application/json'),
+        (8, 'ce_time', to_char(now_utc AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
+        (9, 'ce_partitionkey', outboxkit_emit.key)
+    ) AS pair (place, name, value) WHERE pair.value IS NOT NULL ORDER BY place LOOP
+        count := count + 1;
+        packed := packed || outboxkit_header(own.name, own.value);
+    END LOOP;
+    SELECT v.shards INTO STRICT shards FROM outbox_version AS v;
+    digest := sha256(convert_to(outboxkit_emit.topic, 'UTF8') || '\x00'::bytea || coalesce(raw_key, uuid_send(id)));
+    INSERT INTO outbox_messages
+        (shard, message_id, topic, key, type, kind, payload, headers, content_type, occurred_at)
+    VALUES (
+        (get_byte(digest, 0) * 256 + get_byte(digest, 1)) % shards, id, outboxkit_emit.topic, raw_key,
+        outboxkit_emit.type, outboxkit_emit.kind, body,
+        int2send((count + own_count)::int2) || packed || extra, 'application/json', now_utc
+    );
+    RETURN id;
+END
+$$;
+
+-- CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON orders
+--     FOR EACH ROW EXECUTE FUNCTION outboxkit_capture('orders', 'order', 'id');
+-- Arguments: topic, the beginning of the type (order.created …), the columns of the ordering key, comma-separated.
+CREATE OR REPLACE FUNCTION outboxkit_capture() RETURNS trigger
+LANGUAGE plpgsql SECURITY INVOKER SET search_path FROM CURRENT AS $$
+DECLARE
+    before jsonb := CASE WHEN TG_OP = 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
+    after jsonb := CASE WHEN TG_OP = 'DELETE' THEN '{}' ELSE to_jsonb(NEW) END;
+    change text := CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'updated' ELSE 'deleted' END;
+    present jsonb := CASE WHEN TG_OP = 'DELETE' THEN before ELSE after END;
+    key_columns text[] := string_to_array(TG_ARGV[2], ',');
+    changed text[];
+    key text;
+BEGIN
+    SELECT coalesce(array_agg(name ORDER BY name), '{}') INTO changed
+    FROM jsonb_object_keys(before || after) AS name
+    WHERE before -> name IS DISTINCT FROM after -> name;
+    IF changed = '{}' THEN
+        RETURN NULL;
+    END IF;
+    SELECT string_agg(present ->> btrim(name), '/' ORDER BY place) INTO key
+    FROM unnest(key_columns) WITH ORDINALITY AS columns (name, place);
+    PERFORM outboxkit_emit(
+        TG_ARGV[0],
+        TG_ARGV[1] || '.' || change,
+        jsonb_build_object(
+            'change', change,
+            'key', (SELECT jsonb_object_agg(btrim(name), present -> btrim(name)) FROM unnest(key_columns) AS name),
+            'changed', to_jsonb(changed),
+            'old', (SELECT coalesce(jsonb_object_agg(name, before -> name), '{}') FROM unnest(changed) AS name
+                    WHERE before ? name),
+            'new', (SELECT coalesce(jsonb_object_agg(name, after -> name), '{}') FROM unnest(changed) AS name
+                    WHERE after ? name)
+        ),
+        key
+    );
+    RETURN NULL;
+END
+$$;

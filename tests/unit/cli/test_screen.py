@@ -1,0 +1,79 @@
+"""Tables, ages and questions."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from datetime import timedelta
+
+import click
+import pytest
+
+from outboxkit_relay.cli import screen
+
+
+@pytest.mark.parametrize("width", ["80", "140"])
+def test_a_table_fits_the_terminal_and_keeps_one_line_a_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+
+    screen.table(["ID", "ERROR"], [["1", "x" * 500], ["2", "short"]])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) == int(width)
+    assert lines[1].endswith("…")
+    assert lines[2] == "2   short"
+
+
+def test_a_table_that_is_no_terminals_is_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", os.terminal_size)
+
+    screen.table(["ERROR"], [["x" * 500]])
+
+    assert "x" * 500 in capsys.readouterr().out
+
+
+def test_cells_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.table(["KEY"], [["\x1b[31mred\nnext\u202e"]])
+    screen.field("key", "\x9b1m")
+
+    out = capsys.readouterr().out
+    assert "\\x1b[31mred\\nnext\\u202e" in out
+    assert "\\x9b1m" in out
+    assert not [character for character in out.replace("\n", "") if not character.isprintable()]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "0.0s"),
+        (0.42, "0.4s"),
+        (9.94, "9.9s"),
+        (30, "30s"),
+        (372, "6m12s"),
+        (60, "1m"),
+        (7_380, "2h3m"),
+        (273_600, "3d4h"),
+    ],
+)
+def test_an_age_is_said_as_people_say_it(seconds: float, text: str) -> None:
+    assert screen.ago(timedelta(seconds=seconds)) == text
+
+
+def test_nobody_is_asked_where_nobody_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+
+    with pytest.raises(click.UsageError, match="--yes"):
+        screen.confirmed("Replay 3 messages?", yes=False)
+
+
+def test_yes_needs_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+
+    assert screen.confirmed("Replay 3 messages?", yes=True)

@@ -1,0 +1,56 @@
+"""Every row of schemas/compatibility.toml is what the checker says, and what the decoder does."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outboxkit.codecs.avro import decode
+from outboxkit.errors import DecodeError
+from outboxkit.schemas import Kind, Problem, check, parse
+from outboxkit.schemas.binary import encode_json
+from outboxkit.schemas.witness import smallest_values
+
+TABLE = Path(__file__).parents[3] / "schemas" / "compatibility.toml"
+PAIRS: list[dict[str, Any]] = tomllib.loads(TABLE.read_text())["pair"]
+
+
+def _short(problem: Problem) -> str:
+    return f"{problem.kind.value} at {problem.reader_path}"
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair["name"])
+def test_the_verdict_is_the_one_in_the_table(pair: dict[str, Any]) -> None:
+    problems = check(parse(pair["reader"], lenient=True), parse(pair["writer"], lenient=True))
+
+    assert [_short(one) for one in problems if one.is_error] == pair.get("problems", [])
+    assert [_short(one) for one in problems if not one.is_error] == pair.get("warnings", [])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair["name"])
+def test_the_decoder_agrees_with_the_verdict(pair: dict[str, Any]) -> None:
+    reader, writer = parse(pair["reader"], lenient=True), parse(pair["writer"], lenient=True)
+    errors = [one for one in check(reader, writer) if one.is_error]
+
+    for one in errors:
+        assert one.has_witness
+        with pytest.raises(DecodeError):
+            decode(writer, reader, encode_json(writer, one.witness))
+    if not errors:
+        small = smallest_values(writer).of(writer.root)
+        decode(writer, reader, encode_json(writer, small.value))
+
+
+def test_the_table_has_every_kind_of_problem() -> None:
+    named = {text.split(" at ")[0] for pair in PAIRS for key in ("problems", "warnings") for text in pair.get(key, [])}
+
+    assert named == {kind.value for kind in Kind}
+
+
+def test_no_name_is_there_twice() -> None:
+    names = [pair["name"] for pair in PAIRS]
+
+    assert len(names) == len(set(names))
