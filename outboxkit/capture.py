@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, ClassVar, Final, Literal, TypedDict
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypedDict
 from uuid import UUID, uuid5
 
 from sqlalchemy import event as listeners
-from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
-from sqlalchemy.orm import InstanceState, Mapper, Session, object_session, scoped_session
+from sqlalchemy.orm import InstanceState, Session, scoped_session
+from sqlalchemy.orm.attributes import instance_state
 from typing_extensions import Unpack
 
 from outboxkit import codecs, context, unit_of_work
@@ -39,6 +39,10 @@ __all__ = ["AnySession", "MessageOptions", "Outbox", "OutboxMixin", "emission_of
 AnySession = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
 Key = str | Sequence[str] | Callable[[Any], object] | None
 Due = datetime | timedelta | None
+
+CAPTURING: Final[set[str]] = (
+    set()
+)  #: topics with captured changes; while it is empty `outboxkit.changes` looks at nothing
 
 _LIMITS: Final = Limits()
 _UNIQUE: Final = UUID("6f7d4c1e-9d0b-5d3a-8f57-1c0e0b5c3a51")  # the namespace of ids that are made from a unique key
@@ -75,6 +79,10 @@ class Outbox:
     include: Collection[str] | None = None
     exclude: Collection[str] = ()
     coalesce: Literal["transaction", "flush"] = "transaction"
+
+    def __post_init__(self) -> None:
+        if self.capture:
+            CAPTURING.add(self.topic)
 
 
 _NO_ROUTE: Final = Outbox()
@@ -129,8 +137,9 @@ class OutboxMixin:
             CaptureError: the object is detached, or its transaction cannot take the message.
             EncodeError: the event cannot be encoded or is too large; the path says where.
         """
-        message_id, emission = emission_of(self, event, topic=topic, options=options)
-        _take(inspect(self), emission)
+        state: InstanceState[Any] = instance_state(self)
+        message_id, emission = emission_of(state, event, topic=topic, options=options)
+        _take(state, emission)
         return message_id
 
 
@@ -178,25 +187,26 @@ def send(session: AnySession, command: object, *, to: str, **options: Unpack[Mes
     return _say(session, command, _draft(Kind.COMMAND, to, options), options)
 
 
-def emission_of(entity: object, event: object, *, topic: str, options: MessageOptions) -> tuple[str, Emission]:
+def emission_of(
+    state: InstanceState[Any], event: object, *, topic: str, options: MessageOptions
+) -> tuple[str, Emission]:
     """An object's event on its way to a row, and the id of its message.
 
     Raises:
         CaptureError: the class does not say where its events go, or the options contradict each other.
         EncodeError: the event cannot be encoded or is too large.
     """
+    entity = state.obj()
     route = route_of(type(entity))
     key_of = None if route.key is None else partial(_key_of, entity, route.key)
     draft = _draft(Kind.EVENT, topic or route.topic, options, route=route, key_of=key_of)
-    mapper: Mapper[Any] = inspect(entity).mapper
-    return draft.id, Emission(_freeze(draft, event), entity, mapper, _due(options))
+    return draft.id, Emission(_freeze(draft, event), entity, state.mapper, _due(options))
 
 
 # --- from an event to a message ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(NamedTuple):  # a tuple, because one is made for every event
     """A message that lacks its event, and the key that only the flush may know."""
 
     id: str
@@ -348,7 +358,7 @@ class _Parked(list[Emission]):
 
 
 def _take(state: InstanceState[Any], emission: Emission) -> None:
-    session = object_session(emission.entity)
+    session = state.session
     if session is not None:
         unit_of_work.add(session, emission)
     elif state.transient:
@@ -362,6 +372,7 @@ def _take(state: InstanceState[Any], emission: Emission) -> None:
 
 @listeners.listens_for(Session, "transient_to_pending")
 def _unpark(session: Session, entity: object) -> None:
-    parked = inspect(entity).info.pop(_PARKED, None)
-    while parked:
-        unit_of_work.add(session, parked.pop(0))
+    if isinstance(entity, OutboxMixin):
+        parked = instance_state(entity).info.pop(_PARKED, None)
+        while parked:
+            unit_of_work.add(session, parked.pop(0))

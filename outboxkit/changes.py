@@ -19,7 +19,7 @@ from sqlalchemy import event as listeners
 from sqlalchemy.orm import InstanceState, Session, UOWTransaction
 
 from outboxkit import unit_of_work
-from outboxkit.capture import Outbox, OutboxMixin, emission_of, route_of
+from outboxkit.capture import CAPTURING, Outbox, OutboxMixin, emission_of, route_of
 
 __all__: list[str] = []
 
@@ -49,6 +49,8 @@ class _Change:
 
 @listeners.listens_for(Session, "before_flush", insert=True)
 def _before_flush(session: Session, context: UOWTransaction, _objects: object) -> None:
+    if not CAPTURING:
+        return
     for state, route in _captured(session.deleted):
         for name in _columns(state, route):  # the last moment at which an expired one can be read
             getattr(state.obj(), name)
@@ -59,6 +61,8 @@ def _before_flush(session: Session, context: UOWTransaction, _objects: object) -
 
 @listeners.listens_for(Session, "after_flush", insert=True)
 def _after_flush(session: Session, context: UOWTransaction) -> None:
+    if not CAPTURING:
+        return
     computed: dict[InstanceState[Any], Values] = context.attributes.get(_COMPUTED, {})
     for state, route in _captured(session.new):
         _tell(session, route, _Change(state, "created", new=_loaded(state, route)))
@@ -87,7 +91,7 @@ def _tell(session: Session, route: Outbox, change: _Change) -> None:
     if change.kind not in route.capture:
         return
     name = route.name or change.state.class_.__name__.lower()
-    _, emission = emission_of(change.state.obj(), change.facts, topic="", options={"type": f"{name}.{change.kind}"})
+    _, emission = emission_of(change.state, change.facts, topic="", options={"type": f"{name}.{change.kind}"})
     complete = emission.complete
     emission.complete = lambda: None if change.over else complete()
     emission.late = route.coalesce == "transaction"

@@ -209,15 +209,27 @@ class _Run:
         try:
             deliveries = await self.subscriber.receive(BATCH, timeout)
         except TransientBrokerError as error:
-            if not self.is_cut_off:
-                _log.warning("consumer.broker_away", extra={"consumer": self.consumer.name, "error": error.message})
-            self.is_cut_off = True
+            self._cut_off(error)
             await self.patience.wait(pause(Trouble.DOWN, _AWAY, self.rng))
             return ()
         if self.is_cut_off:
             self.is_cut_off = False
             _log.info("consumer.broker_back", extra={"consumer": self.consumer.name})
         return deliveries
+
+    def _cut_off(self, error: TransientBrokerError) -> None:
+        if not self.is_cut_off:
+            _log.warning("consumer.broker_away", extra={"consumer": self.consumer.name, "error": error.message})
+        self.is_cut_off = True
+
+    async def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Tells the broker; one that is away hands them out again, and the inbox knows them."""
+        failpoint("ack.before")
+        try:
+            await self.subscriber.acknowledge(deliveries)
+        except TransientBrokerError as error:
+            self._cut_off(error)
+        failpoint("ack.after")
 
     async def _retry_due(self) -> bool:
         """Works off what is due; whether there may be more."""
@@ -235,9 +247,7 @@ class _Run:
             alone = delivery.key is None or self.consumer.ordering == "none"
             lanes.setdefault(object() if alone else (delivery.topic, delivery.key), []).append(self._job(delivery))
         await self._batch(list(lanes.values()))
-        failpoint("ack.before")
-        await self.subscriber.acknowledge(deliveries)
-        failpoint("ack.after")
+        await self._acknowledge(deliveries)
 
     def _job(self, delivery: Delivery, waiting: Waiting | None = None) -> Job:
         return job_of(delivery, waiting, self.recipient)

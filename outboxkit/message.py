@@ -201,7 +201,7 @@ def outgoing_headers(row: Row) -> list[tuple[str, bytes]]:
 
 def format_instant(instant: datetime) -> str:
     """RFC 3339 in UTC with microseconds: ``2026-11-24T08:30:00.000000Z``."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return instant.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def content_hash(message: Message) -> bytes:

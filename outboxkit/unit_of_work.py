@@ -14,6 +14,7 @@ How it works, and why nothing is lost or invented:
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -80,8 +81,10 @@ def add(session: Session, emission: Emission) -> None:
             "the session's transaction has ended or failed, or another task is using it, so nothing can be stored with "
             "it now: emit before the commit, roll back and begin again, or give each task its own session"
         )
-    _refuse_autocommit_engine(session, emission.mapper)
     waiting = _waiting(transaction)
+    if emission.mapper not in waiting.connections and emission.mapper not in waiting.looked_at:
+        _refuse_autocommit_engine(session, emission.mapper)
+        waiting.looked_at.add(emission.mapper)
     waiting.emissions.append(emission)
     if waiting.writing or emission.late:
         return  # emitted by an event that is being made: the loop that writes goes on with it
@@ -111,13 +114,14 @@ _ATTRIBUTE: Final = "_outboxkit_waiting"
 
 
 class _Waiting:
-    __slots__ = ("committing", "connections", "emissions", "finished", "marker", "partial", "writing")
+    __slots__ = ("committing", "connections", "emissions", "finished", "looked_at", "marker", "partial", "writing")
 
     def __init__(self) -> None:
         self.emissions: list[Emission] = []
         self.marker: _Marker | None = None
         self.partial = False  # the flush that runs was told to look at some objects only
         self.connections: dict[Mapper[Any] | None, Connection] = {}  # where messages are written; the root knows all
+        self.looked_at: set[Mapper[Any] | None] = set()  # their engines do not commit by themselves
         self.committing = False  # nothing is late any more
         self.writing = False
         self.finished = False
@@ -260,7 +264,8 @@ def _pending_to_transient(session: Session, marker: object) -> None:
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if (ended := _found(transaction)) is not None:
         _unmark(session, ended)
-        if transaction.parent is None and not ended.finished:
+        told = ended.finished or ended.committing or sys.exc_info()[0] is not None  # an error says enough
+        if transaction.parent is None and not told:
             warnings.warn("a session was closed without commit: its events are dropped", ResourceWarning, stacklevel=2)
     waiting = _found(_current(session))
     if waiting is not None and session.is_active and any(not emission.late for emission in waiting.emissions):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -35,7 +36,7 @@ def run_child(url: str, *, killer: int = -1, poison: int = -1, armed: str = "") 
 
 
 def _messages(poison: int) -> list[Message]:
-    broken = {"payload": b"\xff"}
+    broken: dict[str, Any] = {"payload": b"\xff"}
     return [
         order(number, key=f"k{number % 3}", message_id=f"m{number}", **broken if number == poison else {})
         for number in range(COUNT)

@@ -185,7 +185,7 @@ class Subscriber(Protocol):
 
         Raises:
             TransientBrokerError: the broker is away; calling again is right.
-            ConfigurationError: the login was refused, or a topic or queue is missing.
+            ConfigurationError: the login was refused, or a topic or queue is missing at the start.
         """
         ...
 

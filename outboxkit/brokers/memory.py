@@ -151,8 +151,9 @@ class MemoryPublisher:
         outcome: Future[Receipts] = Future()
         offsets = [-1] * len(batch.rows)
         refusals = []
+        trouble = self._trouble(batch.destination)  # asked once: a row must not overtake one that was refused
         for index, row in enumerate(batch.rows):
-            refusal = self._refusal(batch.destination, row)
+            refusal = trouble or _oversize(row)
             if refusal is None:
                 offsets[index] = self._target.append(batch.destination, row)
             else:
@@ -161,12 +162,9 @@ class MemoryPublisher:
         outcome.set_result(Receipts(partitions, offsets, tuple(refusals)))
         return outcome
 
-    def _refusal(self, destination: str, row: Row) -> Refusal | None:
+    def _trouble(self, destination: str) -> Refusal | None:
         if self._closed:
             return Refusal(-1, Failure.BROKER_DOWN, "the publisher is closed")
-        limit = FEATURES.max_message_bytes or 0
-        if len(row.payload) > limit:
-            return Refusal(-1, Failure.TOO_LARGE, f"at most {limit:,} bytes")
         return self._target.trouble(destination)
 
     def capacity(self, destination: str) -> int:
@@ -230,6 +228,11 @@ class MemorySubscriber:
         missing = [name for name in self._topics if name in self._source.missing]
         if missing:
             raise ConfigurationError(f"there is no topic {missing[0]}; create it: outboxkit init --topology")
+
+
+def _oversize(row: Row) -> Refusal | None:
+    limit = FEATURES.max_message_bytes or 0
+    return Refusal(-1, Failure.TOO_LARGE, f"at most {limit:,} bytes") if len(row.payload) > limit else None
 
 
 def publisher(url: str, options: Mapping[str, str]) -> MemoryPublisher:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -28,11 +29,15 @@ __all__ = ["codec"]
 _CONTENT_TYPE: Final = "application/json"
 _MAX_DEPTH: Final = 100  # far below the parser's own limit, so that the refusal is ours on every interpreter
 
+_ENCODE: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+).encode  # made once: json.dumps with options makes an encoder for every call
+
 
 class _Json:
     def encode(self, value: object, event_type: EventType) -> Encoded:  # noqa: ARG002 # the port has it
         plain = _plain(value, "", 0)
-        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
+        text = _ENCODE(plain)
         try:
             return Encoded(text.encode(), _CONTENT_TYPE)
         except UnicodeEncodeError as error:
@@ -57,15 +62,17 @@ def codec() -> Codec:
 
 
 def _plain(value: object, path: str, depth: int) -> object:
-    kind = type(value)
+    kind: type = type(value)
     if kind is str or kind is int or kind is bool or value is None:
         return value
     if depth > _MAX_DEPTH:
         raise _refusal(path, f"is nested deeper than {_MAX_DEPTH} levels, or contains itself")
     if (scalar := _SCALARS.get(kind)) is not None:
         return scalar(value, path)
-    fields = _fields(value)
-    return _inner(value, path, depth + 1) if fields is None else _object(fields, path, depth + 1)
+    names = _names(kind)
+    if names is None:
+        return _inner(value, path, depth + 1)
+    return _object([(name, getattr(value, name)) for name in names], path, depth + 1)
 
 
 def _inner(value: object, path: str, depth: int) -> object:
@@ -92,12 +99,13 @@ def _object(fields: list[tuple[str, object]], path: str, depth: int) -> dict[str
     return {name: _plain(item, f"{path}.{name}" if path else name, depth) for name, item in fields}
 
 
-def _fields(value: object) -> list[tuple[str, object]] | None:
-    cls = type(value)
+@functools.cache
+def _names(cls: type) -> tuple[str, ...] | None:
+    """The fields of an event class, None for anything else."""
     if dataclasses.is_dataclass(cls):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(cls)]
+        return tuple(field.name for field in dataclasses.fields(cls))
     names = getattr(cls, "__struct_fields__", None) or getattr(cls, "model_fields", None)  # msgspec, pydantic
-    return None if names is None else [(name, getattr(value, name)) for name in names]
+    return None if names is None else tuple(names)
 
 
 def _key(key: object, path: str) -> str:

@@ -193,7 +193,7 @@ def refusal(url: URL, error: DBAPIError) -> str:
         return ""
     query = {**url.query, "connect_timeout": str(_PING_SECONDS)}
     address = url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
-    if psycopg.pq.PGconn.ping(address.encode()) is not psycopg.pq.Ping.OK:
+    if psycopg.pq.PGconn.ping(address.encode()) != psycopg.pq.Ping.OK:
         return ""
     where = url.render_as_string(hide_password=True)
     said = str(error.orig).strip().splitlines()[0].rpartition("failed: ")[2]

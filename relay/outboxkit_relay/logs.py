@@ -40,6 +40,9 @@ _ASSIGNED: Final = re.compile(
 _SECRET_NAME: Final = re.compile(_WORDS, re.IGNORECASE)
 _VALUES_OF_ROWS: Final = re.compile(r"^\s*(?:DETAIL|CONTEXT):.*$", re.MULTILINE)  # PostgreSQL quotes data there
 
+# Clients repeat for every attempt what we say once for every change of state.
+_TALKATIVE: Final = ("aiormq", "outboxkit.brokers.kafka.client", "sqlalchemy.engine", "sqlalchemy.pool")
+
 _known: set[str] = set()
 
 
@@ -75,8 +78,8 @@ def configure(level: str, form: str, *, secrets: Collection[str] = (), stream: T
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for library in ("sqlalchemy.engine", "aio_pika", "aiormq"):  # they report states that we report in our own words
-        logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.DEBUG if root.level <= logging.DEBUG else logging.CRITICAL)
     logging.captureWarnings(capture=True)
 
 

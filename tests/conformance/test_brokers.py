@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -44,6 +45,9 @@ class TestKafka(BrokerConformance):
             admin = AdminClient({"bootstrap.servers": urlsplit(kafka.url).netloc})
             for future in admin.create_topics([NewTopic(destination, 3, 1)]).values():
                 future.result(10)
+            deadline = time.monotonic() + 10
+            while destination not in admin.list_topics(timeout=10).topics:  # the brokers hear of it a little later
+                assert time.monotonic() < deadline
 
         return BrokerHarness(url=kafka.url, lonely=lonely, kill=kafka.kill, start=kafka.start)
 

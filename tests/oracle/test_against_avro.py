@@ -210,7 +210,7 @@ def _python_verdict(pair: _Pair) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every logical type that it does not know
         reader, writer = (avro.schema.parse(text) for text in _texts(pair))
-    found = ReaderWriterCompatibilityChecker().get_compatibility(reader, writer).compatibility
+    found = ReaderWriterCompatibilityChecker().get_compatibility(reader, writer).compatibility  # type: ignore[no-untyped-call]
     return "COMPATIBLE" if found is SchemaCompatibilityType.compatible else "INCOMPATIBLE"
 
 

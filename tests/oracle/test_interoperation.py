@@ -6,6 +6,7 @@ import datetime as dt
 import decimal
 import json
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -50,8 +51,9 @@ _SCHEMA = parse(_SOURCE)
 
 
 @pytest.fixture(scope="module")
-def client() -> SchemaRegistryClient:
-    return SchemaRegistryClient({"url": server.find().url})
+def client() -> Iterator[SchemaRegistryClient]:
+    with SchemaRegistryClient({"url": server.find().url}) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -205,10 +205,10 @@ class KafkaSubscriber:
         deadline = time.monotonic() + timeout_seconds
         while True:
             first = consumer.poll(max(0.0, min(_SLICE_SECONDS, deadline - time.monotonic())))
-            self._raise_trouble()
-            if first is not None:
+            if first is not None:  # before any trouble is raised: what was polled does not come again
                 rest = consumer.consume(limit - 1, timeout=0) if limit > 1 else []
                 return self._handed_out([first, *rest])
+            self._raise_trouble()
             if time.monotonic() >= deadline:
                 return ()
             self._run_waiting()
@@ -344,7 +344,8 @@ class KafkaSubscriber:
         if login or code in _REFUSED:
             self._trouble = ConfigurationError(login or f"not allowed to read: {error.str()}")
         elif code in _MISSING:
-            self._trouble = _topic_missing(", ".join(self._subscription.topics))
+            # It was there when we joined: a broker that starts again may not know it yet, a deleted one may come back.
+            self._trouble = TransientBrokerError(f"{error.str()}; is it gone? create it: outboxkit init --topology")
         elif code in _GONE:
             self._trouble = ConfigurationError(
                 f"the position of consumer {self._subscription.consumer} is gone from the topic: {error.str()}; "

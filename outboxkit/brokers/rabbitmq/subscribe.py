@@ -97,6 +97,7 @@ class RabbitSubscriber:
         self._queues.update({queue: queue for queue in subscription.queues})
         self._connection: Connection | None = None
         self._session: _Session | None = None
+        self._has_consumed = False
         self._failures = 0  # of connecting, in a row
         self._jitter = random.Random()  # noqa: S311  it spreads reconnects
         self._closed = False
@@ -240,7 +241,11 @@ class RabbitSubscriber:
             for queue, topic in self._queues.items():
                 await channel.basic_consume(queue, _receiver(session, topic, queue), timeout=_ANSWER_SECONDS)
         except TROUBLE as error:
-            raise _raised(trouble_of(error, asked)) from error
+            trouble = trouble_of(error, asked)
+            if self._has_consumed and trouble.failure is Failure.UNKNOWN_TOPIC:  # a node that starts, or a repair
+                raise TransientBrokerError(str(trouble)) from error
+            raise _raised(trouble) from error
+        self._has_consumed = True
         return session
 
 

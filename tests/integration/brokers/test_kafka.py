@@ -41,6 +41,9 @@ def create(kafka: servers.Server, name: str, *, partitions: int = 1, **config: s
     admin = AdminClient({"bootstrap.servers": urlsplit(kafka.url).netloc})
     for future in admin.create_topics([NewTopic(name, partitions, 1, config=settings)]).values():
         future.result(10)
+    deadline = time.monotonic() + 10
+    while name not in admin.list_topics(timeout=10).topics:  # the brokers hear of it a little later
+        assert time.monotonic() < deadline
 
 
 async def read(subscriber: Subscriber, count: int) -> list[Delivery]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import Column, ForeignKey, Table, delete, func, insert, select, update
@@ -16,7 +16,7 @@ from tests.integration.capture.world import World
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
-ALL = frozenset({"created", "updated", "deleted"})
+ALL: set[Literal["created", "updated", "deleted"]] = {"created", "updated", "deleted"}
 
 
 class Base(DeclarativeBase):

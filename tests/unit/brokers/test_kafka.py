@@ -11,10 +11,11 @@ from confluent_kafka import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outboxkit.brokers import Batch, Subscription, open_publisher, open_subscriber
+from outboxkit.brokers import Batch, Subscription, kafka, open_publisher, open_subscriber
 from outboxkit.brokers.kafka import embedded_cluster
 from outboxkit.brokers.kafka.publish import failure_of
 from outboxkit.brokers.kafka.subscribe import Progress
+from outboxkit.errors import TransientBrokerError
 from outboxkit.policy import Failure
 from outboxkit.testing.broker_conformance import make_row
 
@@ -132,3 +133,35 @@ async def test_the_embedded_url_is_one_cluster_for_publishers_and_subscribers_of
     assert [delivery.payload for delivery in await reader.receive(5, timedelta(seconds=20))] == [b"x"]
     await reader.close()
     publisher.close()
+
+
+class _Polled:
+    """A message, as far as the subscriber looks at it."""
+
+    def topic(self) -> str:
+        return "t"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return 7
+
+    def error(self) -> None:
+        return None
+
+    key = value = headers = error
+
+
+class _OneMessage:
+    def poll(self, _timeout: float) -> _Polled:
+        return _Polled()
+
+
+def test_a_message_that_was_polled_is_handed_out_although_there_was_trouble() -> None:
+    """It would not come again, and the next acknowledgement would commit past it."""
+    subscriber = kafka.subscriber("kafka://127.0.0.1:1", Subscription(consumer="c", topics=("t",)), {})
+    subscriber._consumer = _OneMessage()  # type: ignore[assignment]
+    subscriber._trouble = TransientBrokerError("away a moment ago")
+
+    assert [delivery.offset for delivery in subscriber._take(1, 1.0)] == [7]

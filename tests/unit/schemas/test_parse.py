@@ -56,7 +56,7 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("source", "why"), REFUSED, ids=[why for _, why in REFUSED])
+@pytest.mark.parametrize(("source", "why"), REFUSED, ids=[f"{n} {why}" for n, (_, why) in enumerate(REFUSED)])
 def test_what_is_no_schema_is_refused_with_its_place(source: Any, why: str) -> None:
     with pytest.raises(SchemaError) as caught:
         parse(source)

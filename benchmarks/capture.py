@@ -1,0 +1,220 @@
+"""What capture costs: an ORM insert alone, with an event through outboxkit, and with events written by hand.
+
+    python benchmarks/capture.py postgresql+psycopg://user@host/database [--seconds 3]
+
+Every variant runs in the same process, in turns, on the same server (fsync on); the figures are medians of the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import event as listeners
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from outboxkit import Outbox, OutboxMixin, event, migrations, tables
+from outboxkit.capture import uuid7
+from outboxkit.message import Message, pack_headers, shard_of, wire_headers
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+@event("order.placed")
+@dataclass(frozen=True)
+class OrderPlaced:
+    order_id: int
+    total: int
+    status: str
+
+
+class Order(OutboxMixin, Base):
+    __tablename__ = "bench_orders"
+    __outbox__ = Outbox(topic="orders", key="id")
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    total: Mapped[int]
+    status: Mapped[str] = mapped_column(default="new")
+
+
+class Row(Base):
+    """The same table as ours, written by hand as an ORM object."""
+
+    __table__ = tables.outbox_messages.to_metadata(Base.metadata)
+
+
+def message(order: Order) -> Message:
+    payload = json.dumps({"order_id": order.id, "total": order.total, "status": order.status}).encode()
+    return Message(
+        id=str(uuid7()),
+        type="order.placed",
+        topic="orders",
+        payload=payload,
+        key=str(order.id).encode(),
+        source="outboxkit",
+        content_type="application/json",
+        dataschema="urn:outboxkit:order.placed:1",
+        occurred_at=datetime.now(UTC),
+    )
+
+
+def values(order: Order) -> dict[str, object]:
+    made = message(order)
+    message_id = uuid7()
+    return {
+        "shard": shard_of(made.topic, made.key, message_id, 64),
+        "message_id": message_id,
+        "topic": made.topic,
+        "key": made.key,
+        "type": made.type,
+        "kind": "event",
+        "payload": made.payload,
+        "headers": pack_headers(wire_headers(made)),
+        "content_type": made.content_type,
+        "occurred_at": made.occurred_at,
+    }
+
+
+def domain_only(session: Session, orders: list[Order]) -> None:
+    session.add_all(orders)
+
+
+def through_outboxkit(session: Session, orders: list[Order]) -> None:
+    for order in orders:
+        order.emit(lambda order=order: OrderPlaced(order.id, order.total, order.status))
+    session.add_all(orders)
+
+
+def orm_row_by_hand(session: Session, orders: list[Order]) -> None:
+    session.add_all(orders)
+    session.flush()
+    session.add_all([Row(**values(order)) for order in orders])
+
+
+def core_insert_by_hand(session: Session, orders: list[Order]) -> None:
+    session.add_all(orders)
+    session.flush()
+    session.execute(tables.outbox_messages.insert().inline(), [values(order) for order in orders])
+
+
+VARIANTS: list[Callable[[Session, list[Order]], None]] = [
+    domain_only,
+    through_outboxkit,
+    orm_row_by_hand,
+    core_insert_by_hand,
+]
+
+
+def transaction(engine: Engine, variant: Callable[[Session, list[Order]], None], size: int) -> None:
+    with Session(engine) as session, session.begin():
+        variant(session, [Order(total=at) for at in range(size)])
+
+
+def rate(
+    engine: Engine, variant: Callable[[Session, list[Order]], None], size: int, writers: int, seconds: float
+) -> float:
+    """Domain rows per second."""
+    done = [0] * writers
+    start = threading.Barrier(writers + 1)
+
+    def write(which: int) -> None:
+        start.wait()
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            transaction(engine, variant, size)
+            done[which] += size
+
+    threads = [threading.Thread(target=write, args=(which,)) for which in range(writers)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return sum(done) / (time.perf_counter() - began)
+
+
+def statements(engine: Engine, variant: Callable[[Session, list[Order]], None], size: int) -> int:
+    seen: list[str] = []
+
+    def listen(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        seen.append(statement)
+
+    listeners.listen(engine, "before_cursor_execute", listen)
+    transaction(engine, variant, size)
+    listeners.remove(engine, "before_cursor_execute", listen)
+    return len(seen)
+
+
+def allocated(engine: Engine, variant: Callable[[Session, list[Order]], None], size: int) -> int:
+    """Peak bytes of one transaction."""
+    tracemalloc.start()
+    transaction(engine, variant, size)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def measure(engine: Engine, seconds: float, turns: int) -> list[dict[str, object]]:
+    results: list[dict[str, object]] = []
+    for size in (1, 100):
+        for writers in (1, 8):
+            rates: dict[str, list[float]] = {variant.__name__: [] for variant in VARIANTS}
+            for turn in range(turns):
+                order = VARIANTS[turn % len(VARIANTS) :] + VARIANTS[: turn % len(VARIANTS)]
+                for variant in order:
+                    with engine.begin() as connection:
+                        connection.execute(text("TRUNCATE outbox_messages, bench_orders"))
+                    rates[variant.__name__].append(rate(engine, variant, size, writers, seconds / turns))
+            base = statistics.median(rates["domain_only"])
+            for variant in VARIANTS:
+                found = statistics.median(rates[variant.__name__])
+                results.append({
+                    "rows per transaction": size,
+                    "writers": writers,
+                    "variant": variant.__name__,
+                    "rows/s": round(found),
+                    "overhead %": round(100 * (base / found - 1), 1),
+                    "statements": statements(engine, variant, size),
+                    "peak KiB": allocated(engine, variant, size) // 1024,
+                })
+    return results
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("url")
+    arguments.add_argument("--seconds", type=float, default=4.0, help="per variant and setting")
+    arguments.add_argument("--turns", type=int, default=4)
+    given = arguments.parse_args()
+    engine = create_engine(given.url, pool_size=8)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        migrations.upgrade(connection)
+        fsync = connection.scalar(text("SHOW fsync"))
+        version = connection.scalar(text("SHOW server_version"))
+    for variant in VARIANTS:
+        transaction(engine, variant, 1)
+    results = measure(engine, given.seconds, given.turns)
+    print(
+        json.dumps(
+            {"postgresql": version, "fsync": fsync, "python": sys.version.split()[0], "results": results}, indent=1
+        )
+    )
+    engine.dispose()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
