@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.register_assert_rewrite("outboxkit.testing.broker_conformance")
+pytest.register_assert_rewrite("outboxkit.testing.broker_conformance", "outboxkit.testing.broker_harness")
 
 import pika  # noqa: E402
 from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
