@@ -165,7 +165,6 @@ class World:
         return received
 
     async def read(self, count: int) -> list[Delivery]:
-    """Receives and acknowledges until it is enough."""
         """So many deliveries, acknowledged."""
         return await read(self.reader, lambda seen: len(seen) >= count)
 
@@ -231,6 +230,7 @@ class StubbornRelay:
 
 
 async def read(subscriber: Subscriber, enough: Callable[[list[Delivery]], bool]) -> list[Delivery]:
+    """Receives and acknowledges until it is enough."""
     received: list[Delivery] = []
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not enough(received):
