@@ -264,8 +264,9 @@ def _pending_to_transient(session: Session, marker: object) -> None:
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if (ended := _found(transaction)) is not None:
         _unmark(session, ended)
-        told = ended.finished or ended.committing or sys.exc_info()[0] is not None  # an error says enough
-        if transaction.parent is None and not told:
+        spoken = ended.emissions or ended.connections
+        known = ended.finished or ended.committing or sys.exc_info()[0] is not None  # an error says enough
+        if transaction.parent is None and spoken and not known:
             warnings.warn("a session was closed without commit: its events are dropped", ResourceWarning, stacklevel=2)
     waiting = _found(_current(session))
     if waiting is not None and session.is_active and any(not emission.late for emission in waiting.emissions):
