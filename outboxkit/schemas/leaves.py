@@ -63,6 +63,8 @@ def symbol(node: Enum) -> Prepare:
 
 def string(value: Any) -> str:
     """Check text: any str but lone surrogates, which have no bytes."""
+    if type(value) is str and value.isascii():
+        return value
     if not isinstance(value, str):
         unfit(value, "text")
     if not value.isascii():

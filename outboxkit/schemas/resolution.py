@@ -308,13 +308,12 @@ def _at(error: DecodeError, step: str) -> DecodeError:
 
 def _each(project: Project) -> Project:
     def each(values: list[Any]) -> list[Any]:
-        made: list[Any] = []
+        rest = iter(values)
         try:
-            for value in values:
-                made.append(project(value))  # noqa: PERF401  the length at the failure is the index
+            return [project(value) for value in rest]
         except DecodeError as error:
-            raise _at(error, f"[{len(made)}]") from None
-        return made
+            # What the iterator still holds says where it stopped.
+            raise _at(error, f"[{len(values) - 1 - sum(1 for _ in rest)}]") from None
 
     return each
 
@@ -361,14 +360,11 @@ def _taken(name: str, project: Project | None) -> Project:
 
 def _moved(moves: list[tuple[str, Project]]) -> Project:
     def move(value: dict[str, Any]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        name = ""
+        rest = iter(moves)
         try:
-            for name, get in moves:
-                made[name] = get(value)
+            return {name: get(value) for name, get in rest}
         except DecodeError as error:
-            raise _at(error, name) from None
-        return made
+            raise _at(error, moves[-1 - sum(1 for _ in rest)][0]) from None
 
     return move
 

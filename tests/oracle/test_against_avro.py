@@ -184,14 +184,19 @@ def _chained_aliases(reader: Schema) -> bool:
 
 def test_what_java_cannot_read_we_do_not_call_compatible() -> None:
     """The witness of an error fails in Java too, but where Java's decoder is laxer than the specification."""
-    lax = {"NAME_MISMATCH", LOGICAL, AMBIGUOUS, STOLEN}
     read = [
         one
         for one in _pairs()
-        if one.errors and not one.kinds & lax and one.java_witness and not one.java_witness.startswith("THROWS")
+        if one.errors and not _lax(one) and one.java_witness and not one.java_witness.startswith("THROWS")
     ]
 
     assert read == []
+
+
+def _lax(pair: _Pair) -> bool:
+    """Java's decoder never compares the names of records, in a union neither, and knows no logical types."""
+    records = any(one.kind.value == "MISSING_UNION_BRANCH" and "sends record" in one.message for one in pair.errors)
+    return records or bool(pair.kinds & {"NAME_MISMATCH", LOGICAL, AMBIGUOUS, STOLEN})
 
 
 def test_apache_python_agrees_or_java_and_we_know_better() -> None:

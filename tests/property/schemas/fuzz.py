@@ -26,7 +26,7 @@ from tests.property.schemas import random_schemas
 __all__ = ["damaged", "main"]
 
 _PER_PAIR = 40
-_SLOW_SECONDS = 1.0
+_SLOW_SECONDS = 1.0  # of our own processor time: a busy machine is no finding
 
 
 def damaged(rng: random.Random, data: bytes) -> bytes:
@@ -64,7 +64,7 @@ def _schemas(rng: random.Random) -> tuple[Schema, Schema]:
 
 
 def _outcome(writer: Schema, reader: Schema, data: bytes) -> str:
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         decode(writer, reader, data)
         found = "read"
@@ -72,7 +72,7 @@ def _outcome(writer: Schema, reader: Schema, data: bytes) -> str:
         found = "refused" if error.offset is not None else f"no offset: {error}"
     except Exception as error:  # anything else is the finding
         found = f"{type(error).__name__}: {error}"
-    return found if time.perf_counter() - start < _SLOW_SECONDS else f"slow, {found}"
+    return found if time.process_time() - start < _SLOW_SECONDS else f"slow, {found}"
 
 
 def main() -> int:

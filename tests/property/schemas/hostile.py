@@ -239,15 +239,16 @@ CASES: dict[str, tuple[str, Callable[[], object]]] = {
 def main() -> None:
     """Run all cases (or those named) and print what happened."""
     wanted = sys.argv[1:] or list(CASES)
+    sys.setrecursionlimit(1_000_000)  # the guard's own limit must hold, not Python's
     for name in wanted:
         print(json.dumps({"case": name}), flush=True)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             CASES[name][1]()
             raised, text = "nothing", ""
         except Exception as error:  # the class is the point of the test
             raised, text = type(error).__name__, str(error)[:300]
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(json.dumps({"case": name, "raised": raised, "text": text, "s": seconds, "peak_mib": peak}), flush=True)
 
