@@ -6,9 +6,12 @@ cannot read, change or delete one: a compromised web process cannot erase the ev
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Table, text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import ExecutableDDLElement
 
 from outboxkit import tables
 
@@ -72,30 +75,38 @@ def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
         prefix: of the roles' names, which are shared by all databases of a cluster.
     """
     for role in (*GRANTS, "migrator"):
-        _create(connection, prefix + role)
+        if connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": prefix + role}) is None:
+            connection.execute(_Ddl("CREATE ROLE {role} NOLOGIN", role=prefix + role))
     for role, grants in GRANTS.items():
         for table in tables.METADATA.sorted_tables:
-            _grant(connection, prefix + role, table.name, grants.get(table.name, ""))
+            _grant(connection, prefix + role, table, grants.get(table.name, ""))
     for table in tables.METADATA.sorted_tables:
-        _run(connection, "ALTER TABLE {table} OWNER TO {role}", table=table.name, role=prefix + "migrator")
+        connection.execute(_Ddl("ALTER TABLE {table} OWNER TO {role}", table=table, role=prefix + "migrator"))
 
 
-def _create(connection: Connection, role: str) -> None:
-    if connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}) is None:
-        _run(connection, "CREATE ROLE {role} NOLOGIN", role=role)
+def _grant(connection: Connection, role: str, table: Table, privileges: str) -> None:
+    connection.execute(_Ddl("REVOKE ALL ON {table} FROM {role}", table=table, role=role))
+    for privilege in filter(None, privileges.split(", ")):
+        by_column = table.name == "outbox_messages" and privilege == "INSERT"
+        columns = [column.name for column in table.columns if column.name not in NEVER_GIVEN] if by_column else []
+        connection.execute(_Ddl("GRANT {words} ON {table} TO {role}", privilege, columns, table=table, role=role))
 
 
-def _grant(connection: Connection, role: str, table: str, privileges: str) -> None:
-    _run(connection, "REVOKE ALL ON {table} FROM {role}", table=table, role=role)
-    if table == "outbox_messages" and "INSERT" in privileges:
-        columns = [column.name for column in tables.outbox_messages.columns if column.name not in NEVER_GIVEN]
-        quote = connection.dialect.identifier_preparer.quote
-        named = f"INSERT ({', '.join(map(quote, columns))})"
-        privileges = privileges.replace("INSERT", named)
-    if privileges:
-        _run(connection, f"GRANT {privileges} ON {{table}} TO {{role}}", table=table, role=role)
+class _Ddl(ExecutableDDLElement):
+    """A statement about roles, whose names the dialect quotes."""
+
+    def __init__(
+        self, template: str, privilege: str = "", columns: Sequence[str] = (), *, role: str, table: Table | None = None
+    ) -> None:
+        self.template, self.privilege, self.columns, self.role, self.table = template, privilege, columns, role, table
 
 
-def _run(connection: Connection, statement: str, **names: str) -> None:
-    quote = connection.dialect.identifier_preparer.quote
-    connection.exec_driver_sql(statement.format(**{key: quote(name) for key, name in names.items()}))
+@compiles(_Ddl)
+def _compile(element: _Ddl, compiler: Any, **_: Any) -> str:
+    prepare = compiler.preparer
+    columns = f" ({', '.join(map(prepare.quote, element.columns))})" if element.columns else ""
+    return element.template.format(
+        words=element.privilege + columns,
+        role=prepare.quote(element.role),
+        table="" if element.table is None else prepare.format_table(element.table),
+    )
