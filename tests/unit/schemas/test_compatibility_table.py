@@ -54,3 +54,16 @@ def test_no_name_is_there_twice() -> None:
     names = [pair["name"] for pair in PAIRS]
 
     assert len(names) == len(set(names))
+
+
+def test_the_reference_page_has_every_row() -> None:
+    page = (TABLE.parents[1] / "docs" / "reference" / "schemas.md").read_text()
+
+    for pair in PAIRS:
+        found = [f"**error** {_listed(pair, 'problems')}"] if "problems" in pair else []
+        found += [f"warning {_listed(pair, 'warnings')}"] if "warnings" in pair else []
+        assert f"| {pair['name']} | {'; '.join(found) or 'compatible'} | {pair.get('elsewhere', '')} |" in page
+
+
+def _listed(pair: dict[str, Any], key: str) -> str:
+    return ", ".join(f"`{one}`" for one in pair[key])

@@ -11,7 +11,7 @@ import pytest
 from outboxkit.errors import ConfigurationError, SchemaError
 from outboxkit.registries import open_registry
 from outboxkit.registries.directory import LOCK_FILE, DirectoryRegistry
-from outboxkit.schemas import Mode, fingerprint
+from outboxkit.schemas import Mode, fingerprint, identity
 
 
 def _text(name: str, *fields: tuple[str, Any]) -> str:
@@ -94,3 +94,12 @@ def test_a_folder_that_is_not_there_is_a_matter_of_configuration(tmp_path: Path)
         open_registry("directory:")
     with pytest.raises(ConfigurationError, match="no registry 'ftp'"):
         open_registry("ftp://x")
+
+
+def test_our_own_contracts_are_released_and_break_nothing() -> None:
+    """After a change: ``outboxkit schema lock``."""
+    registry = DirectoryRegistry(Path(__file__).parents[3] / "schemas")
+
+    assert registry.findings() == []
+    released = {one.identity for subject in registry.subjects() for one in registry.history(subject)}
+    assert [file.path.name for file in registry.files() if identity(file.schema) not in released] == []
