@@ -81,6 +81,7 @@ class State:
     waiting: set[int] = field(default_factory=set)
     settling: int = 0
     number: int = 0
+    given_up: int = 0  # the latest batch that a reset of the publisher has ended
     reads: int = 0
     reading: bool = False
     busy: bool = False  # the reader is claiming, watching or balancing

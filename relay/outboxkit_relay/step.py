@@ -125,6 +125,10 @@ def _answered(state: State, event: Answered, commands: list[Command], *, now: da
     if any(refusal.failure is Failure.FENCED for refusal in event.receipts.refusals):
         _fenced(state, Fenced(), commands, now)
         return
+    if event.number > state.given_up and any(
+        refusal.failure is Failure.INDETERMINATE for refusal in event.receipts.refusals
+    ):
+        _give_up(state, commands, now)  # the session may be broken, and what is unknown must not come later
     for flight in destination.land(event.number, event.receipts):
         _settle(state, judge(state, destination, flight, now=now, rng=rng), commands)
     if destination.failing and not destination.flights:
@@ -266,8 +270,10 @@ def _leave_if(state: State, commands: list[Command], *, quiet: bool) -> None:
 
 
 def _give_up(state: State, commands: list[Command], now: datetime) -> None:
+    """Once for all that is in flight: the answers that follow end every flight."""
+    state.given_up = state.number
     for flight in state.flights():
-        flight.deadline = now + state.rules.patience  # once: the answers that follow end every flight
+        flight.deadline = now + state.rules.patience
     commands.append(GiveUp())
 
 
