@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Final, Protocol
 
-from outboxkit.errors import ConfigurationError
-from outboxkit.schemas import Mode, Schema, Version, fingerprint, full_form, identity
+from outboxkit.errors import ConfigurationError, IncompatibleSchema
+from outboxkit.schemas import Mode, Schema, Version, check_history, fingerprint, full_form, identity
 
-__all__ = ["Features", "Reference", "Registered", "Registry", "open_registry", "self_contained"]
+__all__ = ["Features", "Reference", "Registered", "Registry", "open_registry", "require_compatible", "self_contained"]
 
 _GROUP: Final = "outboxkit.registries"
 
@@ -125,6 +125,22 @@ class Registry(Protocol):
 def self_contained(text: str, references: Sequence[Schema], schema: Schema) -> str:
     """The text itself, or one that also defines the types which it only refers to."""
     return json.dumps(full_form(schema)) if references else text
+
+
+def require_compatible(registry: Registry, subject: str, schema: Schema) -> None:
+    """Refuses a schema that breaks what the subject promised: called at start, before the first event is written.
+
+    Raises:
+        IncompatibleSchema: with every error; a schema that is registered already is never refused.
+        RegistryUnavailable: the registry cannot be asked; the caller decides whether to start nevertheless.
+    """
+    known = registry.history(subject)
+    if identity(schema) in [one.identity for one in known]:
+        return
+    problems = check_history(registry.mode(subject), schema, [one.version for one in known])
+    errors = tuple(str(one) for one in problems if one.is_error)
+    if errors:
+        raise IncompatibleSchema(f"{subject} may not change so: {errors[0]}", problems=errors)
 
 
 def open_registry(url: str) -> Registry:

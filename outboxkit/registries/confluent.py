@@ -160,7 +160,11 @@ class ConfluentRegistry:
         return Registered(subject=subject, number=number, schema=schema, text=whole, schema_id=schema_id)
 
     def mode(self, subject: str) -> Mode:
-        found = self._call("GET", f"/config/{_quoted(subject)}?defaultToGlobal=true")
+        try:
+            found = self._call("GET", f"/config/{_quoted(subject)}?defaultToGlobal=true")
+        except SchemaNotFound:
+            # Apicurio knows no configuration of a subject that has no version yet.
+            found = self._call("GET", "/config")
         level = found.get("compatibilityLevel") if isinstance(found, dict) else None
         try:
             return Mode(level)

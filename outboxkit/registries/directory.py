@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from outboxkit.errors import ConfigurationError, IncompatibleSchema, SchemaError, SchemaNotFound
-from outboxkit.registries import Features, Reference, Registered, Registry, self_contained
-from outboxkit.schemas import Mode, Schema, Version, check_history, fingerprint, identity, parse
+from outboxkit.errors import ConfigurationError, SchemaError, SchemaNotFound
+from outboxkit.registries import Features, Reference, Registered, Registry, require_compatible, self_contained
+from outboxkit.schemas import Mode, Schema, Version, fingerprint, identity, parse
 from outboxkit.schemas.gate import Allow, Finding, find, parse_allowed
 
 __all__ = ["ALLOW_FILE", "LOCK_FILE", "DirectoryRegistry", "SchemaFile", "registry"]
@@ -99,10 +99,7 @@ class DirectoryRegistry:
             for one in known:
                 if one.identity == identity(schema):
                     return one
-            problems = check_history(self.mode(subject), schema, [one.version for one in known])
-            errors = tuple(str(one) for one in problems if one.is_error)
-            if errors:
-                raise IncompatibleSchema(f"{subject} may not change so: {errors[0]}", problems=errors)
+            require_compatible(self, subject, schema)
             return self._append(subject, schema, self_contained(text, used, schema))
 
     def mode(self, subject: str) -> Mode:

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from outboxkit.errors import IncompatibleSchema, SchemaNotFound
-from outboxkit.registries import Features, Reference, Registered, Registry, self_contained
-from outboxkit.schemas import Mode, Schema, check_history, identity, parse
+from outboxkit.errors import SchemaNotFound
+from outboxkit.registries import Features, Reference, Registered, Registry, require_compatible, self_contained
+from outboxkit.schemas import Mode, Schema, identity, parse
 
 __all__ = ["MemoryRegistry", "registry"]
 
@@ -57,10 +57,7 @@ class MemoryRegistry:
             for one in known:
                 if one.identity == identity(schema):
                     return one
-            problems = check_history(self.mode(subject), schema, [one.version for one in known])
-            errors = tuple(str(one) for one in problems if one.is_error)
-            if errors:
-                raise IncompatibleSchema(f"{subject} may not change so: {errors[0]}", problems=errors)
+            require_compatible(self, subject, schema)
             number = self._ids.setdefault(identity(schema), len(self._ids) + 1)
             made = Registered(
                 subject=subject,

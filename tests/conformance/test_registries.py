@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from outboxkit.errors import IncompatibleSchema, SchemaError, SchemaNotFound
-from outboxkit.registries import Reference, Registry, open_registry
+from outboxkit.registries import Reference, Registry, open_registry, require_compatible
 from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.registries.directory import DirectoryRegistry
 from outboxkit.registries.memory import MemoryRegistry
@@ -114,6 +114,18 @@ def test_a_change_that_breaks_the_mode_is_refused(registry: Registry, name: str)
         registry.register(f"{name}-value", _record(name, ("id", "string"), ("must", "int")))
 
     assert len(registry.history(f"{name}-value")) == 1
+
+
+def test_a_producer_can_ask_at_its_start_whether_its_schema_breaks_something(registry: Registry, name: str) -> None:
+    subject = f"{name}-value"
+    require_compatible(registry, subject, parse(_record(name, ("id", "string"))))
+    registry.register(subject, _record(name, ("id", "string")))
+
+    require_compatible(registry, subject, parse(_record(name, ("id", "string"), ("n", "int"), n=1)))
+    with pytest.raises(IncompatibleSchema) as caught:
+        require_compatible(registry, subject, parse(_record(name, ("id", "string"), ("must", "int"))))
+
+    assert "READER_FIELD_MISSING_DEFAULT_VALUE" in caught.value.problems[0]
 
 
 def test_what_is_no_schema_is_refused(registry: Registry, name: str) -> None:
