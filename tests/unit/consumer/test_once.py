@@ -51,7 +51,8 @@ async def test_a_broker_that_goes_away_before_the_acknowledgement_costs_nothing_
 ) -> None:
     """The effect is committed; the broker hands the message out again, and the inbox knows it."""
     billing = Consumer("billing", sessions=world.plain, concurrency=1)
-    acknowledge, lost = Until.acknowledge, []
+    acknowledge = Until.acknowledge
+    lost: list[Delivery] = []
 
     async def lose_the_first(self: Until, deliveries: Sequence[Delivery]) -> None:
         if not lost:
