@@ -1,4 +1,4 @@
-"""Whatever the order of deliveries, failures and redeliveries: one effect per message, in order of its key, or a letter."""
+"""Whatever the deliveries, failures and copies: one effect per message, in order of its key, or one letter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -44,12 +45,12 @@ sent = st.builds(
     messages=st.lists(sent, min_size=1, max_size=12), immediate=st.integers(0, 1), batch=st.sampled_from([1, 3, 500])
 )
 def test_every_message_has_one_effect_or_one_letter(messages: list[Sent], immediate: int, batch: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(_check(Path(folder), messages, immediate, batch))
+    settings_of_run = mock.patch.multiple(consumer_module, BATCH=batch, IDLE=timedelta(milliseconds=1))
+    with tempfile.TemporaryDirectory() as folder, settings_of_run:
+        asyncio.run(_check(Path(folder), messages, immediate))
 
 
-async def _check(folder: Path, messages: list[Sent], immediate: int, batch: int) -> None:
-    consumer_module.BATCH, consumer_module.IDLE = batch, timedelta(milliseconds=1)
+async def _check(folder: Path, messages: list[Sent], immediate: int) -> None:
     world = World(f"sqlite:///{folder}/test.db")
     billing = Consumer("billing", sessions=world.asynchronous, retry=impatient(immediate, RETRIES - immediate))
 
