@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -34,8 +35,12 @@ def safe(text: object) -> str:
 
 
 def field(name: str, value: object, width: int = 12) -> None:
-    """A line ``name  value``."""
-    click.echo(f"{name:<{width}}  {safe(value)}".rstrip())
+    """A line ``name  value``; on a terminal a long value goes on below itself."""
+    room = columns()
+    text = safe(value)
+    lines = textwrap.wrap(text, max(room - width - _GAP, _NARROWEST)) if room else [text]
+    for at, line in enumerate(lines or [""]):
+        click.echo(f"{name if at == 0 else '':<{width}}  {line}".rstrip())
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import textwrap
 import time
 from dataclasses import asdict
 from datetime import timedelta
@@ -29,6 +30,7 @@ __all__ = ["tell"]
 _SERVICES: Final = "outboxkit_relay.demo.order_flow"
 _CHILD: Final = "outboxkit_relay.demo.child"
 _TOPICS: Final = ("orders", "stock", "payments", "shipments")
+_INDENT: Final = "  "
 _CONSUMERS: Final = ("inventory", "payments", "shipping", "confirmation")
 # The in-process cluster takes no notice when a member leaves its group: it waits until the session has timed out.
 _GROUP_OPTIONS: Final = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
@@ -200,7 +202,8 @@ class _Story:
         done = self.world.command(*arguments)
         if not self.quiet:
             quoted = " ".join(f'"{part}"' if " " in part else part for part in arguments)
-            click.echo(f"\n$ outboxkit {quoted}\n{done.stdout}{done.stderr}".rstrip() + "\n")
+            shown = f"$ outboxkit {quoted}\n{done.stdout}{done.stderr}".rstrip()
+            click.echo(f"\n{textwrap.indent(shown, _INDENT)}\n")
 
     def _say(self, line: str) -> None:
         if not self.quiet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from outboxkit_relay.settings import environment
 __all__ = ["Child", "Failed", "World", "opened", "until"]
 
 _PATIENCE_SECONDS: Final = 60.0  # for anything that must happen; a slow machine is no failure
+_INDENTED: Final = 2  # columns by which the story moves a command's output to the right
 _GRACE_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 0.05
 
@@ -116,12 +118,13 @@ class World:
         return child
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs ``outboxkit …`` to its end, as a person would."""
+        """Runs ``outboxkit …`` to its end, as a person would, for the terminal of the demo."""
+        room = shutil.get_terminal_size((0, 0)).columns
         return subprocess.run(  # noqa: S603  our own interpreter and modules
             [sys.executable, "-m", "outboxkit_relay", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=environment(**self.settings),
+            env=environment(**self.settings) | ({"COLUMNS": str(room - _INDENTED)} if room else {}),
             cwd=self.folder,
             text=True,
             timeout=_PATIENCE_SECONDS,

@@ -1,0 +1,152 @@
+"""Runs a page of the documentation as a reader would: files are written, commands typed, output compared.
+
+A ``code-block`` with a caption is a file. A ``python`` block runs. A ``console`` block is a session: lines that begin
+with ``$`` are typed, the others are what must come; ``…`` stands for anything, alone on a line for any lines. A command
+with ``&`` at its end runs on. A command is tried again until its output fits, because the daemons need their time.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Block", "Reader", "Untrue", "blocks", "fits"]
+
+DEADLINE = 60.0
+_FENCE = re.compile(r"^```(?:\{(\S+)\}\s*)?(\w[\w-]*)?\s*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_CAPTION = re.compile(r"^:caption: (\S+)\n+")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a page: its language, the file it is, its text."""
+
+    language: str
+    file: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A typed line, and the output that the page promises."""
+
+    line: str
+    promised: str
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The blocks that can be executed, in order."""
+    for directive, language, text in _FENCE.findall(page):
+        if directive not in ("", "code-block") or language not in ("python", "console"):
+            continue
+        caption = _CAPTION.match(text)
+        yield Block(language, caption[1] if caption else "", text[caption.end() :] if caption else text)
+
+
+def commands(session: str) -> Iterator[Command]:
+    """The typed lines of a console block."""
+    for part in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
+        line, _, promised = part.partition("\n")
+        yield Command(line, promised.strip("\n"))
+
+
+def fits(promised: str, found: str) -> bool:
+    """Whether output is what the page promises."""
+    promised, found = (re.sub(r" {2,}", "  ", text) for text in (promised, found))  # columns are as wide as their data
+    lines = [line.rstrip() for line in found.strip("\n").splitlines()]
+    pattern = "".join(
+        r"(?:.*\n)*?" if line.strip() == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\s*\n"
+        for line in promised.splitlines()
+    )
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines)) is not None
+
+
+class Untrue(AssertionError):
+    """The page says one thing, the program another."""
+
+
+class Reader:
+    """A person with a folder, a terminal and the page."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], instead: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._environment = dict(environment)
+        self._instead = instead
+        self._jobs: list[subprocess.Popen[bytes]] = []
+
+    def read(self, page: str) -> int:
+        """Does what the page says; returns how many commands and programs ran."""
+        done = 0
+        try:
+            for block in blocks(page):
+                done += self._do(block)
+        finally:
+            for job in self._jobs:
+                job.kill()
+                job.wait()
+        return done
+
+    def _do(self, block: Block) -> int:
+        if block.file:
+            (self._folder / block.file).write_text(block.text)
+            return 0
+        if block.language == "python":
+            argv = [sys.executable, "-W", "error", "-c", block.text]
+            subprocess.run(argv, cwd=self._folder, env=self._environment, timeout=DEADLINE, check=True)
+            return 1
+        typed = list(commands(block.text))
+        for command in typed:
+            self._type(command)
+        return len(typed)
+
+    def _type(self, command: Command) -> None:
+        if command.line.startswith("pip install"):
+            return  # the test's environment has it
+        if assigned := re.fullmatch(r"export (\w+)=(\S+)", command.line):
+            self._environment[assigned[1]] = self._instead.get(assigned[1], assigned[2])
+        elif number := re.fullmatch(r"kill %(\d+)", command.line):
+            job = self._jobs[int(number[1]) - 1]
+            job.terminate()
+            if code := job.wait(DEADLINE):
+                raise Untrue(f"{command.line}: it ended with {code}\n{self._logs()}")
+        elif command.line.endswith(" &"):
+            line = f"exec {command.line.removesuffix(' &')}"
+            with (self._folder / f"job-{len(self._jobs)}.log").open("wb") as log:
+                job = subprocess.Popen(
+                    ["sh", "-c", line], cwd=self._folder, env=self._environment, stdout=log, stderr=log
+                )
+            self._jobs.append(job)
+        else:
+            self._must_fit(command, ["sh", "-c", command.line])
+
+    def _must_fit(self, command: Command, argv: list[str]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            found = self._output(argv)
+            if fits(command.promised, found):
+                return
+            # A command that only looks may look again; whatever changes something has one try.
+            repeatable = re.match(r"outboxkit (status|dlq list|dlq show)", command.line)
+            if not repeatable or time.monotonic() > deadline:
+                raise Untrue(f"$ {command.line}\n{found}\n--- the page says:\n{command.promised}\n{self._logs()}")
+
+    def _output(self, argv: list[str]) -> str:
+        return subprocess.run(
+            argv,
+            cwd=self._folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        ).stdout
+
+    def _logs(self) -> str:
+        return "\n".join(log.read_text()[-1500:] for log in sorted(self._folder.glob("job-*.log")))
