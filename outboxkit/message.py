@@ -60,7 +60,12 @@ _TEXT: Final = {
 }
 _TIMES: Final = {"occurred_at": "ce_time", "recorded_at": "ce_recordedtime", "expires_at": "ce_expirytime"}
 _SEQUENCE: Final = "ce_sequence"
+_RECORDED: Final = _TIMES["recorded_at"]
 _SEQUENCE_DIGITS: Final = 20  # CloudEvents orders sequences as text: 20 digits hold every 64-bit position
+_SPLIT: Final = b"\1"
+_LENGTHS: Final = b"\2"
+_NAMES: Final[dict[bytes, str]] = {}
+_MOST_NAMES: Final = 1_000  # foreign headers must not fill the memory
 _DERIVED: Final = frozenset((*_TEXT.values(), *_TIMES.values(), _SEQUENCE, "ce_specversion", "ce_partitionkey"))
 
 
@@ -195,7 +200,7 @@ def outgoing_headers(row: Row) -> list[tuple[str, bytes]]:
     """The wire headers of a stored row: those frozen at capture, and the two that only the database knew."""
     headers = unpack_headers(row.headers)
     headers.append(sequence_header(row.position))
-    headers.append(("ce_recordedtime", format_instant(row.recorded_at).encode()))
+    headers.append((_RECORDED, format_instant(row.recorded_at).encode()))
     return headers
 
 
@@ -219,24 +224,40 @@ def shard_of(topic: str, key: bytes | None, message_id: UUID, shards: int) -> in
 
 
 def pack_headers(headers: Headers) -> bytes:
-    """Headers as one value of a column: count, then length and bytes of each name and value (big endian)."""
-    parts = [struct.pack(">H", len(headers))]
-    for name, value in headers:
-        raw = name.encode()
-        parts += (struct.pack(">HI", len(raw), len(value)), raw, value)
-    return b"".join(parts)
+    """Headers as one value of a column.
+
+    A relay unpacks every message it publishes, so there are two forms: names and values split by NUL, which is read by
+    one call, and lengths (big endian) for headers that hold a NUL themselves. The first byte tells which.
+    """
+    parts = [part for name, value in headers for part in (name.encode(), value)]
+    if not any(b"\0" in part for part in parts):
+        return b"\0".join((_SPLIT, *parts))
+    return _LENGTHS + b"".join(struct.pack(">I", len(part)) + part for part in parts)
 
 
 def unpack_headers(data: bytes) -> list[tuple[str, bytes]]:
     """The inverse of `pack_headers`."""
-    (count,) = struct.unpack_from(">H", data)
-    headers, at = [], 2
-    for _ in range(count):
-        name_size, value_size = struct.unpack_from(">HI", data, at)
-        name_at = at + 6
-        at = name_at + name_size + value_size
-        headers.append((data[name_at : name_at + name_size].decode(), data[name_at + name_size : at]))
-    return headers
+    parts = data.split(b"\0") if data[:1] == _SPLIT else _by_lengths(data)
+    names = iter(parts)
+    next(names)
+    return [(_NAMES.get(name) or _name(name), value) for name, value in zip(names, names, strict=True)]
+
+
+def _by_lengths(data: bytes) -> list[bytes]:
+    parts, at = [data[:1]], 1
+    while at < len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        parts.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    return parts
+
+
+def _name(name: bytes) -> str:
+    """Header names repeat from message to message: the few that there are need no decoding again."""
+    text = name.decode()
+    if len(_NAMES) < _MOST_NAMES:
+        _NAMES[name] = text
+    return text
 
 
 def check_limits(message: Message, limits: Limits) -> None:

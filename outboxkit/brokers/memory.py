@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from outboxkit.brokers import Delivery, Features, Receipts, Refusal, refuse_unknown
 from outboxkit.errors import ConfigurationError, TransientBrokerError
-from outboxkit.message import sequence_header, unpack_headers
+from outboxkit.message import outgoing_headers
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Exchange:
             delivery = Delivery(
                 topic=topic,
                 key=row.key,
-                headers=(*unpack_headers(row.headers), sequence_header(row.position)),
+                headers=tuple(outgoing_headers(row)),
                 payload=row.payload,
                 origin=f"{topic}[{_PARTITION}]@{len(log)}",
                 partition=_PARTITION,

@@ -7,8 +7,9 @@ import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import ARRAY, URL, BigInteger, Engine, Uuid, bindparam, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outboxkit.dialects import Features, Page, Reading
 from outboxkit.errors import LeaseLost
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Connection, Table
-    from sqlalchemy.exc import DBAPIError
 
 __all__ = ["dialect", "refusal"]
 
@@ -29,7 +29,7 @@ _PING_SECONDS: Final = 3
 
 _PAGE: Final = """
 WITH seen AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot)
-SELECT seen.snapshot::text, current_setting('outboxkit.session', true), found.*
+SELECT found.*, 0, NULL, seen.snapshot::text, current_setting('outboxkit.session', true)
 FROM seen LEFT JOIN LATERAL (
     SELECT position, message_id, topic, key, type, kind, payload, headers, recorded_at, expires_at
     FROM outbox_messages
@@ -83,13 +83,13 @@ _CLAIM: Final = text(
     """,
 )
 
-_REMOVE: Final = text(
-    """
-    DELETE FROM outbox_messages AS row
-    USING unnest(:positions, :ids) AS acknowledged (position, message_id)
-    WHERE row.position = acknowledged.position AND row.message_id = acknowledged.message_id
-    """,
-).bindparams(bindparam("positions", type_=ARRAY(BigInteger)), bindparam("ids", type_=ARRAY(Uuid)))
+# The two conditions on the position are one to us; the first one tells the planner that the primary key serves.
+_REMOVE: Final = """
+DELETE FROM outbox_messages AS row
+USING unnest(%(positions)s::bigint[], %(ids)s::uuid[]) AS acknowledged (position, message_id)
+WHERE row.position = ANY(%(positions)s::bigint[])
+  AND row.position = acknowledged.position AND row.message_id = acknowledged.message_id
+"""
 
 
 class PostgreSQL:
@@ -128,10 +128,18 @@ class PostgreSQL:
         shape = tuple((part.only, part.seen is not None) for part in reading.parts)
         sql = _statement(shape, paging=reading.round is not None, missed=reading.missed)
         marker = _session(connection)
-        found = connection.exec_driver_sql(sql, _values(reading)).all()
-        if found[0][1] != marker:
+        driver: Any = connection.connection.driver_connection
+        try:
+            # The driver's own cursor, in binary: what SQLAlchemy adds to each row costs more than the row.
+            with driver.cursor(binary=True) as cursor:
+                found = cursor.execute(sql, _values(reading)).fetchall()
+        except driver.OperationalError as error:
+            connection.invalidate(error)
+            raise OperationalError("reading the outbox", None, error) from error
+        if found[0][-1] != marker:
             raise LeaseLost("the read connection has reached another server session; it must not go through a pooler")
-        return Page([Row(*row[2:]) for row in found if row[2] is not None], found[0][0])
+        rows = found if found[0][0] is not None else []
+        return Page([Row._make(row[:-2]) for row in rows], found[0][-2])
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.claim`. Reads outbox_relays, writes one WAL record and no row."""
@@ -151,8 +159,10 @@ class PostgreSQL:
 
     def remove(self, connection: Connection, rows: Sequence[tuple[int, UUID]]) -> int:
         """See `outboxkit.dialects.Dialect.remove`. Writes outbox_messages by its primary key."""
-        positions, ids = [row[0] for row in rows], [row[1] for row in rows]
-        return connection.execute(_REMOVE, {"positions": positions, "ids": ids}).rowcount
+        # Array literals: the driver would adapt each element by itself.
+        positions = "{" + ",".join([str(position) for position, _ in rows]) + "}"
+        ids = "{" + ",".join([message_id.hex for _, message_id in rows]) + "}"
+        return connection.exec_driver_sql(_REMOVE, {"positions": positions, "ids": ids}).rowcount
 
     def insert(self, table: Table) -> Insert:
         """See `outboxkit.dialects.Dialect.insert`."""

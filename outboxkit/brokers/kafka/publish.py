@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from outboxkit.brokers import Features, Receipts, Refusal
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove
 from outboxkit.errors import ConfigurationError
-from outboxkit.message import sequence_header, unpack_headers
+from outboxkit.message import outgoing_headers
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
@@ -102,11 +102,6 @@ class _Pending:
 
     def refuse(self, index: int, failure: Failure, text: str) -> None:
         self.refusals.append(Refusal(index, failure, text[:_TEXT_LIMIT]))
-        self.left -= 1
-
-    def accept(self, index: int, message: Message) -> None:
-        self.partitions[index] = message.partition()  # type: ignore[assignment]  # a delivered message has both
-        self.offsets[index] = message.offset()  # type: ignore[assignment]
         self.left -= 1
 
     def refuse_rest(self, failure: Failure, text: str) -> None:
@@ -264,18 +259,18 @@ class KafkaPublisher:
             if len(row.payload) + len(row.key or b"") > limit:
                 pending.refuse(index, Failure.TOO_LARGE, f"{destination} takes at most {limit:,} bytes")
                 continue
-            headers: Any = unpack_headers(row.headers)  # the stub asks for a wider list
-            headers.append(sequence_header(row.position))
-            record = partial(
-                produce, destination, row.payload, row.key, on_delivery=partial(report, index), headers=headers
-            )
-            if not self._produce(record, pending, index):
-                break
+            headers: Any = outgoing_headers(row)  # the stub asks for a wider list
+            try:
+                produce(destination, row.payload, row.key, on_delivery=partial(report, index), headers=headers)
+            except (BufferError, KafkaException):
+                again = partial(produce, destination, row.payload, row.key, on_delivery=partial(report, index))
+                if not self._insist(partial(again, headers=headers), pending, index):
+                    break
         producer.poll(0)
         self._finish_if_complete(pending)
 
-    def _produce(self, record: Callable[[], None], pending: _Pending, index: int) -> bool:
-        """Produces one record; False when this and all later ones of the batch were given up."""
+    def _insist(self, record: Callable[[], None], pending: _Pending, index: int) -> bool:
+        """Produces a record that was not taken; False when it and all later ones of the batch were given up."""
         while True:
             try:
                 record()
@@ -355,7 +350,9 @@ class KafkaPublisher:
         if pending.left <= 0:
             return  # its future has ended without it
         if error is None:
-            pending.accept(index, message)
+            pending.partitions[index] = message.partition()  # type: ignore[assignment]  # a delivered message has both
+            pending.offsets[index] = message.offset()  # type: ignore[assignment]
+            pending.left -= 1
         else:
             self._note(pending, error)
             pending.refuse(index, failure_of(error), error.str())

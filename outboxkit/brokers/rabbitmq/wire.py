@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from outboxkit.message import CONTENT_TYPE, Kind, sequence_header, unpack_headers
+from outboxkit.message import CONTENT_TYPE, Kind, outgoing_headers
 from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
@@ -116,10 +116,8 @@ def _method(topic: str, message_type: str, kind: str, channel: int) -> bytes:
 
 def _content_header(row: Row) -> bytes:
     grouped: dict[str, list[bytes]] = {}
-    for name, value in unpack_headers(row.headers):
+    for name, value in outgoing_headers(row):
         grouped.setdefault(name, []).append(value)
-    name, value = sequence_header(row.position)
-    grouped[name] = [value]
     content_type = _property(grouped, CONTENT_TYPE)
     if content_type:
         del grouped[CONTENT_TYPE]  # the property says it
