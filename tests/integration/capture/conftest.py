@@ -30,7 +30,7 @@ def shop_database(postgres: servers.Server) -> Iterator[URL]:
 
 @pytest.fixture
 def empty_shop(shop_database: URL) -> URL:
-    # Not TRUNCATE: it makes new files for every table, and the checkpoint of some later DROP DATABASE pays for them all.
+    # Not TRUNCATE: it makes new files for each table, and the checkpoint of a later DROP DATABASE pays for them all.
     statements = [
         f"DELETE FROM {table.name}" for table in reversed(Base.metadata.sorted_tables) if table.name not in _KEEP
     ]
