@@ -122,7 +122,7 @@ def transaction(engine: Engine, variant: Callable[[Session, list[Order]], None],
 
 
 def rate(
-    engine: Engine, variant: Callable[[Session, list[Order]], None], size: int, writers: int, seconds: float
+    engine: Engine, variant: Callable[[Session, list[Order]], None], *, size: int, writers: int, seconds: float
 ) -> float:
     """Domain rows per second."""
     done = [0] * writers
@@ -176,7 +176,9 @@ def measure(engine: Engine, seconds: float, turns: int) -> list[dict[str, object
                 for variant in order:
                     with engine.begin() as connection:
                         connection.execute(text("TRUNCATE outbox_messages, bench_orders"))
-                    rates[variant.__name__].append(rate(engine, variant, size, writers, seconds / turns))
+                    rates[variant.__name__].append(
+                        rate(engine, variant, size=size, writers=writers, seconds=seconds / turns)
+                    )
             base = statistics.median(rates["domain_only"])
             for variant in VARIANTS:
                 found = statistics.median(rates[variant.__name__])

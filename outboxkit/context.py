@@ -1,7 +1,7 @@
 """What a message inherits from where it is emitted: correlation, causation, source and trace context. Pure.
 
-Everything here is a `contextvars` value: it follows a task, a thread of its own starts empty. A consumer sets the message
-that it is handling by `handling`; what the handler emits is then caused by that message and joins its conversation.
+Everything here is a `contextvars` value: it follows a task, and a thread of its own starts empty. A consumer says by
+`handling` which message it handles; what the handler emits is caused by that message and joins its conversation.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def correlation(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def producing(source: str) -> Iterator[None]:
-    """Names the producer (CloudEvents source) of every message emitted inside the block, unless its `Outbox` says other.
+    """Names the producer (CloudEvents source) of the messages emitted in the block, unless their `Outbox` says other.
 
     Args:
         source: a stable name of the service: inboxes tell messages apart by (source, id).

@@ -138,7 +138,7 @@ class Patience:
         while True:
             try:
                 result = await self._transactions.run(unit)
-            except Exception as error:
+            except (DBAPIError, PoolTimeout, _Unreachable) as error:
                 trouble, troubles = trouble_of(error), troubles + 1
                 if trouble is None or gives_up(trouble, troubles):
                     raise

@@ -75,8 +75,19 @@ def encode(schema: Schema, value: object) -> bytes:
     except Refused as error:
         raise EncodeError(f"no reader accepts the value: {error}") from error
     except Exception as error:
-        raise EncodeError(f"the value cannot be written: {explain(error)}") from error
+        raise _unwritable(schema, value, error) from error
     return data
+
+
+def _unwritable(schema: Schema, value: object, error: Exception) -> EncodeError:
+    """Find the field that the library refused, by the careful check."""
+    try:
+        preparer(schema, _default, quick=False)(value)
+    except EncodeError as found:
+        return EncodeError(f"{found.message} (at {found.path or 'the top'})", path=found.path)
+    except Exception as other:
+        raise EncodeError(f"the value cannot be written: {explain(other)}") from other
+    return EncodeError(f"the value cannot be written: {explain(error)}")
 
 
 def decode(writer: Schema, reader: Schema, data: bytes) -> Any:

@@ -128,9 +128,17 @@ def _level(made: list[Step]) -> Step:
 
 
 def _sequence(parts: tuple[Step, ...]) -> Step:
+    # Most fields of most events are short texts: they are stepped over here, without a call.
+    steps = tuple(None if part is _sized else part for part in parts)
+
     def sequence(data: bytes, pos: int, state: State) -> int:
-        for part in parts:
-            pos = part(data, pos, state)
+        for step in steps:
+            if step is not None:
+                pos = step(data, pos, state)
+            elif (byte := data[pos]) < 0x80 and not byte & 1:
+                pos += 1 + (byte >> 1)
+            else:
+                pos = _sized(data, pos, state)
         return pos
 
     return sequence

@@ -14,9 +14,9 @@ from enum import Enum as PyEnum
 from typing import Any, Final, NoReturn
 
 from outboxkit.errors import EncodeError
-from outboxkit.schemas.nodes import Enum, Fixed, Logical, Primitive
+from outboxkit.schemas.nodes import Enum, Fixed, Logical, Node, Primitive
 
-__all__ = ["Prepare", "Unfit", "leaf", "string", "symbol", "unfit"]
+__all__ = ["Prepare", "Unfit", "leaf", "plain_type", "string", "symbol", "unfit"]
 
 Prepare = Callable[[Any], Any]
 
@@ -48,11 +48,23 @@ def leaf(node: Primitive | Fixed) -> Prepare:
     return _fixed(node.size) if isinstance(node, Fixed) else _PRIMITIVE[node.type]
 
 
+def plain_type(node: Node) -> type | None:
+    """Return the Python type whose every value can be written, or fails in the encoder library; None if there is none.
+
+    Text with lone surrogates and whole numbers of more than 64 bits are refused by the library itself.
+    """
+    if not isinstance(node, Primitive) or node.logical is not None:
+        return None
+    return _PLAIN.get(node.type)
+
+
 def symbol(node: Enum) -> Prepare:
     """Return the check of an enum's symbols; members of a Python enum count by their value."""
     symbols = frozenset(node.symbols)
 
     def check(value: Any) -> str:
+        if type(value) is str and value in symbols:
+            return value
         plain = value.value if isinstance(value, PyEnum) else value
         if not isinstance(plain, str) or plain not in symbols:
             raise Unfit(f"the value is not a symbol of {node.name}")
@@ -176,6 +188,8 @@ def _uuid_bytes(value: Any) -> bytes:
 
 
 def _instant(value: Any) -> Any:
+    if type(value) is dt.datetime and value.tzinfo is dt.UTC:
+        return value
     if not isinstance(value, dt.datetime):
         return _long(value)
     if value.utcoffset() is None:
@@ -219,6 +233,15 @@ _TEMPORAL: Final[Mapping[str, Prepare]] = {
     "time-millis": _time(_DAY_MS, _int),
     "timestamp-micros": _instant,
     "timestamp-millis": _instant,
+}
+
+_PLAIN: Final[Mapping[str, type]] = {
+    "boolean": bool,
+    "bytes": bytes,
+    "double": float,
+    "int": int,
+    "long": int,
+    "string": str,
 }
 
 _PRIMITIVE: Final[Mapping[str, Prepare]] = {

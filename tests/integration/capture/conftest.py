@@ -30,10 +30,14 @@ def shop_database(postgres: servers.Server) -> Iterator[URL]:
 
 @pytest.fixture
 def empty_shop(shop_database: URL) -> URL:
-    names = ", ".join(table.name for table in Base.metadata.sorted_tables if table.name not in _KEEP)
+    # Not TRUNCATE: it makes new files for each table, and the checkpoint of a later DROP DATABASE pays for them all.
+    statements = [
+        f"DELETE FROM {table.name}" for table in reversed(Base.metadata.sorted_tables) if table.name not in _KEEP
+    ]
+    statements += [f"SELECT setval('{name}_id_seq', 1, false)" for name in ("orders", "lines", "plain")]
     engine = create_engine(shop_database)
     with engine.begin() as connection:
-        connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+        connection.exec_driver_sql("; ".join(statements))
     engine.dispose()
     return shop_database
 

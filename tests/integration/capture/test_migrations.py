@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +120,24 @@ def test_alembic_sees_no_difference_after_the_tables_joined_the_applications_met
     with empty.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": False})
         assert compare_metadata(context, metadata) == []
+
+
+def test_the_frozen_schema_of_version_1_still_takes_what_todays_code_writes(database_url: str) -> None:
+    engine = create_engine(database_url)
+    frozen = Path(__file__).with_name("version_1.postgresql.sql").read_text("utf-8")
+    with engine.begin() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.execute(frozen)
+    with Session(engine) as session:
+        publish(session, Noted("now"), topic="notes", key="k", expires=timedelta(hours=1))
+        publish(session, Noted("later"), topic="notes", delay=timedelta(hours=1))
+        session.commit()
+        assert session.scalar(text("SELECT count(*) FROM outbox_messages")) == 1
+        assert session.scalar(text("SELECT count(*) FROM outbox_waiting")) == 1
+    with engine.begin() as connection:
+        migrations.upgrade(connection)
+        assert migrations.check(connection) == []
+    engine.dispose()
 
 
 # --- writers that bypass the ORM ---------------------------------------------------------------------------------

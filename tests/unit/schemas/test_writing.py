@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import types
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -128,6 +129,65 @@ def test_the_error_names_the_field(value: Any, path: str) -> None:
 
     assert caught.value.path == path
     assert path in str(caught.value)
+
+
+_FLAT: dict[str, Any] = {
+    "type": "record",
+    "name": "Flat",
+    "fields": [{"name": kind[0], "type": kind} for kind in ("string", "long", "int", "double", "boolean")]
+    + [{"name": "raw", "type": "bytes"}],
+}
+_FLAT_VALUE: dict[str, Any] = {"s": "x", "l": 2**40, "i": 7, "d": 0.5, "b": True, "raw": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("s", "\ud800"),
+        ("s", b"x"),
+        ("l", 2**63),
+        ("l", True),
+        ("l", 1.0),
+        ("i", 2**31),
+        ("i", None),
+        ("d", "1"),
+        ("b", 1),
+        ("raw", "x"),
+    ],
+)
+def test_the_quick_way_through_plain_fields_finds_the_same_faults(field: str, value: Any) -> None:
+    made = parse(_FLAT)
+    assert decode(made, made, encode(made, _FLAT_VALUE)) == _FLAT_VALUE
+
+    for schema, path in ((_FLAT, field), ({"type": "array", "items": _FLAT}, f"[0].{field}")):
+        broken = _FLAT_VALUE | {field: value}
+        with pytest.raises(EncodeError) as caught:
+            encode(parse(schema), [broken] if path[0] == "[" else broken)
+        assert caught.value.path == path
+
+
+def test_the_quick_way_takes_other_mappings_subclasses_and_whole_numbers_for_doubles() -> None:
+    made = parse(_FLAT)
+
+    class Text(str):
+        __slots__ = ()
+
+    value = _FLAT_VALUE | {"d": 1, "s": Text("x")}
+    assert decode(made, made, encode(made, value)) == _FLAT_VALUE | {"d": 1.0}
+    assert encode(made, types.MappingProxyType(_FLAT_VALUE)) == encode(made, _FLAT_VALUE)
+
+
+def test_a_fault_at_the_bottom_of_a_deep_value_is_found_at_once() -> None:
+    fields = [{"name": "a", "type": "int"}, {"name": "b", "type": "int"}, {"name": "next", "type": ["null", "L"]}]
+    made = parse({"type": "record", "name": "L", "fields": fields})
+    value: Any = {"a": 1, "b": "wrong", "next": None}
+    for _ in range(80):
+        value = {"a": 1, "b": 2, "next": value}
+
+    with pytest.raises(EncodeError) as caught:
+        encode(made, value)
+
+    assert caught.value.path == "next." * 80 + "b"
 
 
 def test_the_value_itself_is_not_in_the_message() -> None:
