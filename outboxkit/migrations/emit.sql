@@ -1,10 +1,10 @@
 -- The same envelope and the same checks as outboxkit.publish, for writers that bypass the ORM: raw SQL, triggers, other
 -- languages. SECURITY INVOKER: who emits needs INSERT on outbox_messages and SELECT on outbox_version, nothing else.
 
+-- As outboxkit.message.pack_headers: text has no NUL, so the form that splits at NUL always serves.
 CREATE OR REPLACE FUNCTION outboxkit_header(name text, value bytea) RETURNS bytea
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT int2send(octet_length(convert_to(name, 'UTF8'))::int2) || int4send(octet_length(value))
-        || convert_to(name, 'UTF8') || value
+    SELECT '\x00'::bytea || convert_to(name, 'UTF8') || '\x00'::bytea || value
 $$;
 
 CREATE OR REPLACE FUNCTION outboxkit_emit(
@@ -34,7 +34,6 @@ DECLARE
     own_size integer := 0;
     extra bytea := '';
     packed bytea := '';
-    count integer := 0;
     digest bytea;
     shards integer;
 BEGIN
@@ -73,7 +72,6 @@ BEGIN
         (8, 'ce_time', to_char(now_utc AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
         (9, 'ce_partitionkey', outboxkit_emit.key)
     ) AS pair (place, name, value) WHERE pair.value IS NOT NULL ORDER BY place LOOP
-        count := count + 1;
         packed := packed || outboxkit_header(own.name, own.value);
     END LOOP;
     SELECT v.shards INTO STRICT shards FROM outbox_version AS v;
@@ -83,7 +81,7 @@ BEGIN
     VALUES (
         (get_byte(digest, 0) * 256 + get_byte(digest, 1)) % shards, id, outboxkit_emit.topic, raw_key,
         outboxkit_emit.type, outboxkit_emit.kind, body,
-        int2send((count + own_count)::int2) || packed || extra, 'application/json', now_utc
+        '\x01'::bytea || packed || extra, 'application/json', now_utc
     );
     RETURN id;
 END

@@ -342,7 +342,7 @@ async def test_a_raw_handler_gets_the_message(world: World) -> None:
     world.send(sent)
     await world.run(audit)
 
-    assert [replace(message, sequence=None) for message in seen] == [sent]
+    assert [replace(message, sequence=None, recorded_at=None) for message in seen] == [sent]
 
 
 def _without_id(message: Message) -> Any:
