@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from typing import Any
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit import failpoints
@@ -31,7 +32,11 @@ def run_child(url: str, *, killer: int = -1, poison: int = -1, armed: str = "") 
     child = _warm.Process(target=_main, args=(url, killer, poison, armed))
     child.start()
     child.join(_PATIENCE_SECONDS)
-    assert child.exitcode is not None, "the child hangs"
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        pytest.fail("the child hangs")
+    assert child.exitcode is not None
     return child.exitcode
 
 

@@ -98,34 +98,52 @@ class _Compiler:
         return union(branches, labels, checks)
 
 
+def _is_int(node: Node) -> bool:
+    return isinstance(node, Primitive) and node.type == "int"
+
+
 def _quick_record(node: Record, parts: tuple[tuple[str, Prepare], ...], careful: Prepare) -> Prepare:
-    """Check the plain fields of a record at once, in loops that run in C; whatever is unusual takes the careful way."""
+    """Check the plain fields of a record at once, in loops that run in C; whatever is unusual takes the careful way.
+
+    The caller's dict itself comes back when there is nothing to change in it.
+    """
     types = {one.name: found for one in node.fields if (found := plain_type(one.node)) is not None}
     if len(types) < _WORTH_IT:
         return careful
     plain, expected = operator.itemgetter(*types), tuple(types.values())
-    ints = tuple(one.name for one in node.fields if isinstance(one.node, Primitive) and one.node.type == "int")
+    ints = tuple(one.name for one in node.fields if types.get(one.name) is int and _is_int(one.node))
     rest = tuple((name, prepare) for name, prepare in parts if name not in types)
-    size = len(parts)
+    changed, size = _changed(rest, careful), len(parts)
 
     def record(value: Any) -> Any:
         if type(value) is not dict or len(value) != size:
             return careful(value)
-        left = iter(rest)
         try:
             usual = tuple(map(type, plain(value))) == expected
-            for name in ints:
-                usual = usual and -_INT <= value[name] < _INT
-            if not usual:
-                return careful(value)
-            # The caller's dict itself, when there is nothing to change in it.
-            return {**value, **{name: prepare(value[name]) for name, prepare in left}} if rest else value
+        except KeyError:
+            usual = False
+        for name in ints:
+            usual = usual and -_INT <= value[name] < _INT
+        if not usual:
+            return careful(value)
+        return changed(value) if rest else value
+
+    return record
+
+
+def _changed(rest: tuple[tuple[str, Prepare], ...], careful: Prepare) -> Prepare:
+    """Prepare the fields that are not plain, and copy the others."""
+
+    def changed(value: dict[str, Any]) -> Any:
+        left = iter(rest)
+        try:
+            return {**value, **{name: prepare(value[name]) for name, prepare in left}}
         except EncodeError as error:
             raise _at(error, rest[-1 - sum(1 for _ in left)][0]) from None
         except KeyError:
             return careful(value)
 
-    return record
+    return changed
 
 
 def _record(parts: tuple[tuple[str, Prepare], ...], defaults: Mapping[str, Callable[[], object]]) -> Prepare:

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from outboxkit.codecs.avro import decode, encode
 from outboxkit.errors import DecodeError, EncodeError, SchemaError
 from outboxkit.schemas import Kind, Problem, Schema, check, parse
@@ -26,6 +28,8 @@ FULL = os.environ.get("OUTBOXKIT_PROFILE") == "full"
 PAIRS = 24_000 if FULL else 1_500
 FIRST_SEED = int(os.environ.get("OUTBOXKIT_SEED", "0"))
 DATA_PER_PAIR = 3
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass

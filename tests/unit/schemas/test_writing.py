@@ -135,9 +135,17 @@ _FLAT: dict[str, Any] = {
     "type": "record",
     "name": "Flat",
     "fields": [{"name": kind[0], "type": kind} for kind in ("string", "long", "int", "double", "boolean")]
-    + [{"name": "raw", "type": "bytes"}],
+    + [{"name": "raw", "type": "bytes"}, {"name": "day", "type": {"type": "int", "logicalType": "date"}}],
 }
-_FLAT_VALUE: dict[str, Any] = {"s": "x", "l": 2**40, "i": 7, "d": 0.5, "b": True, "raw": b"x"}
+_FLAT_VALUE: dict[str, Any] = {
+    "s": "x",
+    "l": 2**40,
+    "i": 7,
+    "d": 0.5,
+    "b": True,
+    "raw": b"x",
+    "day": dt.date(2026, 11, 24),
+}
 
 
 @pytest.mark.parametrize(
@@ -153,6 +161,8 @@ _FLAT_VALUE: dict[str, Any] = {"s": "x", "l": 2**40, "i": 7, "d": 0.5, "b": True
         ("d", "1"),
         ("b", 1),
         ("raw", "x"),
+        ("day", "x"),
+        ("day", 2**31),
     ],
 )
 def test_the_quick_way_through_plain_fields_finds_the_same_faults(field: str, value: Any) -> None:
@@ -188,6 +198,26 @@ def test_a_fault_at_the_bottom_of_a_deep_value_is_found_at_once() -> None:
         encode(made, value)
 
     assert caught.value.path == "next." * 80 + "b"
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [({"s": 1}, "s"), ({"more": 1}, "more"), ({"day": None}, "day"), ({"i": 2**31, "day": "x"}, "i")],
+)
+def test_a_record_with_plain_and_other_fields_names_the_right_one(change: dict[str, Any], path: str) -> None:
+    with pytest.raises(EncodeError) as caught:
+        encode(parse(_FLAT), _FLAT_VALUE | change)
+
+    assert caught.value.path == path
+
+
+def test_a_missing_field_among_plain_and_other_ones_is_named() -> None:
+    for name in _FLAT_VALUE:
+        value = {key: one for key, one in _FLAT_VALUE.items() if key != name}
+        for given in (value, value | {"stranger": 1}):
+            with pytest.raises(EncodeError) as caught:
+                encode(parse(_FLAT), given)
+            assert caught.value.path == name
 
 
 def test_the_value_itself_is_not_in_the_message() -> None:
