@@ -133,7 +133,9 @@ def test_a_refused_database_login_is_one_line_and_no_secret(guarded: str, comman
 
 @pytest.mark.parametrize("part", ["username", "database"])
 def test_an_unknown_role_or_database_is_a_refusal_too(prepared: str, part: str) -> None:
-    url = make_url(prepared).set(**{part: "nobody_here"}).render_as_string(hide_password=False)
+    there = make_url(prepared)
+    wrong = there.set(username="nobody_here") if part == "username" else there.set(database="nobody_here")
+    url = wrong.render_as_string(hide_password=False)
 
     done = _run(*RELAY, DATABASE_URL=url, BROKER_URL="memory://x")
 

@@ -28,6 +28,7 @@ def _environment() -> dict[str, str]:
     return kept | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "80"}
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_a_page_runs_and_says_what_the_page_says(
     page: Path, tmp_path: Path, kafka: servers.Server

@@ -36,14 +36,14 @@ def opened(invocation: Invocation, *, patience: timedelta = _PATIENCE) -> Iterat
 
 @contextmanager
 def reading(invocation: Invocation) -> Iterator[Connection]:
-    """A transaction that only reads, on a database whose tables are checked.
+    """A connection that only reads and never takes the writer's place, on a database whose tables are checked.
 
     Raises:
         ConfigurationError: the login is refused, or the tables are missing.
         OutboxKitError: the database cannot be reached.
     """
     with opened(invocation) as engine, connect(engine) as connection:
-        connection.execution_options(outboxkit_reading=True)
+        connection.execution_options(isolation_level="AUTOCOMMIT")
         lifecycle.require_tables(connection)
         yield connection
 

@@ -80,5 +80,5 @@ def _run(engine: Engine, publisher: Publisher, settings: RelaySettings, stop: th
 def _destinations(engine: Engine) -> Collection[str]:
     """Where messages go now: what a start can check."""
     hot, waiting = tables.outbox_messages.c.topic, tables.outbox_waiting.c.topic
-    with engine.connect().execution_options(outboxkit_reading=True) as connection:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         return connection.execute(union(select(hot), select(waiting))).scalars().all()

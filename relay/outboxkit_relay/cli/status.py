@@ -47,7 +47,7 @@ class Topic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything that `status` tells, as one snapshot."""
+    """Everything that `status` tells."""
 
     topics: list[Topic]
     relays: list[dict[str, Any]]
@@ -74,9 +74,9 @@ def command(invocation: Invocation, limit: str, *, as_json: bool) -> int:
 
 
 def look(connection: Connection, patience: timedelta) -> Report:
-    """Reads the whole state in one transaction, by the database's clock.
+    """Reads the whole state, by the database's clock.
 
-    Transaction: joins the caller's; reads only.
+    Transaction: reads only.
     """
     now = connection.execute(select(tables.database_now())).scalar_one()
     topics, relays, parked = _topics(connection, now), _relays(connection, now), _parked(connection)

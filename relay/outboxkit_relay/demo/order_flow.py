@@ -9,7 +9,9 @@ This is what a user's program looks like: handlers know their session and nothin
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -42,6 +44,11 @@ __all__ = [
 TOPICS: Final = ("orders", "stock", "payments", "shipments")
 
 
+# Every telling has names of its own at the broker, so that a second one on the same broker begins from nothing.
+_NAMES: Final = Path("demo.json")
+PREFIX: Final[str] = json.loads(_NAMES.read_text())["prefix"] if _NAMES.is_file() else ""
+
+
 class Base(DeclarativeBase):
     """Our tables and outboxkit's, in one MetaData."""
 
@@ -53,7 +60,7 @@ class Order(OutboxMixin, Base):
     """The shop's."""
 
     __tablename__ = "demo_orders"
-    __outbox__ = Outbox(topic="orders", key="customer", source="shop")
+    __outbox__ = Outbox(topic=f"{PREFIX}orders", key="customer", source="shop")
     id: Mapped[int] = mapped_column(primary_key=True)
     customer: Mapped[str]
     quantity: Mapped[int]
@@ -101,13 +108,13 @@ _resolve = open_registry(f"directory:{contracts.SCHEMAS}").resolve
 
 
 def _inventory(contract: EventType) -> Consumer:
-    consumer = Consumer("inventory", sessions=sessions, resolve=_resolve)
+    consumer = Consumer(f"{PREFIX}inventory", sessions=sessions, resolve=_resolve)
 
-    @consumer.on(contract, topic="orders")
+    @consumer.on(contract, topic=f"{PREFIX}orders")
     def reserve(order: OrderPlaced, session: Session) -> None:
         session.add(Reservation(order_id=order.order_id, customer=order.customer, warehouse=order.warehouse))
         reserved = StockReserved(order_id=order.order_id, customer=order.customer, total=order.total)
-        publish(session, reserved, topic="stock", key=order.customer, source="inventory")
+        publish(session, reserved, topic=f"{PREFIX}stock", key=order.customer, source="inventory")
 
     return consumer
 
@@ -115,28 +122,28 @@ def _inventory(contract: EventType) -> Consumer:
 inventory = _inventory(contracts.CONTRACT_AS_RELEASED)
 inventory_repaired = _inventory(contracts.CONTRACT_REPAIRED)
 
-payments = Consumer("payments", sessions=sessions)
-shipping = Consumer("shipping", sessions=sessions)
-confirmation = Consumer("confirmation", sessions=sessions)
+payments = Consumer(f"{PREFIX}payments", sessions=sessions)
+shipping = Consumer(f"{PREFIX}shipping", sessions=sessions)
+confirmation = Consumer(f"{PREFIX}confirmation", sessions=sessions)
 
 
-@payments.on(StockReserved, topic="stock")
+@payments.on(StockReserved, topic=f"{PREFIX}stock")
 def authorize(reserved: StockReserved, session: Session) -> None:
     """Asks the bank."""
     session.add(Payment(order_id=reserved.order_id, amount=reserved.total))
     authorized = PaymentAuthorized(order_id=reserved.order_id, customer=reserved.customer, amount=reserved.total)
-    publish(session, authorized, topic="payments", key=reserved.customer, source="payments")
+    publish(session, authorized, topic=f"{PREFIX}payments", key=reserved.customer, source="payments")
 
 
-@shipping.on(PaymentAuthorized, topic="payments")
+@shipping.on(PaymentAuthorized, topic=f"{PREFIX}payments")
 def ship(paid: PaymentAuthorized, session: Session) -> None:
     """Packs the parcel."""
     session.add(Shipment(order_id=paid.order_id))
     created = ShipmentCreated(order_id=paid.order_id, customer=paid.customer)
-    publish(session, created, topic="shipments", key=paid.customer, source="shipping")
+    publish(session, created, topic=f"{PREFIX}shipments", key=paid.customer, source="shipping")
 
 
-@confirmation.on(ShipmentCreated, topic="shipments")
+@confirmation.on(ShipmentCreated, topic=f"{PREFIX}shipments")
 def confirm(shipped: ShipmentCreated, session: Session) -> None:
     """Tells the customer."""
     session.add(Confirmation(order_id=shipped.order_id))

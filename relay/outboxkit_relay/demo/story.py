@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import secrets
 import signal
 import textwrap
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -16,18 +18,20 @@ from sqlalchemy import Engine, TextClause, text
 
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
-from outboxkit_relay.demo import judge, world
+from outboxkit_relay.demo import judge, servers, world
+from outboxkit_relay.demo.witness import witness
 from outboxkit_relay.demo.world import Failed
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from outboxkit_relay.demo.judge import Verdict
+    from outboxkit_relay.demo.witness import Witness
     from outboxkit_relay.demo.world import Child, World
 
-__all__ = ["tell"]
+__all__ = ["Plan", "tell"]
 
-_SERVICES: Final = "outboxkit_relay.demo.order_flow"
+_FLOW: Final = "outboxkit_relay.demo.order_flow"
 _CHILD: Final = "outboxkit_relay.demo.child"
 _TOPICS: Final = ("orders", "stock", "payments", "shipments")
 _INDENT: Final = "  "
@@ -35,34 +39,60 @@ _CONSUMERS: Final = ("inventory", "payments", "shipping", "confirmation")
 # The in-process cluster takes no notice when a member leaves its group: it waits until the session has timed out.
 _GROUP_OPTIONS: Final = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
 _OUTAGE_SECONDS: Final = 1.5
-_SETTLE_SECONDS: Final = 0.03  # until the broker has stored what a stopped relay had sent
-_RUN_ON_SECONDS: Final = 0.01  # a relay that was stopped between two batches gets on with the next
+_ARRIVAL_SECONDS: Final = 0.03  # until the broker has stored what a stopped relay had sent
+_PATIENCE_SECONDS: Final = 60.0
 
-_PLACED: Final = text("SELECT count(*) FROM demo_orders")
-_PENDING: Final = text("SELECT count(*) FROM outbox_messages WHERE topic = 'orders'")
+_SETTLED: Final = text(
+    "SELECT (SELECT count(*) FROM demo_orders) - (SELECT count(*) FROM outbox_messages WHERE topic LIKE '%orders')"
+)
 _UNSENT: Final = text("SELECT count(*) FROM outbox_messages")
 _CONFIRMED: Final = text("SELECT count(*) FROM demo_confirmations")
 _DEAD: Final = text("SELECT count(*) FROM dead_letters")
 _LETTER: Final = text("SELECT id FROM dead_letters")
 
 
-def tell(orders: int, seed: int, *, keep: bool, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the person asked for; an empty URL means the demo's own."""
+
+    orders: int
+    seed: int
+    keep: bool
+    as_json: bool
+    database: str = ""
+    broker: str = ""
+
+
+def tell(plan: Plan) -> int:
     """Tells the story; returns the exit code."""
     began = time.monotonic()
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with world.opened(keep=keep, relay__lease="2s", relay__batch_size="20") as place:
-            story = _Story(place, orders, seed, quiet=as_json)
-            verdict = story.run()
-            _conclude(verdict, time.monotonic() - began, as_json=as_json)
-            if keep:
-                _say_how_to_look(place)
+        verdict = _tell(plan)
     except Failed as error:
         click.echo(f"outboxkit demo: {error}", err=True)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
+    _conclude(verdict, time.monotonic() - began, as_json=plan.as_json)
     return 1 if verdict.failures else 0
+
+
+def _tell(plan: Plan) -> Verdict:
+    name = f"outboxkit_demo_{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(world.opened(keep=plan.keep, relay__lease="2s", relay__batch_size="100"))
+        place.write_names(prefix=f"{name}-")
+        if plan.database:
+            place.settings["database_url"] = stack.enter_context(
+                servers.own_database(plan.database, name, keep=plan.keep)
+            )
+        if plan.broker:
+            place.settings["broker_url"] = plan.broker
+        verdict = _Story(place, plan, f"{name}-").run()
+        if plan.keep:
+            _say_how_to_look(place)
+        return verdict
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
@@ -73,50 +103,63 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 class _Story:
     """One telling."""
 
-    def __init__(self, place: World, orders: int, seed: int, *, quiet: bool) -> None:
-        self.world, self.orders, self.seed, self.quiet = place, orders, seed, quiet
-        self.half = orders // 2
-        self.poison = random.Random(seed).randint(1, self.half)  # noqa: S311  a story, not a secret
+    def __init__(self, place: World, plan: Plan, prefix: str) -> None:
+        self.world, self.plan = place, plan
+        self.half = plan.orders // 2
+        self.poison = random.Random(plan.seed).randint(1, self.half)  # noqa: S311  a story, not a secret
+        self.topics = [f"{prefix}{name}" for name in _TOPICS]
         self.began = time.monotonic()
         self.engine: Engine = open_engine(place.settings["database_url"], patience=timedelta(seconds=10))
-        self.address = ""
         self.consumers: dict[str, Child] = {}
         self.duplicates = 0
 
     def run(self) -> Verdict:
         """From the first process to the last."""
-        try:
-            cluster, shop, relay = self._start()
-            relay = self._lose_a_relay(shop, relay)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.engine.dispose)
+            cluster = self._open_broker()
+            watching = witness(self.world.settings["broker_url"], self.topics)
+            stack.callback(watching.close)
+            shop, relay = self._start()
+            relay = self._lose_a_relay(shop, relay, watching)
             self._lose_the_broker(cluster, shop)
-            letter = self._see_what_died()
-            self._repair(letter)
+            self._repair(self._see_what_died())
             self._stop(relay)
-            records = judge.read_all(self.address, _TOPICS)
-            return judge.judge(self.engine, records, self.duplicates, self.poison)
-        finally:
-            self.engine.dispose()
+            return judge.judge(self.engine, watching.read_all(self.topics), self.duplicates, self.poison)
 
     # --- the chapters --------------------------------------------------------------------------------------------
 
-    def _start(self) -> tuple[Child, Child, Child]:
-        cluster = self.world.run("cluster", "outboxkit_relay.demo.cluster", *_TOPICS, answers=True)
+    def _open_broker(self) -> Child | None:
+        """Tables and topics; the in-process cluster unless there is another broker."""
+        own = None
+        if not self.plan.broker:
+            own = self.world.run("cluster", "outboxkit_relay.demo.cluster", *self.topics, answers=True)
         with self.engine.begin() as connection:
             migrations.upgrade(connection)
-        url = cluster.read_line()
-        self.address = url.partition("://")[2]
-        self.world.settings["broker_url"] = url + _GROUP_OPTIONS
-        shop = self.world.run("shop", "outboxkit_relay.demo.shop", str(self.seed), str(self.poison), answers=True)
-        relay = self._outboxkit("relay-1", "relay", "run")
-        for name in _CONSUMERS:
-            self.consumers[name] = self._outboxkit(name, "consume", f"{_SERVICES}:{name}")
-        shop.read_line()
-        self._say("a shop, four services and a relay are up: SQLite and an in-process Kafka cluster, no Docker")
-        return cluster, shop, relay
+        if own:
+            self.world.settings["broker_url"] = own.read_line() + _GROUP_OPTIONS
+            return own
+        topology = [part for name in _CONSUMERS for part in ("--topology", f"{_FLOW}:{name}")]
+        done = self.world.command("init", *topology)
+        if done.returncode:
+            raise Failed(done.stderr.strip())
+        return None
 
-    def _lose_a_relay(self, shop: Child, relay: Child) -> Child:
+    def _start(self) -> tuple[Child, Child]:
+        shop = self.world.run("shop", "outboxkit_relay.demo.shop", str(self.plan.seed), str(self.poison), answers=True)
+        relay = self._outboxkit("relay-1", "relay", "run", relay__batch_size="5")
+        for name in _CONSUMERS:
+            self.consumers[name] = self._outboxkit(name, "consume", f"{_FLOW}:{name}")
+        shop.read_line()
+        database = "your PostgreSQL" if self.plan.database else "SQLite"
+        broker = "your broker" if self.plan.broker else "an in-process Kafka cluster, no Docker"
+        self._say(f"a shop, four services and a relay are up: {database} and {broker}")
+        return shop, relay
+
+    def _lose_a_relay(self, shop: Child, relay: Child, watching: Witness) -> Child:
+        world.until(lambda: bool(relay.events("relay.joined")), self.world, "the relay is up")
         shop.say(f"1 {self.half}")
-        unsettled = self._kill_in_mid_batch(relay)
+        unsettled = self._kill_in_mid_batch(relay, watching)
         self._say(f"relay killed (SIGKILL) with {unsettled} messages published and not yet settled")
         relay = self._outboxkit("relay-2", "relay", "run")
         shop.read_line()
@@ -126,17 +169,22 @@ class _Story:
         )
         return relay
 
-    def _lose_the_broker(self, cluster: Child, shop: Child) -> None:
-        cluster.send(signal.SIGSTOP)
+    def _lose_the_broker(self, cluster: Child | None, shop: Child) -> None:
         gone = time.monotonic()
-        shop.say(f"{self.half + 1} {self.orders}")
+        if cluster:
+            cluster.send(signal.SIGSTOP)
+        shop.say(f"{self.half + 1} {self.plan.orders}")
         shop.read_line()
+        if cluster:
+            self._bring_the_broker_back(cluster, gone)
+        self._until_confirmed(self.plan.orders - 1, "the other orders are confirmed")
+
+    def _bring_the_broker_back(self, cluster: Child, gone: float) -> None:
         waiting = self._count(_UNSENT)
         self.world.watch()
         time.sleep(max(0.0, _OUTAGE_SECONDS - (time.monotonic() - gone)))
         cluster.send(signal.SIGCONT)
         self._say(f"the broker was away for {time.monotonic() - gone:.1f} s: orders went on, {waiting} messages waited")
-        self._until_confirmed(self.orders - 1, "the other orders are confirmed")
 
     def _see_what_died(self) -> str:
         world.until(lambda: self._count(_DEAD) == 1, self.world, "one message is dead")
@@ -148,12 +196,12 @@ class _Story:
 
     def _repair(self, letter: str) -> None:
         self._retire("inventory")
-        self.consumers["inventory"] = self._outboxkit("inventory-2", "consume", f"{_SERVICES}:inventory_repaired")
+        self.consumers["inventory"] = self._outboxkit("inventory-2", "consume", f"{_FLOW}:inventory_repaired")
         started = self.consumers["inventory"]
         world.until(lambda: bool(started.events("consumer.started")), self.world, "the repaired inventory is up")
         self._say("the inventory was repaired: its contract has the default now")
         self._show("dlq", "replay", letter, "--yes", "--why", "the contract has its default now")
-        self._until_confirmed(self.orders, "the last order is confirmed")
+        self._until_confirmed(self.plan.orders, "the last order is confirmed")
 
     def _stop(self, relay: Child) -> None:
         world.until(lambda: self._count(_UNSENT) == 0, self.world, "the outbox is empty")
@@ -164,22 +212,28 @@ class _Story:
 
     # --- their parts ---------------------------------------------------------------------------------------------
 
-    def _kill_in_mid_batch(self, relay: Child) -> int:
-        """Stops the relay again and again until the broker has something that the database does not know yet."""
-        while True:
-            world.until(lambda: self._count(_PENDING) > 0, self.world, "there is something to publish")
+    def _kill_in_mid_batch(self, relay: Child, watching: Witness) -> int:
+        """Kills the relay when the broker has something that the database does not know yet; returns how much."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            if self._unsettled(watching) <= 0:
+                self.world.watch()
+                continue
+            # It may settle before it stands still: what counts is what is true then.
             relay.send(signal.SIGSTOP)
-            time.sleep(_SETTLE_SECONDS)
-            stored = judge.number_of_records(self.address, "orders")
-            unsettled = stored - (self._count(_PLACED) - self._count(_PENDING))
-            if unsettled > 0:
+            time.sleep(_ARRIVAL_SECONDS)
+            if (unsettled := self._unsettled(watching)) > 0:
                 self.world.kill(relay)
                 return unsettled
             relay.send(signal.SIGCONT)
-            time.sleep(_RUN_ON_SECONDS)
+        raise Failed("no relay could be caught in mid-batch; try again with more --orders")
 
-    def _outboxkit(self, name: str, *arguments: str) -> Child:
-        return self.world.run(name, _CHILD, *arguments)
+    def _unsettled(self, watching: Witness) -> int:
+        stored = watching.count(self.topics[0])  # first: what is settled later only makes the difference smaller
+        return stored - self._count(_SETTLED)
+
+    def _outboxkit(self, name: str, *arguments: str, **settings: str) -> Child:
+        return self.world.run(name, _CHILD, *arguments, settings=settings)
 
     def _retire(self, name: str) -> None:
         """Stops a consumer and takes down how many duplicates it caught."""
@@ -194,19 +248,19 @@ class _Story:
         world.until(lambda: self._count(_CONFIRMED) >= orders, self.world, what)
 
     def _count(self, query: TextClause) -> int:
-        with self.engine.connect().execution_options(outboxkit_reading=True) as connection:
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             return int(connection.execute(query).scalar_one())
 
     def _show(self, *arguments: str) -> None:
         """Runs a command for the reader to see."""
         done = self.world.command(*arguments)
-        if not self.quiet:
+        if not self.plan.as_json:
             quoted = " ".join(f'"{part}"' if " " in part else part for part in arguments)
             shown = f"$ outboxkit {quoted}\n{done.stdout}{done.stderr}".rstrip()
             click.echo(f"\n{textwrap.indent(shown, _INDENT)}\n")
 
     def _say(self, line: str) -> None:
-        if not self.quiet:
+        if not self.plan.as_json:
             click.echo(f"{time.monotonic() - self.began:5.1f} s  {line}")
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -99,7 +99,9 @@ class World:
     settings: dict[str, str]
     children: list[Child] = field(default_factory=list)
 
-    def run(self, name: str, module: str, *arguments: str, answers: bool = False, **settings: str) -> Child:
+    def run(
+        self, name: str, module: str, *arguments: str, answers: bool = False, settings: Mapping[str, str] | None = None
+    ) -> Child:
         """Starts ``python -m module …`` with this interpreter."""
         log = self.folder / f"{name}.log"
         with log.open("ab") as errors:
@@ -108,7 +110,7 @@ class World:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if answers else errors,
                 stderr=errors,
-                env=environment(**(self.settings | settings)),
+                env=environment(**(self.settings | dict(settings or {}))),
                 cwd=self.folder,
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the demo, which then stops its children in order
@@ -130,6 +132,10 @@ class World:
             timeout=_PATIENCE_SECONDS,
             check=False,
         )
+
+    def write_names(self, *, prefix: str) -> None:
+        """Tells every process of this telling what its topics and consumers begin with."""
+        (self.folder / "demo.json").write_text(json.dumps({"prefix": prefix}))
 
     def watch(self) -> None:
         """Looks after the children.
