@@ -77,6 +77,13 @@ class Destination:
     failing: bool = False
     trouble: Trouble | None = None
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether a batch may be handed over: not behind one that was refused, also when that does not count yet."""
+        return not self.failing and not any(
+            flight.receipts is not None and flight.receipts.refusals for flight in self.flights.values()
+        )
+
     def add(self, rows: Iterable[Row]) -> None:
         """Queues rows, in order."""
         before = len(self.queue)

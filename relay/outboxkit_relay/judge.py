@@ -122,6 +122,7 @@ def _sentence(
 def _stop(state: State, destination: Destination, head: Row) -> tuple[Row, ...]:
     """Stops the head's key; returns its followers that were queued."""
     if head.key is None:
+        destination.free([head])  # it will come back under the same position
         return ()
     state.stopped |= {key_of(head)}
     return tuple(destination.pull(key_of(head)))

@@ -99,6 +99,8 @@ def _fetched(state: State, event: Fetched, commands: list[Command], now: datetim
     _fade(state)
     _take_in(state, rows, commands, now)
     for row in event.due:
+        if not state.lanes.reads(row.topic):
+            continue  # paused while this was read; it is still due afterwards
         state.waiting.add(row.waiting_id or 0)
         state.destination(row.topic).add([row])
     if event.lane == MAIN and state.lanes.main.round is None:
@@ -281,7 +283,7 @@ def _hand_over(state: State, commands: list[Command], now: datetime) -> None:
     rules = state.rules
     for destination in state.destinations.values():
         limit, window = (rules.batch_size, rules.window) if destination.trouble is None else (_PROBE, 1)
-        while destination.queue and not destination.failing and len(destination.flights) < window:
+        while destination.queue and len(destination.flights) < window and destination.takes_more:
             if now >= state.lease_until:
                 if not state.busy and not state.reading:
                     state.busy = True
@@ -298,7 +300,8 @@ def _read(state: State, commands: list[Command], now: datetime) -> None:
     if state.reading or state.busy:
         return
     for topic, destination in state.destinations.items():
-        if destination.trouble is not None and destination.trouble.until <= now and not destination.failing:
+        over = destination.trouble is None or destination.trouble.until <= now
+        if over and not destination.failing:
             state.lanes.come_back(topic)
     lane = _next_lane(state, now)
     if state.rules.once and state.empty_rounds and not state.held and not state.lanes.topics:

@@ -1,0 +1,119 @@
+"""Wrong relays: each differs from the real one in one habit that has lost, doubled or reordered messages elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from outboxkit.brokers import Receipts
+from outboxkit.dialects import Page
+from outboxkit.message import Row
+from outboxkit_relay import judge
+from outboxkit_relay.destinations import Destination
+from outboxkit_relay.dialogue import Answered, Command, Event, Fetch
+from outboxkit_relay.state import State
+from tests.property.relay.database import Stored
+from tests.property.relay.process import Process
+from tests.property.relay.simulation import Key, World
+
+__all__ = [
+    "Careless",
+    "CursorOnPosition",
+    "FenceThatDoesNotLock",
+    "PublishBeforeClaim",
+    "ReleaseAtOnce",
+    "SettleBeyondThePrefix",
+    "SkipFailedHead",
+    "SnapshotKept",
+]
+
+
+class PublishBeforeClaim(Process):
+    """Looks at its lease, but does not make durable what it has read."""
+
+    def safe_until(self) -> Any:
+        self.database.look(self.id)
+        return self.database.leases[self.id]
+
+
+class CursorOnPosition(Process):
+    """Reads on behind the highest position that it has seen."""
+
+    cursor = 0
+
+    def page(self, command: Fetch) -> Page:
+        reading = command.reading
+        scan = reading.parts[0].seen is None and reading.round is None
+        last = 0 if scan else max(reading.last, self.cursor)
+        parts = tuple(replace(part, seen=None) for part in reading.parts)
+        page = self.database.read(replace(reading, parts=parts, last=last, round=None))
+        self.cursor = max([last, *(row.position for row in page.rows)])
+        return page
+
+
+class SnapshotKept(Process):
+    """Goes on with its snapshots after the server session was lost."""
+
+    def gone(self) -> None:
+        lanes = self.state.lanes
+        super().gone()
+        self.state.lanes = lanes
+
+
+class SkipFailedHead(Process):
+    """Holds a refused message back, and lets its followers go."""
+
+    def step(self, event: Event) -> list[Command]:
+        def stop_nothing(_state: State, destination: Destination, head: Row) -> tuple[Row, ...]:
+            destination.free([head])
+            return ()
+
+        with patch.object(judge, "_stop", stop_nothing):
+            return super().step(event)
+
+
+class SettleBeyondThePrefix(Process):
+    """Takes a batch as published up to the last message that was acknowledged."""
+
+    def step(self, event: Event) -> list[Command]:
+        if isinstance(event, Answered) and event.receipts.refusals:
+            receipts = event.receipts
+            refused = {refusal.index for refusal in receipts.refusals}
+            last = max((index for index in range(len(receipts.offsets)) if index not in refused), default=-1)
+            left = tuple(refusal for refusal in receipts.refusals if refusal.index > last)
+            event = Answered(event.number, Receipts(receipts.partitions, receipts.offsets, left))
+        return super().step(event)
+
+
+class FenceThatDoesNotLock(Process):
+    """Looks whether its lease holds before it buries or holds, but does not keep others from taking over."""
+
+    def fence(self) -> None:
+        self.database.look(self.id)
+
+
+class Careless(World):
+    """Operators who release a key themselves instead of asking the relay that owns it."""
+
+    def request(self) -> None:
+        for key, stop in list(self.database.stopped.items()):
+            if stop.reason == "parked":
+                self.release(key)
+
+    def release(self, key: Key) -> None:
+        database = self.database
+        xid = database.begin()
+        for waiting_id, waits in list(database.waiting.items()):
+            row = waits.row
+            if (row.topic, row.key) == key:
+                fresh = row._replace(waiting_id=None, attempts=0)
+                database.put(database.hot, row.position, Stored(fresh, xid, waits.shard))
+                database.put(database.waiting, waiting_id)
+        database.put(database.stopped, key)
+        database.commit(xid, flush=True)
+        self.counts["release"] += 1
+
+
+class ReleaseAtOnce(Process):
+    """The relay itself is right; the release goes behind its back (see `Careless`)."""

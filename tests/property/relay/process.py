@@ -1,0 +1,318 @@
+"""A relay process around the production core: `outboxkit_relay.relay` without threads, one transaction at a time.
+
+Reader and settler are queues of generators; wherever one yields, anything else may happen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Generator
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from outboxkit.dialects import Page
+from outboxkit.errors import LeaseLost
+from outboxkit.message import Row
+from outboxkit.policy import Followers
+from outboxkit_relay.dialogue import (
+    Balance,
+    Claim,
+    Claimed,
+    Command,
+    Event,
+    Fenced,
+    Fetch,
+    Fetched,
+    GiveUp,
+    Leave,
+    Missed,
+    Owned,
+    Publish,
+    Rejoin,
+    Settle,
+    Settled,
+    Stop,
+    Tick,
+    Watch,
+)
+from outboxkit_relay.state import Rules, State
+from outboxkit_relay.step import step
+from tests.property.relay.broker import Broker, Client
+from tests.property.relay.database import Database, Gone
+
+__all__ = ["Process", "Work"]
+
+Work = Generator[None, None, list[Event]]
+_LEASE_MARGIN = 0.8
+_MERGED = 4
+
+
+class Line:
+    """One worker: its tasks, and the one under way; broken after a failure until `finish`."""
+
+    def __init__(self) -> None:
+        self.tasks: deque[Command] = deque()
+        self.work: Work | None = None
+        self.broken = False
+
+    @property
+    def is_idle(self) -> bool:
+        return self.work is None and (self.broken or not self.tasks)
+
+    def finish(self) -> None:
+        self.tasks.clear()
+        self.work, self.broken = None, False
+
+
+class Process:
+    """One relay.
+
+    Attributes:
+        arrivals: what the dispatcher finds in its queue.
+        restarts_at: it waits for the database until then; None while it runs.
+        holding: its session holds the lock on its lease.
+        found_by_rescan: rows that only the watchdog has found: none, ever.
+    """
+
+    def __init__(self, database: Database, broker: Broker, rules: Rules, rng: random.Random) -> None:
+        self.database, self.rules, self.rng = database, rules, rng
+        self.state = self.new_state()
+        self.arrivals: deque[Event | Gone] = deque()
+        self.client = Client(broker, self.arrivals.append)
+        self.reader, self.settler = Line(), Line()
+        self.id = UUID(int=0)
+        self.epoch = database.epoch
+        self.to_do: Command | None = Rejoin()
+        self.restarts_at = database.now
+        self.holding = False
+        self.stopping = False
+        self.over = False
+        self.by_reader: dict[type, Callable[[Any], Work]] = {
+            Fetch: self.fetch,
+            Claim: self.claim,
+            Watch: self.watch,
+            Balance: self.balance,
+        }
+
+    # --- what a wrong relay may do differently ------------------------------------------------------------------------
+
+    def new_state(self) -> State:
+        return State(rules=self.rules)
+
+    def step(self, event: Event) -> list[Command]:
+        return step(self.state, event, self.database.now, self.rng)[1]
+
+    def gone(self) -> None:
+        """The database is away: everything is forgotten."""
+        self.client.reset()
+        self.state.start_again()
+        self.reader.finish()
+        self.settler.finish()
+        self.to_do = Rejoin()
+        self.restarts_at = self.database.now + timedelta(milliseconds=self.rng.randint(0, 300))
+
+    # --- the dispatcher ---------------------------------------------------------------------------------------------
+
+    def dispatch(self) -> bool:
+        """One round of the dispatcher; whether it did more than look at the clock."""
+        if self.over or self.database.now < self.restarts_at:
+            return False
+        if self.to_do is not None:
+            return self._enter_or_leave(self.to_do)
+        if self.stopping and self.state.stop_at is None:
+            return self._advance(Stop(self.database.now + timedelta(seconds=20)))
+        if not self.arrivals:
+            return self._advance(Tick())
+        event = self.arrivals.popleft()
+        if isinstance(event, Gone):
+            self.gone()
+        else:
+            self._advance(event)
+        return True
+
+    def _advance(self, event: Event) -> bool:
+        commands = self.step(event)
+        for command in commands:
+            self._carry_out(command)
+        return bool(commands)
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Publish):
+            self._publish(command)
+        elif isinstance(command, Settle):
+            self.settler.tasks.append(command)
+        elif isinstance(command, GiveUp):
+            self.client.reset()
+        elif isinstance(command, Rejoin | Leave):
+            self.to_do = command
+        else:
+            self.reader.tasks.append(command)
+
+    def _publish(self, command: Publish) -> None:
+        self.client.publish(command.number, command.batch)
+
+    def _enter_or_leave(self, what: Command) -> bool:
+        if not (self.reader.is_idle and self.settler.is_idle):
+            return False
+        self.reader.finish()
+        self.settler.finish()
+        self.arrivals.clear()
+        self.to_do = None
+        self.epoch = self.database.epoch
+        xid = self.database.begin()
+        if isinstance(what, Leave):
+            self.database.leave(self.id)
+            self.over = True
+        else:
+            self.id = UUID(int=self.rng.getrandbits(64))
+            self.database.put(self.database.leases, self.id, self.database.now + self.rules.lease)
+            self.reader.tasks.append(Balance(release=True))
+        self.database.commit(xid, flush=True)
+        return True
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    def read(self) -> bool:
+        return self._work(self.reader, lambda command: self.by_reader[type(command)](command))
+
+    def settle(self) -> bool:
+        return self._work(self.settler, self.settle_all)
+
+    def _work(self, line: Line, begin: Callable[[Any], Work]) -> bool:
+        if self.over or (line.work is None and (line.broken or not line.tasks)):
+            return False
+        try:
+            self._check_session()
+            if line.work is None:
+                line.work = begin(line.tasks.popleft())
+            next(line.work)
+        except StopIteration as end:
+            line.work = None
+            self.arrivals.extend(end.value)
+        except LeaseLost:
+            line.work, line.broken = None, True
+            self.arrivals.append(Fenced())
+        except Gone as gone:
+            line.work, line.broken, self.holding = None, True, False
+            self.arrivals.append(gone)
+        return True
+
+    def _check_session(self) -> None:
+        if self.epoch != self.database.epoch:
+            raise Gone
+
+    def fetch(self, command: Fetch) -> Work:
+        due: list[Row] = []
+        if command.look:
+            self.database.look(self.id)
+            due = self.database.due_rows(command.reading.shards, command.without, command.reading.limit)
+            yield
+        page = self.page(command)
+        until = None
+        if page.rows or due:
+            yield
+            until = self.safe_until()
+            yield
+        return [Fetched(command.lane, page, due, until)]
+
+    def page(self, command: Fetch) -> Page:
+        return self.database.read(command.reading)
+
+    def watch(self, command: Watch) -> Work:
+        rows = self.database.read(command.reading).rows
+        yield
+        return [Missed(rows, self.safe_until() if rows else None)]
+
+    def claim(self, _command: Claim) -> Work:
+        until = self.safe_until()
+        yield
+        return [Claimed(until)]
+
+    def safe_until(self) -> Any:
+        return self.database.now + self.database.claim(self.id) * _LEASE_MARGIN
+
+    def balance(self, command: Balance) -> Work:
+        database = self.database
+        while database.must_wait(self.id):
+            yield
+        xid = database.begin()
+        try:
+            shards, surplus = database.renew_and_balance(self.id, self.rules.lease, release=command.release)
+        except LeaseLost:
+            database.abort(xid)
+            raise
+        database.commit(xid, flush=True)
+        yield
+        database.look(self.id)
+        xid = database.begin()
+        database.carry_out_requests(shards)
+        database.commit(xid, flush=True)
+        stopped = database.stopped_keys(shards)
+        yield
+        return [Owned(shards, surplus, stopped)]
+
+    def settle_all(self, first: Settle) -> Work:
+        together = [first, *self._behind(first)]
+        if first.needs_fence:
+            self.fence()
+            yield
+        database, stopped = self.database, None
+        xid = database.begin()
+        for evidence in (evidence for settlement in together for evidence in settlement.evidence):
+            database.remove(evidence.rows)
+            if evidence.outcome == "expired":
+                for row in evidence.rows:
+                    database.put(database.expired, row.id.int, value=True)
+        if first.needs_fence:
+            self.set_troubled_aside(first)
+            stopped = database.stopped_keys(self.state.lanes.shards)
+        database.commit(xid, flush=True)
+        self.unlock()
+        yield
+        return [Settled(settlement, stopped) for settlement in together]
+
+    def _behind(self, first: Settle) -> list[Settle]:
+        """Settlements that wait behind one and need no fence either: they are committed with it."""
+        together: list[Settle] = []
+        tasks = self.settler.tasks
+        while not first.needs_fence and tasks and len(together) < _MERGED - 1:
+            command = tasks[0]
+            if not isinstance(command, Settle) or command.needs_fence:
+                break
+            together.append(command)
+            tasks.popleft()
+        return together
+
+    def fence(self) -> None:
+        self.database.fence(self.id)
+        self.holding = True
+
+    def unlock(self) -> None:
+        if self.holding:
+            self.database.unlock(self.id)
+            self.holding = False
+
+    def set_troubled_aside(self, settlement: Settle) -> None:
+        database = self.database
+        heads = [*(held.row for held in settlement.held), *(burial.row for burial in settlement.buried)]
+        database.check_owner(self.id, (*settlement.aside, *heads))
+        database.join_the_line(settlement.aside)
+        for held in settlement.held:
+            database.hold(held.row, held.attempts, held.delay, held.followers)
+        for burial in settlement.buried:
+            if burial.fate is Followers.PARK:
+                database.park(burial.row, burial.followers)
+            else:
+                database.bury(burial.row)
+                if burial.row.key is not None:
+                    database.go_on([(burial.row.topic, burial.row.key)])
+        database.go_on(settlement.freed)
+
+    def die(self) -> None:
+        """SIGKILL: its sessions end, what it sent may still arrive."""
+        self.over = True
+        self.client._abandon()
+        if self.holding:
+            self.unlock()
