@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -77,8 +78,10 @@ def choosing(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the argument and options that choose letters; the command gets a `Choice`."""
 
     @click.argument("names", nargs=-1, metavar="[ID]...")
-    @click.option("--state", type=click.Choice([*State, "all"]), default=None, help="Default: dead.")
-    @click.option("--side", type=click.Choice([*Side]), help="Who gave up.")
+    @click.option(
+        "--state", type=click.Choice([*(state.value for state in State), "all"]), default=None, help="Default: dead."
+    )
+    @click.option("--side", type=click.Choice([side.value for side in Side]), help="Who gave up.")
     @click.option("--consumer", help="The consumer that gave up.")
     @click.option("--type", "type_name", help="The message's type.")
     @click.option("--topic", help="Where it came from, or should have gone.")
@@ -207,7 +210,7 @@ def show(letter: DeadLetter, content: str | None) -> None:
 
 
 def _show_content(letter: DeadLetter, content: str | None) -> None:
-    for name, value in unpack_headers(letter.headers):
+    for name, value in _headers(letter):
         shown = (
             value.decode("utf-8", "backslashreplace")
             if content is not None or name.startswith(_OUR_HEADERS)
@@ -223,7 +226,7 @@ def as_json(letter: DeadLetter, content: str | None = None) -> dict[str, object]
     values = {field.name: getattr(letter, field.name) for field in fields(letter) if field.name not in hidden}
     headers = {
         name: value.decode("utf-8", "backslashreplace")
-        for name, value in unpack_headers(letter.headers)
+        for name, value in _headers(letter)
         if content is not None or name.startswith(_OUR_HEADERS)
     }
     extra = {"payload": content} if content is not None else {"payload_bytes": len(letter.payload or b"")}
@@ -257,6 +260,13 @@ def _decoded(letter: DeadLetter, payload: bytes, schema_text: Callable[[str], st
         return json.dumps(plain, default=str, ensure_ascii=False)
     except (CodecError, SchemaError, ConfigurationError, ValueError):
         return payload[:_BYTES_SHOWN].hex(" ")
+
+
+def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    try:
+        return unpack_headers(letter.headers)
+    except (ValueError, struct.error):  # whatever is wrong with one letter, it must not hide the others
+        return [("(unreadable)", letter.headers)]
 
 
 def _summary(letter: DeadLetter) -> str:

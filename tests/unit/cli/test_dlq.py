@@ -88,15 +88,32 @@ def test_options_choose(outboxkit: Outboxkit, engine: Engine) -> None:
     _bury(engine, "shipping", b"2")
 
     def found(*options: str) -> list[str]:
-        return [json.loads(line)["key"] for line in outboxkit("dlq", "list", "--json", *options).out.splitlines()]
+        done = outboxkit("dlq", "list", "--json", *options)
+        assert done.code == 0
+        return [json.loads(line)["key"] for line in done.out.splitlines()]
 
     assert sorted(found()) == ["1", "2"]
     assert found("--consumer", "shipping") == ["2"]
     assert found("--key", "1") == ["1"]
     assert found("--type", "order.cancelled") == []
     assert found("--state", "replayed") == []
+    assert sorted(found("--state", "all", "--side", "consumer")) == ["1", "2"]
+    assert found("--side", "relay") == []
     assert len(found("--limit", "1")) == 1
     assert sorted(found("--since", "1h")) == ["1", "2"]
+
+
+def test_a_letter_that_is_damaged_does_not_hide_the_others(outboxkit: Outboxkit, engine: Engine) -> None:
+    damaged, whole = _bury(engine, key=b"1"), _bury(engine, key=b"2")
+    letters = tables.dead_letters
+    with engine.begin() as connection:
+        connection.execute(letters.update().where(letters.c.id == damaged.id).values(headers=b"\0\7\0"))
+
+    listed = outboxkit("dlq", "list", "--json")
+    shown = outboxkit("dlq", "show", str(damaged.id))
+
+    assert {json.loads(line)["id"] for line in listed.out.splitlines()} == {str(damaged.id), str(whole.id)}
+    assert "(unreadable)" in shown.out
 
 
 def test_show_masks_what_is_personal(outboxkit: Outboxkit, engine: Engine) -> None:
