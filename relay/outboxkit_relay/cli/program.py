@@ -26,7 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "consume": ("outboxkit_relay.cli.consume", "Run the handlers of a consumer until SIGTERM or SIGINT."),
     "status": ("outboxkit_relay.cli.status", "Is anything stuck? Exit code 3 when something is."),
     "dlq": ("outboxkit_relay.cli.dlq", "Understand, replay or discard dead letters."),
-    "schema": ("outboxkit_relay.cli.schema", "Check and compare Avro schemas; look into messages."),
+    "schema": ("outboxkit_relay.cli.schema", "Check, compare and register Avro schemas; look into messages."),
     "prune": ("outboxkit_relay.cli.prune", "Delete what its retention no longer keeps."),
 }
 

@@ -44,7 +44,7 @@ __all__ = [
 TOPICS: Final = ("orders", "stock", "payments", "shipments")
 
 
-# Every telling has names of its own at the broker, so that a second one on the same broker begins from nothing.
+# On somebody's broker every telling has names of its own, so that a second one begins from nothing.
 _NAMES: Final = Path("demo.json")
 PREFIX: Final[str] = json.loads(_NAMES.read_text())["prefix"] if _NAMES.is_file() else ""
 

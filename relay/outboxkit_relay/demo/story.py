@@ -82,14 +82,15 @@ def _tell(plan: Plan) -> Verdict:
     name = f"outboxkit_demo_{secrets.token_hex(4)}"
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(world.opened(keep=plan.keep, relay__lease="2s", relay__batch_size="100"))
-        place.write_names(prefix=f"{name}-")
+        prefix = f"{name}-" if plan.broker else ""
+        place.write_names(prefix=prefix)
         if plan.database:
             place.settings["database_url"] = stack.enter_context(
                 servers.own_database(plan.database, name, keep=plan.keep)
             )
         if plan.broker:
             place.settings["broker_url"] = plan.broker
-        verdict = _Story(place, plan, f"{name}-").run()
+        verdict = _Story(place, plan, prefix).run()
         if plan.keep:
             _say_how_to_look(place)
         return verdict
