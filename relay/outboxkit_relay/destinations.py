@@ -77,11 +77,15 @@ class Destination:
     failing: bool = False
     trouble: Trouble | None = None
 
-    @property
-    def takes_more(self) -> bool:
-        """Whether a batch may be handed over: not behind one that was refused, also when that does not count yet."""
+    def takes_more(self, given_up: int) -> bool:
+        """Whether a batch may be handed over: not behind one that was refused, or given up, and does not count yet.
+
+        Args:
+            given_up: the latest batch that a reset of the publisher has ended.
+        """
         return not self.failing and not any(
-            flight.receipts is not None and flight.receipts.refusals for flight in self.flights.values()
+            flight.number <= given_up or (flight.receipts is not None and flight.receipts.refusals)
+            for flight in self.flights.values()
         )
 
     def add(self, rows: Iterable[Row]) -> None:

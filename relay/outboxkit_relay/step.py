@@ -283,7 +283,7 @@ def _hand_over(state: State, commands: list[Command], now: datetime) -> None:
     rules = state.rules
     for destination in state.destinations.values():
         limit, window = (rules.batch_size, rules.window) if destination.trouble is None else (_PROBE, 1)
-        while destination.queue and len(destination.flights) < window and destination.takes_more:
+        while destination.queue and len(destination.flights) < window and destination.takes_more(state.given_up):
             if now >= state.lease_until:
                 if not state.busy and not state.reading:
                     state.busy = True

@@ -9,6 +9,7 @@ from unittest.mock import patch
 from outboxkit.brokers import Receipts
 from outboxkit.dialects import Page
 from outboxkit.message import Row
+from outboxkit.policy import Followers
 from outboxkit_relay import judge
 from outboxkit_relay.destinations import Destination
 from outboxkit_relay.dialogue import Answered, Command, Event, Fetch
@@ -94,7 +95,14 @@ class FenceThatDoesNotLock(Process):
 
 
 class Careless(World):
-    """Operators who release a key themselves instead of asking the relay that owns it."""
+    """Operators who release a key themselves instead of asking the relay that owns it; and they have much to do."""
+
+    def __init__(self, seed: int, relay: type[Process]) -> None:
+        super().__init__(seed, relay)
+        self.trouble_rate = 0.4
+        self.rules = replace(self.rules, retry=replace(self.rules.retry, followers=Followers.PARK))
+        for process in self.processes:
+            process.rules = process.state.rules = self.rules
 
     def request(self) -> None:
         for key, stop in list(self.database.stopped.items()):

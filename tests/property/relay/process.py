@@ -73,6 +73,7 @@ class Process:
         arrivals: what the dispatcher finds in its queue.
         restarts_at: it waits for the database until then; None while it runs.
         holding: its session holds the lock on its lease.
+        waits: for a lock that another session holds.
         found_by_rescan: rows that only the watchdog has found: none, ever.
     """
 
@@ -86,7 +87,7 @@ class Process:
         self.epoch = database.epoch
         self.to_do: Command | None = Rejoin()
         self.restarts_at = database.now
-        self.holding = False
+        self.holding = self.waits = False
         self.stopping = False
         self.over = False
         self.by_reader: dict[type, Callable[[Any], Work]] = {
@@ -235,7 +236,8 @@ class Process:
 
     def balance(self, command: Balance) -> Work:
         database = self.database
-        while database.must_wait(self.id):
+        while self.waits or database.must_wait(self.id):
+            self.waits = database.must_wait(self.id)
             yield
         xid = database.begin()
         try:

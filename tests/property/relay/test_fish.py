@@ -26,8 +26,8 @@ MOST = 2_000  # seeds: each is caught much earlier
     ("fish", "world", "wrong"),
     [
         (PublishBeforeClaim, World, "I2"),
-        (CursorOnPosition, World, "the watchdog"),
-        (SnapshotKept, World, "the watchdog"),
+        (CursorOnPosition, World, "stuck"),  # what it lost stays in the table
+        (SnapshotKept, World, "stuck"),
         (SkipFailedHead, World, "I3"),
         (SettleBeyondThePrefix, World, "I1"),
         (FenceThatDoesNotLock, World, "I10"),
