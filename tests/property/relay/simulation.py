@@ -386,9 +386,9 @@ def verdict(world: World, *, drained: bool) -> list[str]:
 
 
 def _order(world: World) -> list[str]:
-    """I3: of two messages of a key the earlier one comes first; exempt are dead ones and, pipelined, refused ones."""
+    """I3: of two messages of a key the earlier one comes first; exempt: dead, expired and (pipelined) refused ones."""
     pipelined = world.rules.order is Order.PIPELINED
-    exempt = world.broker.refused if pipelined else set()
+    exempt = (world.broker.refused if pipelined else set()) | world.database.expired.keys()
     if world.rules.retry.followers is Followers.SKIP:
         exempt = exempt | {number for number, plan in world.broker.plans.items() if len(plan) > 2}
     wrongs = []
