@@ -96,8 +96,9 @@ class SQLite:
         highest = select(func.coalesce(func.max(_HOT.position), 0)).scalar_subquery()
         statement = select(highest, *_ROW).where(*wanted).order_by(_HOT.position).limit(reading.limit)
         found = connection.execute(statement).all()
-        # Without rows the statement tells no snapshot; then what was seen before is still all there is to see.
-        snapshot = str(found[0][0]) if found else reading.parts[0].seen or "0"
+        # Without rows the statement tells no snapshot; then what any part has seen is still all there is to see.
+        seen = max(int(part.seen or 0) for part in reading.parts)
+        snapshot = str(found[0][0] if found else seen)
         return Page([Row(*row[1:]) for row in found], snapshot)
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:

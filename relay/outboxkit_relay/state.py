@@ -65,6 +65,7 @@ class State:
         positions: fresh rows in hand: queued, in flight or being settled. What a scan finds of them is dropped.
         fading: settled positions, with the number of the latest read that had begun by then: it may still find them.
         waiting: ids of waiting rows in hand.
+        stopped_lately: keys that settlements have stopped since the latest balance was asked for.
         setting_aside: keys with rows on their way to the waiting room; they are stopped until those have arrived.
         settling: settlements that are not committed yet.
     """
@@ -75,6 +76,7 @@ class State:
     lanes: Lanes = field(default_factory=Lanes)
     destinations: dict[str, Destination] = field(default_factory=dict)
     stopped: frozenset[Key] = frozenset()
+    stopped_lately: frozenset[Key] = frozenset()
     setting_aside: Counter[Key] = field(default_factory=Counter)
     positions: set[int] = field(default_factory=set)
     fading: list[tuple[int, list[int]]] = field(default_factory=list)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from outboxkit.brokers import Batch
 from outboxkit.dialects import Reading
 from outboxkit.policy import Failure
-from outboxkit_relay.destinations import Flight, key_of
+from outboxkit_relay.destinations import Flight, Key, key_of
 from outboxkit_relay.dialogue import (
     Answered,
     Balance,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from outboxkit.message import Row
+    from outboxkit.waiting import StoppedKey
 
 __all__ = ["step"]
 
@@ -84,7 +85,8 @@ def _owned(state: State, event: Owned, _commands: list[Command], now: datetime) 
         state.lanes.forget()
     state.lanes.own(event.shards)
     state.joined, state.busy, state.surplus = True, False, event.surplus
-    _stopped_now(state, event.stopped)
+    # What a settlement has stopped while this was asked may be missing in the answer.
+    _stopped_now(state, event.stopped | state.stopped_lately)
     state.balance_at = now + state.rules.lease / 3
     state.wake_at = min(state.wake_at, now)
 
@@ -146,7 +148,7 @@ def _settled(state: State, event: Settled, _commands: list[Command], _now: datet
     state.setting_aside.subtract(keys_aside(event.settlement))
     state.setting_aside = +state.setting_aside
     if event.stopped is not None:
-        _stopped_now(state, event.stopped)
+        _learn_stopped(state, event.settlement, event.stopped)
     if not state.reading:
         state.reads += 1  # every read from now on begins after this settlement
         _fade(state)
@@ -185,9 +187,16 @@ _ON: Final[dict[type, Callable[..., None]]] = {
 }
 
 
-def _stopped_now(state: State, stopped: frozenset[tuple[str, bytes]]) -> None:
+def _stopped_now(state: State, stopped: frozenset[Key]) -> None:
     # Rows on their way to the waiting room keep their key stopped, although the table does not say so yet.
     state.stopped = frozenset(stopped) | frozenset(state.setting_aside)
+
+
+def _learn_stopped(state: State, settlement: Settle, stopped: frozenset[StoppedKey]) -> None:
+    """Of other keys the answer may be older than what is known: it says something about the settlement's own only."""
+    own = {*settlement.freed, *keys_aside(settlement)}
+    state.stopped_lately = (state.stopped_lately - own) | (own & stopped)
+    _stopped_now(state, (state.stopped - own) | (own & stopped))
 
 
 def _fade(state: State) -> None:
@@ -252,17 +261,20 @@ def _go_on(state: State, commands: list[Command], now: datetime) -> None:
     if any(flight.deadline <= now for flight in state.flights()):
         _give_up(state, commands, now)
     if now >= state.balance_at and not state.reading and not state.busy:
-        state.busy = True
-        commands.append(Balance(release=False))
+        _balance(state, commands, release=False)
     elif state.stop_at is not None:
         _leave_if(state, commands, quiet=state.is_quiet)
     elif state.surplus:
         if state.is_quiet:
-            state.busy = True
-            commands.append(Balance(release=True))
+            _balance(state, commands, release=True)
     else:
         _hand_over(state, commands, now)
         _read(state, commands, now)
+
+
+def _balance(state: State, commands: list[Command], *, release: bool) -> None:
+    state.busy, state.stopped_lately = True, frozenset()
+    commands.append(Balance(release=release))
 
 
 def _leave_if(state: State, commands: list[Command], *, quiet: bool) -> None:
