@@ -33,6 +33,7 @@ class RelaySettings(_Section):
     """``[relay]``: how the daemon publishes."""
 
     batch_size: int = Field(1000, ge=1, le=10_000, description="rows read, claimed and settled together")
+    window: int = Field(8, ge=1, le=64, description="batches in flight for one destination")
     lease: Duration = Field(timedelta(seconds=10), description="how long the others wait before they take over")
     drain: Duration = Field(timedelta(seconds=20), description="how long a stop waits for messages in flight")
     patience: Duration = Field(timedelta(seconds=30), description="a batch not answered for so long is sent again")

@@ -59,6 +59,7 @@ def rules_of(settings: RelaySettings, publisher: Publisher, *, once: bool = Fals
     delayed = Backoff(base=settings.retry_base, cap=settings.retry_cap, attempts=settings.retry_attempts)
     return Rules(
         batch_size=settings.batch_size,
+        window=settings.window,
         order=settings.order or publisher.features.order,
         retry=RetryPolicy(delayed=delayed, followers=settings.on_dead),
         slow=settings.poll_slowest,
