@@ -22,10 +22,12 @@ __all__ = ["COMMANDS", "Invocation", "program"]
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("outboxkit_relay.demo", "See a relay die, a message fail, and nothing be lost."),
     "init": ("outboxkit_relay.cli.init", "Create the tables, and what the broker needs."),
+    "db": ("outboxkit_relay.cli.db", "Create, print or check the tables."),
     "relay": ("outboxkit_relay.cli.relay", "Publish what is in the outbox."),
     "consume": ("outboxkit_relay.cli.consume", "Run the handlers of a consumer until SIGTERM or SIGINT."),
     "status": ("outboxkit_relay.cli.status", "Is anything stuck? Exit code 3 when something is."),
     "dlq": ("outboxkit_relay.cli.dlq", "Understand, replay or discard dead letters."),
+    "quarantine": ("outboxkit_relay.cli.quarantine", "See stopped keys, let them go on, or skip their heads."),
     "schema": ("outboxkit_relay.cli.schema", "Check, compare and register Avro schemas; look into messages."),
     "prune": ("outboxkit_relay.cli.prune", "Delete what its retention no longer keeps."),
 }

@@ -1,0 +1,57 @@
+"""``outboxkit db``: the tables for people without Alembic, and a check for everybody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from outboxkit import migrations, tables
+from outboxkit_relay.cli import database, screen
+from outboxkit_relay.lifecycle import Exit
+
+if TYPE_CHECKING:
+    from outboxkit_relay.cli.program import Invocation
+
+__all__ = ["command"]
+
+
+@click.group()
+def command() -> None:
+    """Create, print or check the tables."""
+
+
+@command.command()
+@click.option("--dry-run", is_flag=True, help="Show the versions, and change nothing.")
+@click.pass_obj
+def upgrade(invocation: Invocation, *, dry_run: bool) -> None:
+    """Bring the tables to the newest version.
+
+    Running it again changes nothing. A database that is newer than this outboxkit is refused.
+    """
+    with database.opened(invocation) as engine, database.connect(engine) as connection, connection.begin():
+        before = migrations.current(connection)
+        if not dry_run:
+            migrations.upgrade(connection)
+    click.echo(f"version {before or 'none'}, {'would become' if dry_run else 'now'} {tables.VERSION}")
+
+
+@command.command()
+@click.option("--dialect", type=click.Choice(["postgresql", "sqlite"]), default="postgresql", show_default=True)
+def sql(dialect: str) -> None:
+    """Print what `db upgrade` runs on an empty database, for people who run it themselves."""
+    click.echo(migrations.sql(dialect), nl=False)
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def check(invocation: Invocation, *, as_json: bool) -> Exit:
+    """Are the tables as they should be? Exit code 3 when they are not."""
+    with database.opened(invocation) as engine, database.connect(engine) as connection:
+        problems = migrations.check(connection)
+    if as_json:
+        screen.print_json({"version": tables.VERSION, "problems": problems})
+    else:
+        click.echo("\n".join(problems) or f"the tables are right, version {tables.VERSION}")
+    return Exit.PROBLEMS if problems else Exit.OK
