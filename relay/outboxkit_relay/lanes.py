@@ -116,12 +116,6 @@ class Lanes:
         part = Part(frozenset(self.topics), only=False, seen=self.main.seen)
         return Reading(shards=self.shards, parts=(part,), limit=limit)
 
-    def remembers(self, name: str) -> bool:
-        """Whether a lane has a memory, so that it finds no row twice."""
-        lane = self.main if name == MAIN else self.topics.get(name)
-        joining = self.topics.get(self.joining) if name == MAIN and self.joining is not None else lane
-        return lane is not None and lane.seen is not None and joining is not None and joining.seen is not None
-
     def went_on(self, name: str, page: Page, limit: int) -> None:
         """A page of a lane was read."""
         if name != MAIN:

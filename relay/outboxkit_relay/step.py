@@ -94,9 +94,8 @@ def _owned(state: State, event: Owned, _commands: list[Command], now: datetime) 
 def _fetched(state: State, event: Fetched, commands: list[Command], now: datetime) -> None:
     state.reading = False
     state.lease_until = event.until or state.lease_until
-    rows = event.page.rows
-    if not state.lanes.remembers(event.lane):
-        rows = [row for row in rows if row.position not in state.positions]  # a scan finds what is in hand, too
+    # A scan finds what is in hand, too; and every read finds rows with transaction ids from another cluster.
+    rows = [row for row in event.page.rows if row.position not in state.positions]
     state.lanes.went_on(event.lane, event.page, state.rules.batch_size)
     _fade(state)
     _take_in(state, rows, commands, now)

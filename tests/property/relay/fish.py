@@ -12,7 +12,7 @@ from outboxkit.message import Row
 from outboxkit.policy import Followers
 from outboxkit_relay import judge
 from outboxkit_relay.destinations import Destination
-from outboxkit_relay.dialogue import Answered, Command, Event, Fetch
+from outboxkit_relay.dialogue import Answered, Command, Event, Fetch, Fetched
 from outboxkit_relay.state import State
 from tests.property.relay.database import Stored
 from tests.property.relay.process import Process
@@ -100,13 +100,21 @@ class Careless(World):
     def __init__(self, seed: int, relay: type[Process]) -> None:
         super().__init__(seed, relay)
         self.trouble_rate = 0.4
+        self.left_to_write *= 3
+        del self.keys[1:]
         self.rules = replace(self.rules, retry=replace(self.rules.retry, followers=Followers.PARK))
         for process in self.processes:
             process.rules = process.state.rules = self.rules
 
+    def deliver(self) -> None:
+        super().deliver()
+        self.request()
+
     def request(self) -> None:
+        pages = [event.page for process in self.processes for event in process.arrivals if isinstance(event, Fetched)]
+        read = {(row.topic, row.key) for page in pages for row in page.rows}
         for key, stop in list(self.database.stopped.items()):
-            if stop.reason == "parked":
+            if stop.reason == "parked" and (key in read or not self.writers):
                 self.release(key)
 
     def release(self, key: Key) -> None:
@@ -124,4 +132,10 @@ class Careless(World):
 
 
 class ReleaseAtOnce(Process):
-    """The relay itself is right; the release goes behind its back (see `Careless`)."""
+    """Does not carry releases out between two pages, but finds out with every page which keys others have released."""
+
+    def step(self, event: Event) -> list[Command]:
+        if isinstance(event, Fetched):
+            found = self.database.stopped_keys(self.state.lanes.shards)
+            self.state.stopped = found | frozenset(self.state.setting_aside)
+        return super().step(event)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -43,7 +43,7 @@ class Model:
     position: int = 0
     rows: tuple[tuple[int, int, str, int], ...] = ()  # xid, position, topic, writer, not yet committed
     committed: tuple[tuple[int, int, str], ...] = ()  # xid, position, topic
-    main: Lane = Lane()
+    main: Lane = field(default_factory=Lane)
     topics: tuple[tuple[str, Lane | None], ...] = ()
     joining: str | None = None
     delivered: tuple[int, ...] = ()
@@ -111,11 +111,18 @@ def writers(model: Model) -> Iterator[Model]:
             )
 
 
+def scans(lanes: Lanes, name: str) -> bool:
+    read = [lanes.main if name == MAIN else lanes.topics[name]]
+    if name == MAIN and lanes.joining is not None:
+        read.append(lanes.topics[lanes.joining])
+    return any(lane is None or lane.seen is None for lane in read)
+
+
 def deliver(model: Model, name: str, limit: int, *, aside: str | None = None) -> Model:
     """A page of a lane is read; afterwards a topic may be full and go on in a lane of its own."""
     lanes = model.lanes()
     page = read(model, lanes.reading(name, limit))
-    held = () if lanes.remembers(name) else model.delivered  # a scan finds what is in hand, too
+    held = model.delivered if scans(lanes, name) else ()  # a scan finds what is in hand, too; a memory must not
     lanes.went_on(name, page, limit)
     rows = [row for row in page.rows if row.position not in held and lanes.reads(row.topic)]
     if aside is not None:
