@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import tarfile
 import urllib.request
 from pathlib import Path
 
@@ -81,8 +80,8 @@ def _download(folder: Path) -> None:
         msg = f"Maven could not fetch Apicurio Registry {VERSION}: {(done.stdout + done.stderr).strip()[-1500:]}"
         raise Unavailable(msg)
     (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
+    # Not tarfile: its safe way to extract came with Python 3.11.4, and Debian has 3.11.2.
+    subprocess.run(["tar", "-xzf", archive, "-C", folder], check=True, timeout=120)
     archive.unlink()
 
 
