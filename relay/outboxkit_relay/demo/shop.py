@@ -1,4 +1,4 @@
-"""The shop as a process: places orders when it reads a line ``first last``, says ``placed`` after each of these lines.
+"""The shop as a process: reads lines ``first last seconds``, places these orders within that time, says ``placed``.
 
 It ends when its standard input does, so it never outlives the demo.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 
 from outboxkit_relay.demo.contracts import OldOrderPlaced, OrderPlaced
 from outboxkit_relay.demo.order_flow import Base, Order, engine, sessions
@@ -23,9 +24,10 @@ def main(seed: int, old: int) -> None:
         Base.metadata.create_all(connection)
     print("ready", flush=True)
     for line in sys.stdin:
-        first, last = map(int, line.split())
+        first, last, seconds = map(int, line.split())
         for number in range(first, last + 1):
             _place(number, rng, as_old=number == old)
+            time.sleep(seconds / (last - first + 1))  # customers do not come all at once
         print("placed", flush=True)
 
 

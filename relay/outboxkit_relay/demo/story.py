@@ -40,6 +40,7 @@ _CONSUMERS: Final = ("inventory", "payments", "shipping", "confirmation")
 _GROUP_OPTIONS: Final = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
 _OUTAGE_SECONDS: Final = 1.5
 _ARRIVAL_SECONDS: Final = 0.03  # until the broker has stored what a stopped relay had sent
+_OPENING_SECONDS: Final = 2  # orders come one by one, so that there are many batches to be caught in
 _PATIENCE_SECONDS: Final = 60.0
 
 _SETTLED: Final = text(
@@ -159,7 +160,7 @@ class _Story:
 
     def _lose_a_relay(self, shop: Child, relay: Child, watching: Witness) -> Child:
         world.until(lambda: bool(relay.events("relay.joined")), self.world, "the relay is up")
-        shop.say(f"1 {self.half}")
+        shop.say(f"1 {self.half} {_OPENING_SECONDS}")
         unsettled = self._kill_in_mid_batch(relay, watching)
         self._say(f"relay killed (SIGKILL) with {unsettled} messages published and not yet settled")
         relay = self._outboxkit("relay-2", "relay", "run")
@@ -174,7 +175,7 @@ class _Story:
         gone = time.monotonic()
         if cluster:
             cluster.send(signal.SIGSTOP)
-        shop.say(f"{self.half + 1} {self.plan.orders}")
+        shop.say(f"{self.half + 1} {self.plan.orders} 0")
         shop.read_line()
         if cluster:
             self._bring_the_broker_back(cluster, gone)
