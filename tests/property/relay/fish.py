@@ -106,15 +106,15 @@ class Careless(World):
         for process in self.processes:
             process.rules = process.state.rules = self.rules
 
-    def deliver(self) -> None:
-        super().deliver()
+    def _everything_moves(self) -> bool:
         self.request()
+        return super()._everything_moves()
 
     def request(self) -> None:
         pages = [event.page for process in self.processes for event in process.arrivals if isinstance(event, Fetched)]
         read = {(row.topic, row.key) for page in pages for row in page.rows}
         for key, stop in list(self.database.stopped.items()):
-            if stop.reason == "parked" and (key in read or not self.writers):
+            if stop.reason == "parked" and (key in read or not pages):
                 self.release(key)
 
     def release(self, key: Key) -> None:
