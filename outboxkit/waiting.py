@@ -4,16 +4,18 @@ When a message fails for reasons of its own, its key is *stopped*: a row in ``ou
 (the head) and its followers in ``outbox_waiting`` under their old positions, in which order they leave again. A head
 that became a dead letter leaves its followers *parked*. A message without a key waits alone.
 
-All verbs are Core statements in a transaction of the caller that `outboxkit.outbox.fence` has fenced.
+Operators look (`stops`) and ask (`request`); only the relay that owns a key's shard changes its order. All other verbs
+are Core statements in a transaction of the caller that `outboxkit.outbox.fence` has fenced.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import and_, case, delete, exists, func, insert, literal, or_, select, update
 
 from outboxkit import tables
 from outboxkit.dialects import dialect_of
@@ -27,25 +29,34 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Hold",
+    "Request",
+    "Stop",
     "StoppedKey",
     "bring_back",
     "bury",
     "due_rows",
     "enqueue_scheduled",
     "go_on",
+    "head_of",
     "hold",
+    "how_many_stops",
     "join_the_line",
     "park",
+    "request",
     "set_aside",
     "stopped_keys",
+    "stops",
+    "try_now",
 ]
 
 _HOT: Final = tables.outbox_messages
 _WAITING: Final = tables.outbox_waiting
 _STOPPED: Final = tables.outbox_stopped_keys
+_LETTERS: Final = tables.dead_letters
 
 StoppedKey = tuple[str, bytes]  #: (topic, key)
 
+_REST: Final = timedelta(minutes=1)  # a head that is to be skipped is not tried again before its relay skips it
 _ERROR_TEXT: Final = 500  # characters: enough to understand, never a payload
 _COPIED: Final = [column.name for column in _HOT.columns if column.name not in ("xid", "position")]
 
@@ -69,6 +80,152 @@ class Hold:
     attempts: int
     delay: timedelta
     followers: tuple[Row, ...] = ()
+
+
+class Request(StrEnum):
+    """What an operator may ask of a stopped key."""
+
+    RELEASE = "release"  #: try the waiting head at once; behind a dead head the followers go on
+    SKIP = "skip"  #: a waiting head becomes a dead letter; the followers go on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """A stopped key, as an operator sees it.
+
+    Attributes:
+        topic: its destination.
+        key: the key.
+        reason: ``retry`` (the head waits for its next try) or ``parked`` (the head is dead).
+        position: of the head.
+        attempts: tries of the head so far.
+        due_at: when the head is tried again.
+        followers: messages that wait behind the head.
+        error: why the head failed the last time.
+        request: what was asked and is not carried out yet.
+        requested_by: who asked.
+    """
+
+    topic: str
+    key: bytes
+    reason: str
+    position: int
+    attempts: int
+    due_at: datetime | None
+    followers: int
+    error: str
+    request: str | None
+    requested_by: str | None
+
+
+# --- operators ---------------------------------------------------------------------------------------------------
+
+
+def stops(
+    connection: Connection, *, topic: str | None = None, key: bytes | None = None, limit: int | None = None
+) -> list[Stop]:
+    """The stopped keys: of one topic, or that one.
+
+    Transaction: joins the caller's; reads only.
+    """
+    head = _WAITING.alias()
+    line = (_WAITING.c.topic == _STOPPED.c.topic, _WAITING.c.key == _STOPPED.c.key, _WAITING.c.reason != "scheduled")
+    followers = select(func.count()).where(*line, _WAITING.c.position != _STOPPED.c.position).scalar_subquery()
+    is_head = and_(
+        head.c.topic == _STOPPED.c.topic,
+        head.c.key == _STOPPED.c.key,
+        head.c.position == _STOPPED.c.position,
+        head.c.reason != "scheduled",
+    )
+    statement = (
+        select(
+            *(_STOPPED.c[name] for name in ("topic", "key", "reason", "position", "due_at", "request", "requested_by")),
+            func.coalesce(head.c.attempts, _of_letter(_LETTERS.c.attempts), 0).label("attempts"),
+            func.coalesce(head.c.error, _of_letter(_LETTERS.c.failure + ": " + _LETTERS.c.error), "").label("error"),
+            followers.label("followers"),
+        )
+        .outerjoin(head, is_head)
+        .where(*_chosen(topic, key))
+        .order_by(_STOPPED.c.topic, _STOPPED.c.key)
+        .limit(limit)
+    )
+    found = connection.execute(statement).mappings()
+    return [Stop(**{**row, "key": bytes(row["key"])}) for row in found]
+
+
+def how_many_stops(connection: Connection, *, topic: str | None = None) -> int:
+    """How many keys are stopped.
+
+    Transaction: joins the caller's; reads only.
+    """
+    counted = select(func.count()).select_from(_STOPPED).where(*_chosen(topic, None))
+    return connection.execute(counted).scalar_one()
+
+
+def request(
+    connection: Connection,
+    topic: str,
+    key: bytes,
+    what: Request,
+    *,
+    by: str,
+    why: str = "",
+    position: int | None = None,
+) -> bool:
+    """Records what an operator asks of a stopped key, and that it was asked; the relay that owns it carries it out.
+
+    A later request replaces an earlier one, but not the replay of a dead head.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: a request is about the head that the key has now; when that one goes out first, nothing is left to do.
+
+    Args:
+        connection: the caller's.
+        topic: of the key.
+        key: the key.
+        what: to do with it.
+        by: who asks, for the audit.
+        why: the reason, for the audit.
+        position: of the head that was looked at: with another one nothing is recorded.
+
+    Returns:
+        Whether it is recorded: the key is stopped (at that head), and its head is not being replayed.
+    """
+    this = [_STOPPED.c.topic == topic, _STOPPED.c.key == key, func.coalesce(_STOPPED.c.request, "") != "repair"]
+    if position is not None:
+        this.append(_STOPPED.c.position == position)
+    asked = update(_STOPPED).where(*this).values(request=what.value, requested_by=by)
+    if not connection.execute(asked).rowcount:
+        return False
+    # PostgreSQL's text takes no NUL.
+    target = f"{topic} {key.decode('utf-8', 'backslashreplace')}".replace("\0", "\\x00")
+    entry = {"who": by, "action": f"quarantine.{what.value}", "target": target, "why": why}
+    connection.execute(insert(tables.outbox_audit).values(**entry))
+    return True
+
+
+def _chosen(topic: str | None, key: bytes | None) -> list[Any]:
+    topics = [] if topic is None else [_STOPPED.c.topic == topic]
+    return topics if key is None else [*topics, _STOPPED.c.key == key]
+
+
+def _of_letter(column: Any) -> Any:
+    """Of the latest dead letter of the stopped key's head."""
+    return (
+        select(column)
+        .where(
+            _LETTERS.c.side == "relay",
+            _LETTERS.c.topic == _STOPPED.c.topic,
+            _LETTERS.c.key == _STOPPED.c.key,
+            _LETTERS.c.position == _STOPPED.c.position,
+        )
+        .order_by(_LETTERS.c.died_at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+# --- relays ------------------------------------------------------------------------------------------------------
 
 
 def stopped_keys(connection: Connection, shards: Collection[int]) -> frozenset[StoppedKey]:
@@ -107,20 +264,7 @@ def due_rows(
     )
     alone = and_(waits.key.is_(None), waits.reason == "retry", waits.due_at <= tables.database_now())
     statement = (
-        select(
-            waits.position,
-            waits.message_id,
-            waits.topic,
-            waits.key,
-            waits.type,
-            waits.kind,
-            waits.payload,
-            waits.headers,
-            waits.recorded_at,
-            waits.expires_at,
-            waits.attempts,
-            waits.id,
-        )
+        select(*_row_columns())
         .outerjoin(_STOPPED, key_is_due)
         .where(
             waits.shard.in_(sorted(shards)),
@@ -131,6 +275,26 @@ def due_rows(
         .limit(limit)
     )
     return [Row._make(row) for row in connection.execute(statement)]
+
+
+def head_of(connection: Connection, topic: str, key: bytes) -> tuple[Row, str] | None:
+    """The first waiting row of a key, and why it failed the last time.
+
+    Transaction: joins the caller's; reads only.
+    """
+    line = (_WAITING.c.topic == topic, _WAITING.c.key == key, _WAITING.c.reason != "scheduled")
+    first = select(*_row_columns(), _WAITING.c.error).where(*line).order_by(_WAITING.c.position).limit(1)
+    found = connection.execute(first).one_or_none()
+    return None if found is None else (Row._make(found[:-1]), found.error or "")
+
+
+def try_now(connection: Connection, topic: str, key: bytes) -> None:
+    """Makes the head of a key that waits for its next try due; its attempts stay counted.
+
+    Transaction: the caller's, fenced.
+    """
+    this = and_(_STOPPED.c.topic == topic, _STOPPED.c.key == key, _STOPPED.c.reason == "retry")
+    connection.execute(update(_STOPPED).where(this).values(request=None, due_at=tables.database_now()))
 
 
 def enqueue_scheduled(connection: Connection, shards: Collection[int], limit: int) -> int:
@@ -221,7 +385,8 @@ def join_the_line(connection: Connection, rows: Sequence[Row]) -> None:
     set_aside(connection, rows)
     for row in rows:
         this = and_(_STOPPED.c.topic == row.topic, _STOPPED.c.key == row.key)
-        if connection.execute(select(_STOPPED.c.topic).where(this)).one_or_none() is None:
+        # Locked: whoever frees the key at the same time sees this row, or is seen here.
+        if connection.execute(select(_STOPPED.c.topic).where(this).with_for_update()).one_or_none() is None:
             _stop(connection, row, reason="retry", attempts=0, due_at=tables.database_now())
 
 
@@ -262,6 +427,21 @@ def bring_back(connection: Connection, position: int | None, message: dict[str, 
     go_on(connection, [(topic, key)])
 
 
+def _row_columns() -> list[Any]:
+    """The columns of a `Row`, of the waiting room."""
+    waits = _WAITING.c
+    message = (waits.topic, waits.key, waits.type, waits.kind, waits.payload, waits.headers)
+    return [
+        waits.position,
+        waits.message_id,
+        *message,
+        waits.recorded_at,
+        waits.expires_at,
+        waits.attempts,
+        waits.id,
+    ]
+
+
 def _same(row: Row) -> Any:
     return and_(_WAITING.c.position == row.position, _WAITING.c.message_id == row.id)
 
@@ -270,5 +450,13 @@ def _stop(connection: Connection, row: Row, *, reason: str, attempts: int, due_a
     shard = shard_of(row.topic, row.key, row.id, shards_of(connection))
     values = {"position": row.position, "reason": reason, "attempts": attempts, "due_at": due_at}
     this = and_(_STOPPED.c.topic == row.topic, _STOPPED.c.key == row.key)
-    if not connection.execute(update(_STOPPED).where(this).values(request=None, **values)).rowcount:
+    # A request about this head outlives its failure; of a dead head there is nothing to try at once.
+    same = _STOPPED.c.position == row.position
+    to_skip = and_(same, _STOPPED.c.request == Request.SKIP.value)
+    changed = {
+        **values,
+        "request": case((to_skip if reason == "parked" else same, _STOPPED.c.request), else_=None),
+        "due_at": None if due_at is None else case((to_skip, tables.database_now(_REST)), else_=due_at),
+    }
+    if not connection.execute(update(_STOPPED).where(this).values(**changed)).rowcount:
         connection.execute(insert(_STOPPED).values(topic=row.topic, key=row.key, shard=shard, **values))

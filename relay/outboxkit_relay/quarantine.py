@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select, update
 
-from outboxkit import outbox, tables, waiting
+from outboxkit import dead_letters, outbox, tables, waiting
 from outboxkit.message import unpack_headers
+from outboxkit.policy import Failure
+from outboxkit.waiting import Request
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -28,36 +30,78 @@ _LETTERS: Final = tables.dead_letters
 
 
 def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
-    """Repairs or releases stopped keys of these shards, as recorded in ``outbox_stopped_keys.request``.
+    """Carries out what was asked of stopped keys of these shards, as recorded in ``outbox_stopped_keys.request``.
 
+    ``release``: a head that waits for its next try is tried at once; behind a dead head the followers go on.
+    ``skip``: a waiting head becomes a dead letter, and the followers go on. A head that is due may be at the broker: it
+    is heard out first, and skipped if it fails again.
     ``repair``: the dead head that is being replayed returns to its old position, in front of its followers.
-    ``release`` and ``skip``: the followers go on without the head, which stays dead.
 
     Transaction: the caller's, fenced.
+    Locks: the stopped keys; those that a settlement is changing are left for the next time.
     """
-    asked = select(_STOPPED.c.topic, _STOPPED.c.key, _STOPPED.c.position, _STOPPED.c.request).where(
-        _STOPPED.c.shard.in_(sorted(shards)),
-        _STOPPED.c.request.is_not(None),
+    asked = (
+        select(
+            _STOPPED.c.topic,
+            _STOPPED.c.key,
+            _STOPPED.c.position,
+            _STOPPED.c.request,
+            (_STOPPED.c.reason == "parked").label("parked"),
+            (_STOPPED.c.due_at > tables.database_now()).label("resting"),
+        )
+        .where(_STOPPED.c.shard.in_(sorted(shards)), _STOPPED.c.request.is_not(None))
+        .with_for_update(skip_locked=True)
     )
-    for topic, key, position, request in connection.execute(asked).all():
-        letter = _replaying(connection, topic, key, position) if request == "repair" else None
-        if letter is not None:
-            row = outbox.stored(
-                connection,
-                message_id=letter.message_id,
-                topic=topic,
-                key=key,
-                type_name=letter.type,
-                kind=letter.kind,
-                payload=letter.payload,
-                headers=tuple(unpack_headers(letter.headers)),
-            )
-            waiting.bring_back(connection, position, row)
-            closed = {"state": "replayed", "closed_at": tables.database_now()}
-            connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter.id).values(**closed))
-        else:
-            waiting.go_on(connection, [(topic, key)])
-        _log.info("key.released", extra={"topic": topic, "request": request, "position": position})
+    for row in connection.execute(asked).all():
+        if _carry_out(connection, row):
+            _log.info("key.released", extra={"topic": row.topic, "request": row.request, "position": row.position})
+
+
+def _carry_out(connection: Connection, asked: Row[Any]) -> bool:
+    """Returns False when it must wait."""
+    topic, key, position = asked.topic, bytes(asked.key), asked.position
+    if asked.request == "repair" and (letter := _replaying(connection, topic, key, position)) is not None:
+        _bring_back(connection, letter, position)
+    elif asked.request == Request.RELEASE and not asked.parked:
+        waiting.try_now(connection, topic, key)
+    elif asked.request == Request.SKIP and not asked.parked:
+        return bool(asked.resting) and _skip(connection, topic, key)
+    else:
+        waiting.go_on(connection, [(topic, key)])
+    return True
+
+
+def _skip(connection: Connection, topic: str, key: bytes) -> bool:
+    found = waiting.head_of(connection, topic, key)
+    if found is not None:
+        head, error = found
+        failure, text = _reason(error)
+        dead_letters.bury(connection, dead_letters.of_row(head, failure, text, head.attempts))
+        waiting.bury(connection, head)
+    waiting.go_on(connection, [(topic, key)])
+    return True
+
+
+def _reason(error: str) -> tuple[Failure, str]:
+    """Why the head waits, as `outboxkit.waiting.hold` has written it."""
+    name, _, text = error.partition(": ")
+    return (Failure(name), text) if name in set(Failure) else (Failure.REJECTED, error)
+
+
+def _bring_back(connection: Connection, letter: Row[Any], position: int) -> None:
+    row = outbox.stored(
+        connection,
+        message_id=letter.message_id,
+        topic=letter.topic,
+        key=letter.key,
+        type_name=letter.type,
+        kind=letter.kind,
+        payload=letter.payload,
+        headers=tuple(unpack_headers(letter.headers)),
+    )
+    waiting.bring_back(connection, position, row)
+    closed = {"state": "replayed", "closed_at": tables.database_now()}
+    connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter.id).values(**closed))
 
 
 def _replaying(connection: Connection, topic: str, key: bytes, position: int) -> Row[Any] | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from outboxkit import dead_letters, registries
 from outboxkit.dead_letters import DeadLetter, Plan, Side, State
 from outboxkit.errors import OutboxKitError
 from outboxkit_relay.cli import database, letters, screen
+from outboxkit_relay.cli.audit import who
 from outboxkit_relay.lifecycle import Exit
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ def show(invocation: Invocation, name: str, *, reveal: bool, as_json: bool) -> N
     opened = database.writing if reveal else database.reading
     with opened(invocation) as connection:
         letter = letters.named(connection, name)
-        content = letters.reveal(connection, letter, _who(), _resolve(invocation.settings)) if reveal else None
+        content = letters.reveal(connection, letter, who(), _resolve(invocation.settings)) if reveal else None
     if as_json:
         screen.print_json(letters.as_json(letter, content))
     else:
@@ -100,7 +98,7 @@ def replay(invocation: Invocation, /, choice: letters.Choice, **options: Any) ->
         return dead_letters.replay(
             connection,
             [letter.id for letter in found],
-            by=_who(),
+            by=who(),
             why=options["why"] or choice.text,
             payload=payload,
             force=options["force"],
@@ -130,8 +128,8 @@ def discard(invocation: Invocation, /, choice: letters.Choice, **options: Any) -
         plans = [_discarding(letter) for letter in found]
         ids = [plan.id for plan in plans if not plan.refused]
         if ids and not dry_run:
-            dead_letters.discard(connection, ids, by=_who(), why=options["why"])
-            letters.release_followers(connection, [letter for letter in found if letter.id in ids], _who())
+            dead_letters.discard(connection, ids, by=who(), why=options["why"])
+            letters.release_followers(connection, [letter for letter in found if letter.id in ids], who())
         return plans
 
     return _change(invocation, choice, _Deed("discard", carry_out), options)
@@ -203,12 +201,3 @@ def _resolve(settings: Settings) -> Callable[[str], str] | None:
     if settings.registry_url is None:
         return None
     return registries.open_registry(settings.registry_url.get_secret_value()).resolve
-
-
-def _who() -> str:
-    """Who asks, for the audit log."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number without a name
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"

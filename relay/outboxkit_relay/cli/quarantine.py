@@ -1,0 +1,183 @@
+"""``outboxkit quarantine``: keys whose order is held, because the message at their head failed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from outboxkit import waiting
+from outboxkit.waiting import Request, Stop
+from outboxkit_relay.cli import database, screen
+from outboxkit_relay.cli.audit import who
+from outboxkit_relay.lifecycle import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+    from outboxkit_relay.cli.program import Invocation
+
+__all__ = ["command"]
+
+_COLUMNS: Final = ("TOPIC", "KEY", "STATE", "TRIES", "NEXT TRY", "BEHIND", "ASKED", "ERROR")
+_JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, one key a line.")
+
+
+@click.group()
+def command() -> None:
+    """See stopped keys, let them go on, or skip their heads.
+
+    A key is stopped when a message of it fails: the message is its head, and later messages of the key wait behind it.
+    What you ask here is recorded; the relay that owns the key does it within a third of its lease.
+    """
+
+
+@command.command("list")
+@click.option("--topic", help="Only keys of this topic.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@_JSON
+@click.pass_obj
+def list_stops(invocation: Invocation, topic: str | None, limit: int, *, as_json: bool) -> None:
+    """List stopped keys and why their heads failed."""
+    with database.reading(invocation) as connection:
+        found = waiting.stops(connection, topic=topic, limit=limit)
+        total = waiting.how_many_stops(connection, topic=topic)
+    if as_json:
+        for stop in found:
+            screen.print_json({**screen.plain(asdict(stop)), "key": _text_of(stop.key)})
+        return
+    if not found:
+        click.echo("no stopped keys", err=True)
+        return
+    now = datetime.now(UTC)
+    screen.table(_COLUMNS, [_row(stop, now) for stop in found])
+    if total > len(found):
+        click.echo(f"{len(found):,} of {total:,}: --limit shows more", err=True)
+
+
+def _asking(function: Callable[..., int]) -> Callable[..., int]:
+    """Adds what `release` and `skip` take."""
+
+    @click.argument("topic")
+    @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+    @click.option("--why", default="", metavar="TEXT", help="The reason, for the audit log.")
+    @click.option("--dry-run", is_flag=True, help="Show what would happen.")
+    @click.option("--yes", is_flag=True, help="Do not ask.")
+    @_JSON
+    @click.pass_obj
+    @wraps(function)
+    def asked(invocation: Invocation, /, **options: Any) -> int:
+        return function(invocation, options.pop("topic"), options.pop("keys"), options)
+
+    return asked
+
+
+@command.command("release")
+@_asking
+def release(invocation: Invocation, topic: str, keys: tuple[str, ...], options: dict[str, Any]) -> int:
+    """Try waiting heads at once; behind a dead head let the others go on.
+
+    A key is written as `list` shows it.
+    """
+    return _ask(invocation, Request.RELEASE, (topic, keys), options)
+
+
+@command.command("skip")
+@_asking
+def skip(invocation: Invocation, topic: str, keys: tuple[str, ...], options: dict[str, Any]) -> int:
+    """Make waiting heads dead letters, and let the others go on.
+
+    A head that is at the broker just now is heard out first. A key is written as `list` shows it.
+    """
+    return _ask(invocation, Request.SKIP, (topic, keys), options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A key of the command line, and what was found of it; None when it is not stopped."""
+
+    text: str
+    stop: Stop | None
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be asked of it; empty when it can."""
+        if self.stop is None:
+            return "it is not stopped"
+        return "its dead head is being replayed" if self.stop.request == "repair" else ""
+
+
+def _ask(invocation: Invocation, what: Request, target: tuple[str, tuple[str, ...]], options: dict[str, Any]) -> int:
+    """Look, ask, record, tell: only heads that were looked at are concerned."""
+    topic, keys = target
+    with database.reading(invocation) as connection:
+        asked = [_Asked(key, _stopped(connection, topic, key)) for key in dict.fromkeys(keys)]
+    outcomes = {one.text: one.refusal for one in asked}
+    stops = {one.text: one.stop for one in asked if one.stop is not None and not one.refusal}
+    if stops and not options["dry_run"]:
+        if not screen.confirmed(_question(what, topic, list(stops.values())), yes=options["yes"]):
+            click.echo("nothing was changed", err=True)
+            return Exit.FAILED
+        with database.writing(invocation) as connection:
+            for text, stop in stops.items():
+                done = waiting.request(
+                    connection, topic, stop.key, what, by=who(), why=options["why"], position=stop.position
+                )
+                outcomes[text] = "" if done else "its head is another one by now: look again"
+    for text, refusal in outcomes.items():
+        outcome = "refused" if refusal else f"would ask for {what}" if options["dry_run"] else f"asked for {what}"
+        _tell(topic, text, outcome, reason=refusal or _meaning(what, stops[text]), as_json=options["as_json"])
+    refused = sum(map(bool, outcomes.values()))
+    return Exit.OK if not refused else Exit.FAILED if refused == len(outcomes) else Exit.PARTLY
+
+
+def _stopped(connection: Connection, topic: str, text: str) -> Stop | None:
+    """The stopped key that `list` shows like this; it writes bytes that cannot be shown as escapes."""
+    raw = text.encode("utf-8", "surrogateescape")
+    escaped = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), raw)
+    for key in dict.fromkeys((raw, escaped)):
+        if found := waiting.stops(connection, topic=topic, key=key):
+            return found[0]
+    return None
+
+
+def _question(what: Request, topic: str, stops: Sequence[Stop]) -> str:
+    keys, behind = len(stops), sum(stop.followers for stop in stops)
+    named = f"the key {_text_of(stops[0].key)}" if keys == 1 else f"{keys:,} keys"
+    return f"{what.value.capitalize()} {named} of {topic} ({_messages(behind)} behind)?"
+
+
+def _meaning(what: Request, stop: Stop) -> str:
+    """What the relay will do."""
+    go_on = f"{_messages(stop.followers)} behind it go{'es' * (stop.followers == 1)} on"
+    if stop.reason == "parked":
+        return f"its head is dead, {go_on}"
+    return "its head is tried at once" if what is Request.RELEASE else f"its head becomes a dead letter, {go_on}"
+
+
+def _tell(topic: str, key: str, outcome: str, *, reason: str, as_json: bool) -> None:
+    if as_json:
+        screen.print_json({"topic": topic, "key": key, "outcome": outcome, "reason": reason})
+    else:
+        click.echo(screen.safe(f"{topic}  {key}  {outcome}: {reason}"))
+
+
+def _row(stop: Stop, now: datetime) -> tuple[object, ...]:
+    due = "-" if stop.due_at is None else "now" if stop.due_at <= now else f"in {screen.ago(stop.due_at - now)}"
+    asked = stop.request or "-"
+    return (stop.topic, _text_of(stop.key), stop.reason, stop.attempts, due, stop.followers, asked, stop.error or "-")
+
+
+def _messages(number: int) -> str:
+    return f"{number:,} message{'s' * (number != 1)}"
+
+
+def _text_of(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")
