@@ -213,7 +213,11 @@ def test_a_second_signal_ends_the_process_at_once(number: signal.Signals, code: 
         "    print('ready', flush=True)\n"
         "    while True: signal.pause()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(process.kill)  # else a process that ignores the second signal would be waited for
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
