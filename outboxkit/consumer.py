@@ -378,6 +378,9 @@ class _Run:
             connection = given.session.connection()
             if job.waiting is not None and not attempts.remove(given.session, self.consumer.name, job.waiting):
                 return None
+            writer = self.consumer.handling.schemas.get(letter.writer_schema)
+            if writer is not None:  # so that a replay can judge without a registry
+                readers.remember_writer(connection, self.consumer.name, letter.type, (letter.writer_schema, writer))
             return dead_letters.bury(connection, letter)
 
         buried = await self.patience.run(bury)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -184,7 +184,7 @@ def _values(message: Message, shards: int) -> dict[str, Any]:
         "headers": pack_headers(wire_headers(message)),
         "content_type": message.content_type,
         "schema_fingerprint": message.schema or None,
-        "occurred_at": message.occurred_at or tables.database_now(),
+        "occurred_at": message.occurred_at or datetime.now(UTC),  # no expression: one statement takes many rows
         "expires_at": message.expires_at,
     }
 

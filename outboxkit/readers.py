@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from outboxkit.message import Message
 
-__all__ = ["Problems", "Reader", "current", "problems", "record", "refusal", "schema_text"]
+__all__ = ["Problems", "Reader", "current", "problems", "record", "refusal", "remember_writer", "schema_text"]
 
 Reader = tuple[str, str]  #: (fingerprint, text) of a schema
 Problems = list[dict[str, str]]
@@ -60,6 +60,16 @@ def record(connection: Connection, consumer: str, contracts: Iterable[EventType]
         connection.execute(update(_SCHEMAS).where(mine).values(text=text, seen_at=tables.database_now()))
         found[contract.name] = (fingerprint, text)
     return found
+
+
+def remember_writer(connection: Connection, consumer: str, type_name: str, writer: Reader) -> None:
+    """Keeps the schema that a dead message was written with.
+
+    Transaction: joins the caller's, which stores the dead letter. Writes: ``outbox_schemas``.
+    """
+    fingerprint, text = writer
+    values = {"fingerprint": fingerprint, "role": "writer", "consumer": consumer, "type": type_name, "text": text}
+    connection.execute(insert_ignoring(connection, _SCHEMAS).values(values))
 
 
 def current(connection: Connection, consumer: str, type_name: str) -> str | None:
