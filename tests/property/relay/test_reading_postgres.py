@@ -290,7 +290,7 @@ def test_any_interleaving_of_transactions_is_read_once_and_in_order(engine: Engi
     run.verdict()
 
 
-def test_a_restart_and_a_killed_backend_give_the_same_transaction_ids_again(
+def test_a_restart_and_a_killed_backend_lose_nothing_and_double_nothing(
     engine: Engine, postgres: servers.Server
 ) -> None:
     run = Run(engine, 1)
