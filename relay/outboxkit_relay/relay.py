@@ -51,6 +51,7 @@ from outboxkit_relay.dialogue import (
     Tick,
     Watch,
 )
+from outboxkit_relay.snapshot import Snapshot, Tally
 from outboxkit_relay.state import Rules, State
 from outboxkit_relay.step import step
 from outboxkit_relay.worker import Worker
@@ -71,6 +72,7 @@ _AWAY: Final = (OperationalError, InterfaceError, InternalError)
 _PATIENCE_WITH_DATABASE: Final = full_jitter("200ms", cap="5s", attempts=1)
 _LONGEST_SLEEP: Final = 0.25  # seconds: a stop request is seen within this
 _LEASE_MARGIN: Final = 0.8  # of what is left: clocks of two machines do not run at exactly one speed
+_SHOWN_EVERY: Final = 0.1  # seconds: a snapshot costs more than many an event
 _MERGED: Final = 4  # settlements in one transaction, at most
 
 
@@ -104,6 +106,8 @@ class Relay:
         self._arrivals: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._clock: Callable[[], datetime] = _no_clock
         self._state = State(rules=rules)
+        self._tally = Tally()
+        self._snapshot: Snapshot | None = None
         self._reader = Worker("outboxkit-reader", self._open_for_reading, self._arrivals.put)
         self._settler = Worker("outboxkit-settler", engine.connect, self._arrivals.put)
         self._by_reader: Final[dict[type, Callable[[Connection, Any], Event]]] = {
@@ -117,6 +121,11 @@ class Relay:
     def state(self) -> State:
         """What the core knows now."""
         return self._state
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What the dispatcher has told last; None before its first turn. For any thread."""
+        return self._snapshot
 
     def run(self, stop: threading.Event) -> None:
         """Publishes until `stop` is set, or with ``rules.once`` until nothing is left.
@@ -156,10 +165,18 @@ class Relay:
 
     def _advance(self, event: Event) -> None:
         before = _troubles(self._state)
+        self._tally.count(self._state, event, time.monotonic())
         _, commands = step(self._state, event, self._clock(), self._rng)
         _tell(before, _troubles(self._state), self._id)
         for command in commands:
             self._carry_out(command)
+        self._show()
+
+    def _show(self, *, away: bool = False) -> None:
+        """Hands out what others may know."""
+        now, ending = time.monotonic(), self._state.left or self._state.stop_at is not None
+        if away or ending or self._snapshot is None or now - self._snapshot.at >= _SHOWN_EVERY:
+            self._snapshot = self._tally.snapshot(self._state, self._id, now, away=away)
 
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Publish):
@@ -241,6 +258,7 @@ class Relay:
         if failures == 1:
             name = type(error.orig or error).__name__
             _log.warning("database.away", extra={"relay": str(self._id), "error": name})
+        self._show(away=True)
         # What is in flight is unknown now and will be sent again: the old batches must not come after that.
         self._publisher.reset()
         stop.wait(delay)

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Followers, Order, duration
 
-__all__ = ["Duration", "RelaySettings", "Retention", "Settings", "colourless", "environment", "load"]
+__all__ = ["Duration", "ProbeSettings", "RelaySettings", "Retention", "Settings", "colourless", "environment", "load"]
 
 PREFIX: Final = "OUTBOXKIT_"
 
@@ -63,6 +63,14 @@ class LogSettings(_Section):
     format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, JSON elsewhere")
 
 
+class ProbeSettings(_Section):
+    """``[probes]``: ``/livez``, ``/readyz`` and ``/metrics`` of the relay."""
+
+    port: int | None = Field(None, ge=0, le=65_535, description="off unless set; 0 takes a free one and logs it")
+    host: str = Field("127.0.0.1", description="the address to listen on")
+    allow_remote: bool = Field(False, description="let it be an address that other machines reach: there is no login")
+
+
 class Settings(BaseSettings):
     """Everything the daemon and the command line can be told."""
 
@@ -87,6 +95,7 @@ class Settings(BaseSettings):
     relay: RelaySettings = Field(default_factory=RelaySettings)
     retention: Retention = Field(default_factory=Retention)
     log: LogSettings = Field(default_factory=LogSettings)
+    probes: ProbeSettings = Field(default_factory=ProbeSettings)
     failpoints: str = Field("", description="for tests only: name=exit[:n],…", exclude=True)
 
     @classmethod

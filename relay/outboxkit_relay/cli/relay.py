@@ -12,7 +12,7 @@ from sqlalchemy import select, union
 from outboxkit import failpoints, tables
 from outboxkit.brokers import open_publisher
 from outboxkit.policy import Backoff, RetryPolicy
-from outboxkit_relay import lifecycle
+from outboxkit_relay import lifecycle, probes
 from outboxkit_relay.cli import database
 from outboxkit_relay.relay import Relay
 from outboxkit_relay.state import Rules
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Publisher
     from outboxkit_relay.cli.program import Invocation
-    from outboxkit_relay.settings import RelaySettings
+    from outboxkit_relay.settings import RelaySettings, Settings
 
 __all__ = ["command", "rules_of"]
 
@@ -49,7 +49,7 @@ def run(invocation: Invocation, *, once: bool) -> None:
     with lifecycle.stop_on_signals(stop.set), database.opened(invocation, patience=patience) as engine:
         publisher = open_publisher(url, settings.broker)
         try:
-            _run(engine, publisher, settings.relay, stop, once=once)
+            _run(engine, publisher, settings, stop, once=once)
         finally:
             publisher.close()
 
@@ -69,13 +69,22 @@ def rules_of(settings: RelaySettings, publisher: Publisher, *, once: bool = Fals
     )
 
 
-def _run(engine: Engine, publisher: Publisher, settings: RelaySettings, stop: threading.Event, *, once: bool) -> None:
-    if not lifecycle.await_database(engine, stop):
-        return
-    if not lifecycle.await_broker(publisher, _destinations(engine), stop):
-        return
-    rules = rules_of(settings, publisher, once=once)
-    Relay(engine, publisher, rules, drain=settings.drain, version=version("outboxkit")).run(stop)
+def _run(engine: Engine, publisher: Publisher, settings: Settings, stop: threading.Event, *, once: bool) -> None:
+    rules, release = rules_of(settings.relay, publisher, once=once), version("outboxkit")
+    relay = Relay(engine, publisher, rules, drain=settings.relay.drain, version=release)
+    subject = probes.Subject(
+        look=lambda: relay.snapshot,
+        engine=engine,
+        lease=settings.relay.lease,
+        transport=publisher.features.name,
+        version=release,
+    )
+    with probes.serving(settings.probes, subject):
+        if not lifecycle.await_database(engine, stop):
+            return
+        if not lifecycle.await_broker(publisher, _destinations(engine), stop):
+            return
+        relay.run(stop)
 
 
 def _destinations(engine: Engine) -> Collection[str]:

@@ -1,0 +1,127 @@
+"""What others may know of a running relay: a frozen value that its dispatcher hands out. Pure.
+
+Topics are the only labels that data brings with it: beyond `MOST_TOPICS` they are counted together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from outboxkit_relay.dialogue import Answered, Claimed, Fetched, Missed, Owned, Settled
+
+if TYPE_CHECKING:
+    from outboxkit.brokers import Receipts
+    from outboxkit_relay.dialogue import Event
+    from outboxkit_relay.state import State
+
+__all__ = ["MOST_TOPICS", "OTHER_TOPICS", "Paused", "Snapshot", "Tally"]
+
+MOST_TOPICS: Final = 500  #: that are told apart: nobody's time series may grow without a bound
+OTHER_TOPICS: Final = "(others)"
+
+_FROM_DATABASE: Final = (Owned, Fetched, Claimed, Missed, Settled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """A destination that the broker does not take messages for, and why."""
+
+    topic: str
+    failure: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A relay at one moment.
+
+    Attributes:
+        relay: its fencing token; a new one with each joining.
+        at: when its dispatcher made this value, in seconds of the machine's monotonic clock.
+        heard: when the database has answered for the last time, on the same clock.
+        away: whether the database cannot be reached.
+        joined: whether it has a lease.
+        stopping: whether it was told to stop.
+        shards: how many it owns.
+        queued: messages in its memory.
+        in_flight: messages at the broker.
+        found_by_rescan: messages that only the watchdog has found.
+        destinations: topics it knows.
+        paused: those that are paused.
+        published: acknowledged messages, by topic.
+        failures: refused messages, by topic and reason.
+    """
+
+    relay: UUID
+    at: float
+    heard: float
+    away: bool
+    joined: bool
+    stopping: bool
+    shards: int
+    queued: int
+    in_flight: int
+    found_by_rescan: int
+    destinations: tuple[str, ...]
+    paused: tuple[Paused, ...]
+    published: Mapping[str, int]
+    failures: Mapping[tuple[str, str], int]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened since the start of the process, by topic."""
+
+    published: Counter[str] = field(default_factory=Counter)
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    heard: float = 0.0
+    _named: set[str] = field(default_factory=set)
+
+    def count(self, state: State, event: Event, at: float) -> None:
+        """Takes an event in, before the core does."""
+        if isinstance(event, _FROM_DATABASE):
+            self.heard = at
+        elif isinstance(event, Answered):
+            found = next((one for one in state.destinations.values() if event.number in one.flights), None)
+            if found is not None:
+                self._answered(found.topic, len(found.flights[event.number].rows), event.receipts)
+
+    def snapshot(self, state: State, relay: UUID, at: float, *, away: bool) -> Snapshot:
+        """The relay as it is now."""
+        destinations = list(state.destinations.values())[:MOST_TOPICS]
+        return Snapshot(
+            relay=relay,
+            at=at,
+            heard=self.heard,
+            away=away,
+            joined=state.joined and not away,
+            stopping=state.stop_at is not None or state.left,
+            shards=len(state.lanes.shards),
+            queued=state.held,
+            in_flight=state.in_flight,
+            found_by_rescan=state.found_by_rescan,
+            destinations=tuple(one.topic for one in destinations),
+            paused=tuple(
+                Paused(topic=one.topic, failure=one.trouble.failure.value, reason=one.trouble.text)
+                for one in destinations
+                if one.trouble is not None
+            ),
+            published=dict(self.published),
+            failures=dict(self.failures),
+        )
+
+    def _answered(self, topic: str, rows: int, receipts: Receipts) -> None:
+        name = self._name_of(topic)
+        self.published[name] += rows - len(receipts.refusals)
+        for refusal in receipts.refusals:
+            self.failures[name, refusal.failure.value] += 1
+
+    def _name_of(self, topic: str) -> str:
+        if topic not in self._named and len(self._named) >= MOST_TOPICS:
+            return OTHER_TOPICS
+        self._named.add(topic)
+        return topic

@@ -1,0 +1,335 @@
+"""What a machine can ask a running relay, over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine
+
+from outboxkit import tables
+from outboxkit.brokers import memory, open_publisher
+from outboxkit.errors import ConfigurationError
+from outboxkit.policy import Failure
+from outboxkit_relay import probes, settings
+from outboxkit_relay.relay import Relay
+from outboxkit_relay.settings import ProbeSettings
+from outboxkit_relay.snapshot import MOST_TOPICS, OTHER_TOPICS, Snapshot, Tally
+from outboxkit_relay.state import Rules
+from tests.integration.relay.world import DEADLINE, count, engine_for, message, relaying, until, write
+
+LEASE = timedelta(seconds=2)
+HEALTHY = Snapshot(
+    relay=uuid4(), at=0.0, heard=0.0, away=False, joined=True, stopping=False, shards=64, queued=0, in_flight=0,
+    found_by_rescan=0, destinations=(), paused=(), published={}, failures={},
+)  # fmt: skip
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    found = engine_for(f"sqlite:///{tmp_path / 'outbox.db'}")
+    yield found
+    found.dispose()
+
+
+@contextmanager
+def _serving(engine: Engine, look: Callable[[], Snapshot | None], **changes: Any) -> Iterator[int]:
+    subject = probes.Subject(look=look, engine=engine, lease=LEASE, transport="memory", version="1.2.3")
+    with probes.serving(ProbeSettings(port=0, **changes), subject) as port:
+        assert port
+        yield port
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def _metrics(port: int) -> dict[tuple[str, ...], float]:
+    """Values by name and the values of its labels, sorted."""
+    families = text_string_to_metric_families(_get(port, "/metrics")[1])
+    return {(s.name, *sorted(s.labels.values())): s.value for family in families for s in family.samples}
+
+
+# --- a real relay ------------------------------------------------------------------------------------------------
+
+
+def test_a_relay_that_publishes_is_alive_and_ready_and_counts(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outboxkit_relay.probes._FRESH_FOR", 0.0)
+    write(engine, *(message(number) for number in range(5)))
+
+    with (
+        relaying(engine, open_publisher(f"memory://{uuid4().hex}", {})) as relay,
+        _serving(engine, lambda: relay.snapshot) as port,
+    ):
+        until(lambda: count(engine, tables.outbox_messages) == 0)
+        until(lambda: _get(port, "/readyz")[0] == 200)
+        assert _get(port, "/livez") == (200, '{"ok": true}\n')
+        until(lambda: _metrics(port).get(("outboxkit_relay_published_total", "memory", "orders")) == 5)
+        found = _metrics(port)
+
+    assert found["outboxkit_relay_ready",] == found["outboxkit_database_up",] == 1
+    assert found["outboxkit_relay_shards_owned",] == tables.SHARDS
+    assert found["outboxkit_destination_paused", "orders"] == 0
+    assert found["outboxkit_relay_found_by_rescan_total",] == 0
+    assert found["outboxkit_build_info", "1.2.3", sys.version.split()[0]] == 1
+    assert ("outboxkit_outbox_pending_messages", "orders") not in found
+
+
+def test_a_paused_destination_is_named_with_its_reason_and_the_relay_stays_ready(engine: Engine) -> None:
+    name = uuid4().hex
+    memory.exchange(name).missing.add("payments")
+    write(engine, message(1), message(2, topic="payments"))
+
+    with (
+        relaying(engine, open_publisher(f"memory://{name}", {})) as relay,
+        _serving(engine, lambda: relay.snapshot) as port,
+    ):
+        until(lambda: "payments" in _get(port, "/readyz")[1])
+        status, body = _get(port, "/readyz")
+        found = _metrics(port)
+
+    (paused,) = json.loads(body)["paused"]
+    assert status == 200
+    assert (paused["topic"], paused["failure"]) == ("payments", "unknown-topic")
+    assert "there is no topic payments" in paused["reason"]
+    assert (found["outboxkit_destination_paused", "payments"], found["outboxkit_destination_paused", "orders"]) == (
+        1,
+        0,
+    )
+    assert found["outboxkit_relay_publish_failures_total", "payments", "unknown-topic"] >= 1
+    assert found["outboxkit_outbox_pending_messages", "payments"] == 1
+    assert found["outboxkit_outbox_oldest_pending_age_seconds", "payments"] >= 0
+
+
+def test_a_relay_whose_database_is_away_is_alive_but_not_ready(engine: Engine, tmp_path: Path) -> None:
+    with (
+        relaying(engine, open_publisher(f"memory://{uuid4().hex}", {})) as relay,
+        _serving(engine, lambda: relay.snapshot) as port,
+    ):
+        until(lambda: _get(port, "/readyz")[0] == 200)
+        with engine.connect() as connection:
+            connection.exec_driver_sql("ALTER TABLE outbox_relays RENAME TO gone")
+            connection.commit()
+
+        until(lambda: _get(port, "/readyz")[0] == 503)
+
+        assert json.loads(_get(port, "/readyz")[1])["reason"] == "the database cannot be reached"
+        assert _get(port, "/livez")[0] == 200
+        assert _metrics(port)["outboxkit_relay_ready",] == 0
+        with engine.connect() as connection:
+            connection.exec_driver_sql("ALTER TABLE gone RENAME TO outbox_relays")
+            connection.commit()
+        until(lambda: _get(port, "/readyz")[0] == 200)
+
+
+def test_a_relay_that_has_left_is_not_ready(engine: Engine) -> None:
+    with relaying(engine, open_publisher(f"memory://{uuid4().hex}", {})) as relay:
+        until(lambda: relay.snapshot and relay.snapshot.joined)
+
+    with _serving(engine, lambda: relay.snapshot) as port:
+        assert json.loads(_get(port, "/readyz")[1]) == {"ok": False, "reason": "stopping", "paused": []}
+
+
+def test_before_its_first_turn_a_relay_is_alive_and_not_ready(engine: Engine) -> None:
+    relay = Relay(engine, open_publisher(f"memory://{uuid4().hex}", {}), Rules())
+
+    with _serving(engine, lambda: relay.snapshot) as port:
+        assert _get(port, "/livez")[0] == 200
+        assert _get(port, "/readyz")[0] == 503
+        assert _get(port, "/metrics")[0] == 200
+
+
+def test_the_daemon_answers_when_a_port_is_set_and_ends_well(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    engine_for(url).dispose()
+    environment = settings.environment(database_url=url, broker_url="memory://one", probes__port=str(port))
+    command = [sys.executable, "-m", "outboxkit_relay", "relay", "run"]
+    daemon = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=tmp_path)
+    try:
+        until(lambda: _status(port, "/readyz") == 200)
+        assert _get(port, "/livez")[0] == 200
+        assert "outboxkit_build_info" in _get(port, "/metrics")[1]
+        os.kill(daemon.pid, signal.SIGTERM)
+        _, said = daemon.communicate(timeout=DEADLINE)
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+    assert daemon.returncode == 0
+    assert b"probes.listening" in said
+
+
+def _status(port: int, path: str) -> int:
+    try:
+        return _get(port, path)[0]
+    except OSError:
+        return 0
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "ready", "words"),
+    [
+        ({}, True, ""),
+        ({"stopping": True}, False, "stopping"),
+        ({"away": True}, False, "cannot be reached"),
+        ({"joined": False}, False, "no lease"),
+        ({"heard": -5.0}, False, "has not answered for"),
+        ({"at": -50.0}, True, ""),
+    ],
+)
+def test_what_makes_a_relay_unready(engine: Engine, changes: dict[str, Any], ready: bool, words: str) -> None:  # noqa: FBT001
+    with _serving(engine, lambda: _now(**changes)) as port:
+        status, body = _get(port, "/readyz")
+        alive, _ = _get(port, "/livez")
+
+    assert (status == 200) is ready
+    assert words in body
+    assert alive == 200
+
+
+def test_a_dispatcher_that_does_not_move_is_not_alive(engine: Engine) -> None:
+    with _serving(engine, lambda: _now(at=-61.0)) as port:
+        status, body = _get(port, "/livez")
+
+    assert status == 503
+    assert "the dispatcher has not moved for 61 s" in body
+
+
+def _now(*, at: float = 0.0, heard: float = 0.0, **changes: Any) -> Snapshot:
+    now = time.monotonic()
+    return replace(HEALTHY, at=now + at, heard=now + heard, **changes)
+
+
+# --- safety ------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_port_nothing_listens(engine: Engine) -> None:
+    before = threading.active_count()
+    subject = probes.Subject(look=lambda: None, engine=engine, lease=LEASE, transport="memory", version="")
+
+    with probes.serving(ProbeSettings(), subject) as port:
+        assert port is None
+        assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "relay.example", ""])
+def test_an_address_that_others_reach_is_refused_unless_a_setting_allows_it(engine: Engine, host: str) -> None:
+    with pytest.raises(ConfigurationError, match="allow_remote"), _serving(engine, lambda: None, host=host):
+        pass
+
+
+def test_an_address_that_others_reach_can_be_allowed(engine: Engine) -> None:
+    with _serving(engine, _now, host="0.0.0.0", allow_remote=True) as port:
+        assert _get(port, "/livez")[0] == 200
+
+
+def test_a_port_that_is_taken_is_one_line(engine: Engine) -> None:
+    with _serving(engine, _now) as port:
+        subject = probes.Subject(look=_now, engine=engine, lease=LEASE, transport="memory", version="")
+        with pytest.raises(ConfigurationError, match=f"port {port}"), probes.serving(ProbeSettings(port=port), subject):
+            pass
+
+
+def test_the_daemon_refuses_to_start_where_others_could_read(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    names = {"database_url": url, "broker_url": "memory://one", "probes__port": "0", "probes__host": "0.0.0.0"}
+    command = [sys.executable, "-m", "outboxkit_relay", "relay", "run", "--once"]
+
+    done = subprocess.run(
+        command, env=settings.environment(**names), capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+
+    assert done.returncode == 2
+    assert "probes.host is 0.0.0.0" in done.stderr
+
+
+def test_unknown_paths_and_methods_change_nothing(engine: Engine) -> None:
+    with _serving(engine, _now) as port:
+        assert _get(port, "/")[0] == _get(port, "/livez/x")[0] == 404
+        assert _get(port, "/livez?verbose")[0] == 200
+        connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+        connection.request("POST", "/readyz", body=b"{}")
+        assert connection.getresponse().status == 501
+        connection.close()
+
+
+def test_clients_that_say_nothing_are_cut_and_never_exhaust_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outboxkit_relay.probes._LONGEST_REQUEST", 0.3)
+    with _serving(engine, _now) as port:
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+        until(lambda: threading.active_count() > 2)
+
+        until(lambda: _status(port, "/livez") == 200)
+
+        assert threading.active_count() < 30
+        for one in silent:
+            one.close()
+
+
+def test_metrics_have_no_key_no_id_and_no_payload(engine: Engine) -> None:
+    secret = message(4711, key="CANARY")
+    write(engine, secret)
+
+    with _serving(engine, _now) as port:
+        text = _get(port, "/metrics")[1]
+
+    assert 'outboxkit_outbox_pending_messages{topic="orders"} 1.0' in text
+    assert not [word for word in ("CANARY", "4711", secret.id) if word in text]
+
+
+def test_topics_without_end_are_counted_together() -> None:
+    tally = Tally()
+
+    for number in range(MOST_TOPICS + 100):
+        name = tally._name_of(f"topic-{number}")
+        tally.failures[name, Failure.REJECTED.value] += 1
+
+    assert len(tally.failures) == MOST_TOPICS + 1
+    assert tally.failures[OTHER_TOPICS, "rejected"] == 100
+
+
+def test_the_database_is_counted_no_more_often_than_it_can_bear(engine: Engine) -> None:
+    write(engine, message(1))
+    with _serving(engine, _now) as port:
+        first = _metrics(port)["outboxkit_outbox_pending_messages", "orders"]
+        write(engine, message(2))
+
+        assert _metrics(port)["outboxkit_outbox_pending_messages", "orders"] == first == 1
+
+
+def test_without_a_database_the_other_numbers_are_still_told(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE outbox_messages")
+
+    with _serving(engine, _now) as port:
+        found = _metrics(port)
+
+    assert found["outboxkit_database_up",] == 0
+    assert found["outboxkit_relay_shards_owned",] == 64
