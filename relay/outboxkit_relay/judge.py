@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from outboxkit.waiting import StoppedKey
     from outboxkit_relay.state import State
 
-__all__ = ["expiries", "judge", "keys_aside"]
+__all__ = ["expiries", "freed", "judge", "keys_aside"]
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ def _publication(rows: Sequence[Row], receipts: Receipts) -> Settle:
         partitions=receipts.partitions,
         offsets=receipts.offsets,
     )
-    return Settle(evidence=(evidence,), freed=_freed(rows))
+    return Settle(evidence=(evidence,), freed=freed(rows))
 
 
 def _settlement(published: list[Row], outcome: _Outcome, receipts: Receipts) -> Settle:
@@ -171,9 +171,10 @@ def _settlement(published: list[Row], outcome: _Outcome, receipts: Receipts) -> 
         held=tuple(outcome.held),
         buried=tuple(outcome.buried),
         aside=tuple(outcome.aside),
-        freed=_freed(published),
+        freed=freed(published),
     )
 
 
-def _freed(rows: Iterable[Row]) -> tuple[StoppedKey, ...]:
+def freed(rows: Iterable[Row]) -> tuple[StoppedKey, ...]:
+    """The stopped keys whose head is settled: their next follower is due."""
     return tuple((row.topic, row.key) for row in rows if row.waiting_id is not None and row.key is not None)

@@ -42,7 +42,7 @@ from outboxkit_relay.dialogue import (
     Tick,
     Watch,
 )
-from outboxkit_relay.judge import expiries, judge, keys_aside
+from outboxkit_relay.judge import expiries, freed, judge, keys_aside
 from outboxkit_relay.lanes import MAIN
 from outboxkit_relay.state import LONG_AGO, State
 
@@ -99,11 +99,8 @@ def _fetched(state: State, event: Fetched, commands: list[Command], now: datetim
     state.lanes.went_on(event.lane, event.page, state.rules.batch_size)
     _fade(state)
     _take_in(state, rows, commands, now)
-    for row in event.due:
-        if not state.lanes.reads(row.topic):
-            continue  # paused while this was read; it is still due afterwards
-        state.waiting.add(row.waiting_id or 0)
-        state.destination(row.topic).add([row])
+    # What is due of a topic that was paused while this was read is still due afterwards.
+    _take_in_due(state, [row for row in event.due if state.lanes.reads(row.topic)], commands, now)
     if event.lane == MAIN and state.lanes.main.round is None:
         _rest(state, now, found=bool(event.page.rows))
 
@@ -242,6 +239,16 @@ def _take_in(state: State, rows: Sequence[Row], commands: list[Command], now: da
         if destination.held > state.rules.budget:
             state.lanes.set_aside(topic)
     _settle(state, Settle(evidence=expiries(expired), aside=tuple(aside)), commands)
+
+
+def _take_in_due(state: State, rows: Sequence[Row], commands: list[Command], now: datetime) -> None:
+    """Queues rows from the waiting room; of those that came too late only their followers are of interest."""
+    state.waiting.update(row.waiting_id for row in rows if row.waiting_id is not None)
+    late = [row for row in rows if row.expires_at is not None and row.expires_at <= now]
+    for row in rows:
+        if row not in late:
+            state.destination(row.topic).add([row])
+    _settle(state, Settle(evidence=expiries(late), freed=freed(late)), commands)
 
 
 def _settle(state: State, settlement: Settle, commands: list[Command]) -> None:

@@ -171,6 +171,18 @@ def test_a_due_message_of_a_topic_that_was_paused_meanwhile_is_left_where_it_is(
     assert (sent(commands), core.state.waiting) == ([], set())
 
 
+def test_a_due_message_that_came_too_late_is_evidenced_and_frees_its_key() -> None:
+    core = Core()
+    late = row(1, waiting_id=7)._replace(expires_at=NOW - timedelta(seconds=1))
+
+    commands = core.fetched(due=(late,))
+
+    settlement = only(Settle, commands)
+    assert sent(commands) == []
+    assert [(one.outcome, list(one.rows)) for one in settlement.evidence] == [("expired", [late])]
+    assert settlement.freed == (K,)
+
+
 def test_a_paused_topic_comes_back_by_a_scan_when_its_time_has_come() -> None:
     core = Core()
     core.fetched(row(1))
