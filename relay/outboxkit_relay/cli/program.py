@@ -26,6 +26,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "relay": ("outboxkit_relay.cli.relay", "Publish what is in the outbox."),
     "consume": ("outboxkit_relay.cli.consume", "Run the handlers of a consumer until SIGTERM or SIGINT."),
     "status": ("outboxkit_relay.cli.status", "Is anything stuck? Exit code 3 when something is."),
+    "healthcheck": (
+        "outboxkit_relay.cli.healthcheck",
+        "Is the relay on this machine well? Exit code 3 when it is not.",
+    ),
     "dlq": ("outboxkit_relay.cli.dlq", "Understand, replay or discard dead letters."),
     "quarantine": ("outboxkit_relay.cli.quarantine", "See stopped keys, let them go on, or skip their heads."),
     "schema": ("outboxkit_relay.cli.schema", "Check, compare and register Avro schemas; look into messages."),
