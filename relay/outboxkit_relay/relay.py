@@ -103,6 +103,7 @@ class Relay:
         self._version = version
         self._id = uuid4()
         self._rng = random.Random()  # noqa: S311  jitter, not cryptography
+        self._failures = 0  # of the database, in a row
         self._arrivals: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._clock: Callable[[], datetime] = _no_clock
         self._state = State(rules=rules)
@@ -136,32 +137,32 @@ class Relay:
         Guarantee: killed at any instruction, nothing is lost: what was not settled is published again, with the same
             id, in order per key.
         """
-        failures = 0
         while not self._state.left:
             try:
                 with self._reader, self._settler:
-                    self._dispatch(stop, recovered=failures)
+                    self._dispatch(stop)
             except _AWAY as error:
-                failures += 1
+                self._failures += 1
                 if stop.is_set():
                     _log.warning("relay.left_unregistered", extra={"relay": str(self._id)})
                     return
-                self._wait_for_database(error, failures, stop)
-            else:
-                failures = 0
+                self._wait_for_database(error, stop)
 
     # --- the dispatcher --------------------------------------------------------------------------------------
 
-    def _dispatch(self, stop: threading.Event, *, recovered: int) -> None:
+    def _dispatch(self, stop: threading.Event) -> None:
         self._state.start_again()
         self._join()
-        if recovered:
-            _log.info("database.back", extra={"relay": str(self._id), "failures": recovered})
         while not self._state.left:
             if stop.is_set() and self._state.stop_at is None:
+                _log.info("relay.stopping", extra={"relay": str(self._id), "in_flight": self._state.in_flight})
                 self._advance(Stop(self._clock() + self._drain))
             else:
-                self._advance(self._next_event())
+                event = self._next_event()
+                self._advance(event)
+                if self._failures and isinstance(event, Fetched):  # joining alone proves little
+                    _log.info("database.back", extra={"relay": str(self._id), "failures": self._failures})
+                    self._failures = 0
 
     def _advance(self, event: Event) -> None:
         before = _troubles(self._state)
@@ -253,9 +254,9 @@ class Relay:
             leases.leave(connection, self._id)
         _log.info("relay.left", extra={"relay": str(self._id)})
 
-    def _wait_for_database(self, error: DBAPIError, failures: int, stop: threading.Event) -> None:
-        delay = _PATIENCE_WITH_DATABASE.delay(failures, self._rng).total_seconds()
-        if failures == 1:
+    def _wait_for_database(self, error: DBAPIError, stop: threading.Event) -> None:
+        delay = _PATIENCE_WITH_DATABASE.delay(self._failures, self._rng).total_seconds()
+        if self._failures == 1:
             name = type(error.orig or error).__name__
             _log.warning("database.away", extra={"relay": str(self._id), "error": name})
         self._show(away=True)
