@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import pika
 import pytest
-from confluent_kafka.admin import AdminClient
 from sqlalchemy import text
 
 from tests import servers
-from tests.acceptance.shop import TOPIC
-from tests.acceptance.world import Kafka, RabbitMQ, Seen, World, Writer, by_key, first_occurrences
+from tests.acceptance.world import (
+    QUICK_GROUP,
+    Kafka,
+    RabbitMQ,
+    World,
+    Writer,
+    by_key,
+    effects_are_in_order,
+    first_occurrences,
+    forget,
+    numbers,
+    ordinal,
+)
 
 ORDERS, KEYS = 2_000, 50
 OUTAGE_SECONDS = 20
-# A killed member of a Kafka group is missed after its session time-out, 45 s by default.
-QUICK_GROUP = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
 
 
 @pytest.fixture(params=["kafka", "rabbitmq"])
@@ -42,35 +48,6 @@ def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, t
     reader.prepare()
     yield made
     made.close()
-
-
-def forget(broker: servers.Server) -> None:
-    """Each test begins with a topic of its own name that is empty."""
-    if broker.url.startswith("kafka"):
-        admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-        if TOPIC in admin.list_topics(timeout=10).topics:
-            admin.delete_topics([TOPIC])[TOPIC].result(30)
-            while TOPIC in admin.list_topics(timeout=10).topics:
-                pass
-        groups = [group.group_id for group in admin.list_consumer_groups().result(30).valid]
-        if "billing" in groups:
-            admin.delete_consumer_groups(["billing"])["billing"].result(30)
-    else:
-        connection = pika.BlockingConnection(pika.URLParameters(broker.url))
-        channel = connection.channel()
-        for queue in ("audit", f"{TOPIC}.billing"):
-            channel.queue_delete(queue)
-        channel.exchange_delete(TOPIC)
-        connection.close()
-
-
-def ordinal(message: Seen) -> int:
-    found: int = json.loads(message.body)["ordinal"]
-    return found
-
-
-def numbers(seen: list[Seen]) -> list[int]:
-    return [json.loads(message.body)["number"] for message in seen]
 
 
 @pytest.mark.timeout(300)
@@ -127,17 +104,6 @@ def kill_with_messages_unsettled(world: World, relay: object, reader: Kafka | Ra
         relay.kill()  # type: ignore[attr-defined]
         relay.wait()  # type: ignore[attr-defined]
     return unsettled
-
-
-def effects_are_in_order(world: World) -> bool:
-    with world.engine.connect() as connection:
-        rows = connection.execute(text("SELECT customer, ordinal FROM invoices ORDER BY id")).all()
-    last: dict[str, int] = {}
-    for customer, place in rows:
-        if last.get(customer, -1) >= place:
-            return False
-        last[customer] = place
-    return True
 
 
 @pytest.mark.timeout(300)

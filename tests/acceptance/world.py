@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -17,17 +18,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiokafka
 import pika
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from tests import servers
 from tests.acceptance.shop import TOPIC, Base, Order
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0
 AUDIT_QUEUE = "audit"
+# A killed member of a Kafka group is missed after its session time-out, 45 s by default.
+QUICK_GROUP = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,8 @@ class Seen:
 class Kafka:
     """Reads the topic with aiokafka."""
 
-    def __init__(self, server: object) -> None:
-        self._bootstrap: str = server.bootstrap  # type: ignore[attr-defined]
+    def __init__(self, server: servers.Server, topic: str = TOPIC) -> None:
+        self._bootstrap, self._topic = server.bootstrap, topic
 
     def prepare(self) -> None:
         """A log keeps everything: nothing to prepare."""
@@ -56,7 +63,9 @@ class Kafka:
 
     async def _read(self) -> list[Seen]:
         # Without a group it is given every partition of the topic, and commits nothing.
-        consumer = aiokafka.AIOKafkaConsumer(TOPIC, bootstrap_servers=self._bootstrap, auto_offset_reset="earliest")
+        consumer = aiokafka.AIOKafkaConsumer(
+            self._topic, bootstrap_servers=self._bootstrap, auto_offset_reset="earliest"
+        )
         await consumer.start()
         try:
             partitions = list(consumer.assignment())
@@ -76,19 +85,19 @@ class Kafka:
 class RabbitMQ:
     """Reads a second queue with pika, in acknowledged portions; what it has read it keeps."""
 
-    def __init__(self, server: object) -> None:
-        self._url: str = server.url  # type: ignore[attr-defined]
+    def __init__(self, server: servers.Server, topic: str = TOPIC, queue: str = AUDIT_QUEUE) -> None:
+        self._url, self._topic, self._queue = server.url, topic, queue
         self._found: list[Seen] = []
 
     def prepare(self) -> None:
         with self._channel() as channel:
-            channel.queue_declare(AUDIT_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
-            channel.queue_bind(AUDIT_QUEUE, TOPIC, "#")
+            channel.queue_declare(self._queue, durable=True, arguments={"x-queue-type": "quorum"})
+            channel.queue_bind(self._queue, self._topic, "#")
 
     def read(self) -> list[Seen]:
         with self._channel() as channel:
             while True:
-                method, properties, body = channel.basic_get(AUDIT_QUEUE)
+                method, properties, body = channel.basic_get(self._queue)
                 if method is None:
                     return list(self._found)
                 key = str(properties.headers["cloudEvents:partitionkey"])
@@ -97,7 +106,7 @@ class RabbitMQ:
 
     def count(self) -> int:
         with self._channel() as channel:
-            return len(self._found) + int(channel.queue_declare(AUDIT_QUEUE, passive=True).method.message_count)
+            return len(self._found) + int(channel.queue_declare(self._queue, passive=True).method.message_count)
 
     @contextlib.contextmanager
     def _channel(self) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
@@ -168,6 +177,16 @@ class World:
         """The end of what every daemon said."""
         return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
 
+    def log(self, process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
+        """What one daemon said, line by line."""
+        (path,) = self.folder.glob(f"*-{self._processes.index(process)}.log")
+        lines = path.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def said(self, process: subprocess.Popen[bytes], event: str) -> list[dict[str, Any]]:
+        """The lines of one event."""
+        return [line for line in self.log(process) if line["event"] == event]
+
     def scalar(self, statement: str) -> int:
         with self.engine.connect() as connection:
             return int(connection.execute(text(statement)).scalar_one())
@@ -185,10 +204,14 @@ class World:
 
 
 class Writer:
-    """Places orders in small transactions, each key by one thread, as a row lock of the customer would do."""
+    """Places orders in small transactions, each key by one thread, as a row lock of the customer would do.
 
-    def __init__(self, engine: Engine, orders: int, keys: int, threads: int = 2) -> None:
-        self._engine, self._orders, self._keys = engine, orders, keys
+    A database that is away fails it, unless it is patient.
+    """
+
+    def __init__(self, engine: Engine, orders: int, keys: int, *, threads: int = 2, patient: bool = False) -> None:
+        self._engine, self._orders, self._keys, self._patient = engine, orders, keys, patient
+        self.failures = 0
         self.errors: list[BaseException] = []
         self.written = 0
         self._allowed = 0
@@ -222,12 +245,68 @@ class Writer:
                 if key % threads == index:
                     with self._changed:
                         self._changed.wait_for(partial(self._is_allowed, number), DEADLINE)
-                    with Session(self._engine) as session, session.begin():
-                        session.add(Order(number=number, customer=f"c{key}", ordinal=number // self._keys).place())
+                    while not self._place(number):
+                        self.failures += 1
                     with self._changed:
                         self.written += 1
         except BaseException as error:  # noqa: BLE001  join() shows it
             self.errors.append(error)
+
+    def _place(self, number: int) -> bool:
+        """Places an order; False when the database was away, and perhaps has it."""
+        key, ordinal = number % self._keys, number // self._keys
+        try:
+            with Session(self._engine) as session, session.begin():
+                if not self._patient or session.get(Order, number) is None:
+                    session.add(Order(number=number, customer=f"c{key}", ordinal=ordinal).place())
+        except DBAPIError:
+            if not self._patient:
+                raise
+            return False
+        return True
+
+
+def forget(broker: servers.Server) -> None:
+    """Each test begins with a topic of its own name that is empty."""
+    if broker.url.startswith("kafka"):
+        admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+        if TOPIC in admin.list_topics(timeout=10).topics:
+            admin.delete_topics([TOPIC])[TOPIC].result(30)
+            while TOPIC in admin.list_topics(timeout=10).topics:
+                pass
+        groups = [group.group_id for group in admin.list_consumer_groups().result(30).valid]
+        if "billing" in groups:
+            admin.delete_consumer_groups(["billing"])["billing"].result(30)
+    else:
+        connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+        channel = connection.channel()
+        for queue in (AUDIT_QUEUE, f"{TOPIC}.billing"):
+            channel.queue_delete(queue)
+        channel.exchange_delete(TOPIC)
+        connection.close()
+
+
+def ordinal(message: Seen) -> int:
+    """The place of a message within its key."""
+    found: int = json.loads(message.body)["ordinal"]
+    return found
+
+
+def numbers(seen: list[Seen]) -> list[int]:
+    """The place of each message in the workload."""
+    return [json.loads(message.body)["number"] for message in seen]
+
+
+def effects_are_in_order(world: World) -> bool:
+    """Whether the invoices of each customer were made in the order of the orders, each once."""
+    with world.engine.connect() as connection:
+        rows = connection.execute(text("SELECT customer, ordinal FROM invoices ORDER BY id")).all()
+    last: dict[str, int] = {}
+    for customer, place in rows:
+        if last.get(customer, -1) >= place:
+            return False
+        last[customer] = place
+    return True
 
 
 def first_occurrences(seen: list[Seen]) -> list[Seen]:

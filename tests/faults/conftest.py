@@ -1,0 +1,54 @@
+"""The faults' world: the acceptance tests' own, on Kafka in the short profile, on both brokers in the full one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outboxkit import migrations
+from outboxkit.brokers import open_subscriber
+from outboxkit_relay.cli import application
+from tests import servers
+from tests.acceptance.shop import billing
+from tests.acceptance.world import QUICK_GROUP, Kafka, RabbitMQ, World, forget
+
+
+@pytest.fixture(params=["kafka", pytest.param("rabbitmq", marks=pytest.mark.full)])
+def broker(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
+    """Up at the beginning, whatever the test before did to it."""
+    found: servers.Server = request.getfixturevalue(request.param)
+    found.heal()
+    yield found
+    found.heal()
+
+
+@pytest.fixture
+def reader(broker: servers.Server) -> Kafka | RabbitMQ:
+    return Kafka(broker) if broker.url.startswith("kafka") else RabbitMQ(broker)
+
+
+@pytest.fixture
+def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, tmp_path: Path) -> Iterator[World]:
+    """Tables, topology and an audit of what is published."""
+    forget(broker)
+    made = World(database_url, broker.url + QUICK_GROUP if broker.url.startswith("kafka") else broker.url, tmp_path)
+    made.create_tables()
+    with made.engine.begin() as connection:
+        migrations.upgrade(connection)
+    asyncio.run(_declare(broker.url))
+    reader.prepare()
+    yield made
+    made.close()
+
+
+async def _declare(url: str) -> None:
+    """As ``outboxkit init --topology`` does it, without a process."""
+    wanted = application.subscription(billing)
+    subscriber = open_subscriber(url, wanted, {})
+    try:
+        await subscriber.declare(wanted)
+    finally:
+        await subscriber.close()

@@ -1,0 +1,199 @@
+"""What happens to whole relays: frozen and thawed, rolled one after another, stopped while the broker is silent."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+
+import pytest
+from sqlalchemy import text
+
+from tests import servers
+from tests.acceptance.world import (
+    Kafka,
+    RabbitMQ,
+    World,
+    Writer,
+    by_key,
+    effects_are_in_order,
+    first_occurrences,
+    numbers,
+    ordinal,
+)
+from tests.conftest import PROFILE
+
+KEYS = 20
+ROLLS = 10 if PROFILE == "full" else 3
+DRAIN = 3.0
+LATE = 5.0  # seconds that a loaded machine may need on top
+LEFT = "SELECT (SELECT count(*) FROM outbox_messages) + (SELECT count(*) FROM outbox_waiting)"
+EVIDENCED = "SELECT coalesce(sum(cardinality(ids)), 0) FROM outbox_ledger"
+OURS = "datname = current_database() AND application_name = 'outboxkit'"
+
+
+def are_right(world: World, reader: Kafka | RabbitMQ, orders: int) -> int:
+    """Nothing lost, invented or reordered, and the ledger tells the truth; returns how many copies there are."""
+    seen = reader.read()
+    first = first_occurrences(seen)
+    assert sorted(numbers(first)) == list(range(orders)), "an order was lost or invented"
+    for key, ordinals in by_key(first, ordinal).items():
+        assert ordinals == sorted(ordinals), f"{key} was reordered"
+    with world.engine.connect() as connection:
+        evidenced = set(connection.execute(text("SELECT unnest(ids)::text FROM outbox_ledger")).scalars())
+    assert evidenced == {message.id for message in seen}, "false evidence"
+    assert world.scalar("SELECT count(*) FROM dead_letters") == 0
+    return len(seen) - len(first)
+
+
+# --- frozen ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joins_again(
+    world: World,
+    reader: Kafka | RabbitMQ,
+) -> None:
+    orders = 1_000
+    writer = Writer(world.engine, orders, KEYS)
+    consumer = world.start("consume", "tests.acceptance.shop:billing")
+    zombie = world.start("relay", "run")
+    world.until(lambda: world.said(zombie, "relay.joined"), "the relay has joined")
+    writer.start(orders * 3 // 4)
+    world.until(lambda: world.scalar(EVIDENCED) > 0, "it publishes")
+    freeze_between_transactions(world, zombie)
+    assert world.scalar(LEFT) > 0 or writer.written < orders // 2, "void: it had nothing left to do"
+
+    other = world.start("relay", "run")
+    world.until(lambda: writer.written == orders * 3 // 4 and world.scalar(LEFT) == 0, "the other one has taken over")
+    (token,) = (line["relay"] for line in world.said(zombie, "relay.joined"))
+    assert world.scalar(f"SELECT count(*) FROM outbox_relays WHERE id = '{token}'") == 0, "void: its lease still holds"
+    before = world.scalar(EVIDENCED)
+    zombie.send_signal(signal.SIGCONT)
+    world.until(lambda: len(world.said(zombie, "relay.joined")) == 2, "it joins again")
+    assert [line["relay"] for line in world.said(zombie, "lease.lost")] == [token], "void: it noticed nothing"
+    again = world.said(zombie, "relay.joined")[1]["relay"]
+    world.until(
+        lambda: world.scalar(f"SELECT count(*) FROM outbox_shards WHERE owner = '{again}'") > 0, "it works again"
+    )
+    writer.go_on(orders)
+    writer.join()
+
+    world.until(lambda: world.scalar(LEFT) == 0, "everything published")
+    world.until(lambda: world.scalar("SELECT count(*) FROM invoices") >= orders, "everything billed")
+    of_both = f"SELECT count(DISTINCT relay) FROM outbox_ledger WHERE relay <> '{token}'"
+    assert before >= orders * 3 // 4
+    assert world.scalar(of_both) == 2, "void: one of the two had no share in the end"
+    for process in (zombie, other, consumer):
+        world.stop(process)
+    are_right(world, reader, orders)
+    assert world.scalar("SELECT count(*) FROM invoices") == orders
+    assert effects_are_in_order(world)
+
+
+def freeze_between_transactions(world: World, relay: subprocess.Popen[bytes]) -> None:
+    """SIGSTOP, at a moment when the server would not end a transaction that the relay has left open."""
+    sessions = f"SELECT count(*) FROM pg_stat_activity WHERE {OURS} AND pid <> pg_backend_pid() AND state "
+    while True:
+        relay.send_signal(signal.SIGSTOP)
+        world.until(lambda: world.scalar(f"{sessions} = 'active'") == 0, "what it has asked for is done")
+        if world.scalar(f"{sessions} LIKE 'idle in transaction%'") == 0:
+            return
+        relay.send_signal(signal.SIGCONT)
+
+
+# --- rolled ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_three_relays_are_rolled_under_load_without_one_copy(world: World, reader: Kafka | RabbitMQ) -> None:
+    orders = 300 * (ROLLS + 1)
+    writer = Writer(world.engine, orders, KEYS)
+    relays = [world.start("relay", "run") for _ in range(3)]
+    for relay in relays:
+        world.until(lambda: world.said(relay, "relay.joined"), "joined")  # noqa: B023  at once
+    writer.start(0)
+
+    for roll in range(ROLLS):
+        before = world.scalar(EVIDENCED)
+        writer.go_on(300 * (roll + 1))
+        world.until(lambda: world.scalar(EVIDENCED) > before, "messages between two rolls")  # noqa: B023  at once
+        world.stop(relays.pop(0))
+        relays.append(world.start("relay", "run"))
+        world.until(lambda: world.said(relays[-1], "relay.joined"), "the next one has joined")
+    writer.go_on(orders)
+    writer.join()
+
+    world.until(lambda: world.scalar(LEFT) == 0, "everything published")
+    for relay in relays:
+        world.stop(relay)
+    assert world.scalar("SELECT count(DISTINCT relay) FROM outbox_ledger") > 3, "void: no new relay had a share"
+    assert are_right(world, reader, orders) == 0, "a clean stop made copies"
+    assert world.scalar("SELECT count(*) FROM outbox_relays") == 0
+
+
+# --- told to stop ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_a_stop_while_the_broker_is_silent_ends_within_the_drain_limit_and_a_second_signal_ends_it_at_once(
+    world: World,
+    reader: Kafka | RabbitMQ,
+    broker: servers.Server,
+) -> None:
+    orders, unsent = 400, 200
+    world.environment["OUTBOXKIT_RELAY__DRAIN"] = f"{DRAIN}s"
+    writer = Writer(world.engine, orders, KEYS)
+    patient, hasty = [world.start("relay", "run") for _ in range(2)]
+    each_has_half = "SELECT count(*) FROM (SELECT owner FROM outbox_shards GROUP BY owner HAVING count(*) = 32) AS half"
+    world.until(lambda: world.scalar(each_has_half) == 2, "they share the work")
+    writer.start(orders - unsent)
+    world.until(lambda: writer.written == orders - unsent and world.scalar(LEFT) == 0, "they publish")
+    broker.pause()
+    writer.go_on(orders)
+    writer.join()
+    both_hold_messages(world)
+    assert world.scalar(LEFT) == unsent, "void: the broker still answers"
+
+    asked = time.monotonic()
+    patient.send_signal(signal.SIGTERM)
+    hasty.send_signal(signal.SIGTERM)
+    world.until(lambda: world.said(hasty, "relay.stopping"), "it waits for what is in flight")
+    assert hasty.poll() is None
+    hasty.send_signal(signal.SIGTERM)
+    assert hasty.wait(60) == 128 + signal.SIGTERM
+    assert time.monotonic() - asked < DRAIN, "it waited all the same"
+    assert patient.wait(60) == 0, world.logs()
+    assert DRAIN - 0.5 <= time.monotonic() - asked <= DRAIN + LATE
+
+    for relay in (patient, hasty):
+        assert world.said(relay, "relay.stopping")[0]["in_flight"] > 0, "void: nothing was in flight"
+    assert len(world.said(patient, "relay.left")) == 1
+    assert not world.said(hasty, "relay.left")
+    (token,) = (line["relay"] for line in world.said(patient, "relay.joined"))
+    assert world.scalar(f"SELECT count(*) FROM outbox_relays WHERE id = '{token}'") == 0, "its lease is given back"
+    assert world.scalar(f"SELECT count(*) FROM outbox_shards WHERE owner = '{token}'") == 0
+    assert world.scalar(LEFT) == unsent, "what was not acknowledged is still there"
+    broker.resume()
+    last = world.start("relay", "run")
+    world.until(lambda: world.scalar(LEFT) == 0, "everything published")
+    world.stop(last)
+    are_right(world, reader, orders)
+
+
+def both_hold_messages(world: World) -> None:
+    """Waits until each relay has begun a second read after now: what the first one found is handed over then."""
+    mark = world.scalar("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
+    reads: dict[int, set[float]] = {}
+    begun = text(
+        f"SELECT pid, query_start FROM pg_stat_activity WHERE {OURS} AND query LIKE '%FROM outbox_messages%'"
+        f" AND query NOT LIKE '%DELETE%' AND extract(epoch FROM query_start) * 1000000 > {mark}"
+    )
+
+    def look() -> bool:
+        with world.engine.connect() as connection:
+            for pid, start in connection.execute(begun):
+                reads.setdefault(pid, set()).add(start)
+        return sum(len(found) > 1 for found in reads.values()) == 2
+
+    world.until(look, "both have read")
