@@ -1,0 +1,232 @@
+"""Delivers events to a consumer in a test: the real inbox, the real handler, a broker in memory, no waiting.
+
+The consumer is run as it is, with three differences: its sessions lead to the test's database, one key is handled at
+a time, and delays between retries are skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from asyncio import Event
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from sqlalchemy import Engine, NullPool, func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+
+from outboxkit import dead_letters, outbox, tables
+from outboxkit.brokers.memory import Exchange, MemorySubscriber
+from outboxkit.codecs import codec_named
+from outboxkit.dead_letters import DeadLetter
+from outboxkit.errors import ConfigurationError
+from outboxkit.events import event_type
+from outboxkit.handling import Result
+from outboxkit.message import Kind, Message, Row, pack_headers, wire_headers
+from outboxkit.testing.emitted import is_unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+    from outboxkit.brokers import Delivery, Subscription
+    from outboxkit.consumer import Consumer
+
+__all__ = ["ConsumerHarness", "asynchronous"]
+
+_SOURCE: Final = "urn:test"
+_AT_ONCE: Final = timedelta(0)
+_LONG_DUE: Final = timedelta(seconds=-1)
+_MOST_ROUNDS: Final = 200  # of retries in one delivery: a policy without an end must not hang the test
+_ASYNC_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite"}
+
+
+class ConsumerHarness:
+    """Delivers events to consumers and counts what became of them.
+
+    Args:
+        engine: of the test's database, with the outbox tables and the application's.
+        session: the test's own session: what it has not committed would be in the consumer's way.
+    """
+
+    def __init__(self, engine: Engine, session: Session | None = None) -> None:
+        self._engine, self._session = engine, session
+        self._counts: Counter[str] = Counter()
+        self._schemas: dict[str, str] = {}
+        self._positions = itertools.count(1)
+
+    @property
+    def handled(self) -> int:
+        """Deliveries that had their effect."""
+        return self._counts[Result.HANDLED]
+
+    @property
+    def duplicates(self) -> int:
+        """Deliveries that the inbox knew already."""
+        return self._counts[Result.DUPLICATE]
+
+    @property
+    def retried(self) -> int:
+        """Failed attempts that were put off; immediate retries are not counted."""
+        return self._counts["retried"]
+
+    @property
+    def dead(self) -> list[DeadLetter]:
+        """The dead letters, the newest first.
+
+        Transaction: opens its own; only reads.
+        """
+        with self._engine.connect() as connection:
+            return list(dead_letters.find(connection, dead_letters.Filter()))
+
+    async def deliver(
+        self,
+        event: object,
+        *,
+        consumer: Consumer,
+        times: int = 1,
+        key: str | bytes | None = None,
+        topic: str = "",
+        headers: Mapping[str, str | bytes] | None = None,
+    ) -> None:
+        """Delivers one message, ``times`` times under the same id, and returns when it is handled or dead.
+
+        Transaction: the consumer opens its own, in the test's database.
+
+        Args:
+            event: an event, or a `Message` (one of ``outbox.messages``, or a broken one).
+            consumer: who gets it.
+            times: how often.
+            key: the ordering key; a `Message` has its own.
+            topic: where from; may be left out when the consumer handles the type from one topic or queue only.
+            headers: added to the message.
+
+        Raises:
+            ConfigurationError: nobody handles it, or the test's session holds changes that are not committed.
+            AssertionError: retries do not end.
+        """
+        if self._session is not None and is_unfinished(self._session):
+            raise ConfigurationError("the outbox_session has changes that are not committed: commit() before deliver()")
+        message = event if isinstance(event, Message) else self._message(event, key, headers or {})
+        message = _addressed(message, consumer, topic)
+        exchange = Exchange()  # a new one: another consumer would get what was delivered to the first
+        for _ in range(times):
+            exchange.append(message.topic, self._row(message))
+        twin, stop = self._twin(consumer), Event()
+        await twin.run(_Draining(exchange, twin.subscription, self._engine, stop), stop)
+
+    def _twin(self, consumer: Consumer) -> Consumer:
+        twin = copy.copy(consumer)
+        twin.sessions, twin.concurrency, twin.counts = self._sessions(consumer), 1, self._counts
+        twin.handling = replace(consumer.handling, schemas=self._schemas)
+        return twin
+
+    def _sessions(self, consumer: Consumer) -> sessionmaker[Session] | async_sessionmaker[AsyncSession]:
+        """The consumer's kind of sessions, with its options, on the test's database."""
+        theirs = consumer.sessions
+        options = {name: value for name, value in theirs.kw.items() if name not in ("bind", "binds")}
+        if not isinstance(theirs, async_sessionmaker):
+            return sessionmaker(self._engine, class_=theirs.class_, **options)
+        return async_sessionmaker(asynchronous(self._engine), class_=theirs.class_, **options)
+
+    def _message(self, event: object, key: str | bytes | None, headers: Mapping[str, str | bytes]) -> Message:
+        contract = event_type(event)
+        codec = codec_named(contract.codec)
+        encoded = codec.encode(event, contract)
+        if encoded.schema:
+            self._schemas[encoded.schema] = codec.schema_text(contract) or ""
+        return Message(
+            id=str(uuid4()),
+            type=contract.name,
+            topic="",
+            key=key.encode() if isinstance(key, str) else key,
+            payload=encoded.payload,
+            content_type=encoded.content_type,
+            schema=encoded.schema,
+            dataschema=contract.dataschema,
+            source=_SOURCE,
+            occurred_at=datetime.now(UTC),
+            headers=tuple((name, _bytes(value)) for name, value in headers.items()),
+        )
+
+    def _row(self, message: Message) -> Row:
+        return Row(
+            position=next(self._positions),
+            id=outbox.stored_id(message.id),
+            topic=message.topic,
+            key=message.key,
+            type=message.type,
+            kind=message.kind,
+            payload=message.payload,
+            headers=pack_headers(wire_headers(replace(message, recorded_at=None))),
+            recorded_at=message.recorded_at or datetime.now(UTC),
+            expires_at=None,
+        )
+
+
+def asynchronous(engine: Engine) -> AsyncEngine:
+    """An engine for coroutines on the same database. It keeps no connections, so that nobody has to dispose of it.
+
+    Raises:
+        ConfigurationError: the driver is not installed.
+    """
+    driver = _ASYNC_DRIVERS.get(engine.url.get_backend_name(), engine.url.drivername)
+    try:
+        return create_async_engine(engine.url.set(drivername=driver), poolclass=NullPool)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{driver} needs {error.name}: pip install 'outboxkit[sqlite]'") from error
+
+
+class _Draining(MemorySubscriber):
+    """Stops the consumer when nothing is left; what waits for its next try is due at once."""
+
+    def __init__(self, source: Exchange, subscription: Subscription, engine: Engine, stop: Event) -> None:
+        super().__init__(source, subscription)
+        self._engine, self._stop, self._rounds = engine, stop, 0
+
+    async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
+        del timeout  # whatever will come is there already
+        found = await super().receive(limit, _AT_ONCE)
+        if not found and not self._make_due():
+            self._stop.set()
+        return found
+
+    def _make_due(self) -> int:
+        """Ends all delays; how many deliveries wait."""
+        waiting = tables.inbox_waiting
+        mine = waiting.c.consumer == self._consumer
+        with self._engine.begin() as connection:
+            count = connection.execute(select(func.count()).select_from(waiting).where(mine)).scalar_one()
+            if count:
+                due = {"due_at": tables.database_now(_LONG_DUE)}
+                connection.execute(update(waiting).where(mine, waiting.c.due_at.is_not(None)).values(due))
+        self._rounds += 1
+        if self._rounds > _MOST_ROUNDS:
+            raise AssertionError(f"{self._consumer}: {count} deliveries still wait after {_MOST_ROUNDS} retries")
+        return count
+
+
+def _addressed(message: Message, consumer: Consumer, topic: str) -> Message:
+    places = list(dict.fromkeys(h.topic for h in consumer.handlers if fnmatchcase(message.type, h.pattern)))
+    topic = topic or (message.topic if message.topic in places else "")
+    if not topic and len(places) > 1:
+        raise ConfigurationError(f"{consumer.name} handles {message.type} from {', '.join(places)}: give topic=…")
+    if not places or (topic and topic not in places):
+        known = ", ".join(f"{handler.pattern} from {handler.topic}" for handler in consumer.handlers)
+        raise ConfigurationError(
+            f"{consumer.name} does not handle {message.type}{f' from {topic}' if topic else ''}; it handles "
+            f"{known or 'nothing'}"
+        )
+    found = topic or places[0]
+    return replace(message, topic=found, kind=Kind.COMMAND if found in consumer.queues else Kind.EVENT)
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
