@@ -105,6 +105,7 @@ def _crash(postgres: servers.Server, broker: servers.Server, folder: Path, plan:
         world.until(lambda: world.scalar(f"SELECT count(*) FROM pg_stat_activity WHERE {_OURS}") == 0, "it is gone")
         settled = _evidenced(world)
         second = world.start("relay", "run")
+        world.until(lambda: world.said(second, "relay.joined"), "another one has joined")
         world.until(lambda: world.scalar(_LEFT) == 0, f"everything is published after {point}")
         world.stop(second)
 
