@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from outboxkit import Consumer, MessageContext, Outbox, OutboxMixin, RetryPolicy, event, full_jitter, publish
 
-__all__ = ["Base", "Invoice", "InvoiceCreated", "Order", "OrderPlaced", "Paid", "billing", "books"]
+__all__ = ["PAID", "Base", "Invoice", "InvoiceCreated", "Order", "OrderPlaced", "Paid", "billing", "books", "nowhere"]
 
 
 class Base(DeclarativeBase):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from outboxkit import Consumer
+from outboxkit import Consumer, event
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import Message
 from outboxkit.testing.delivery import ConsumerHarness
@@ -114,6 +115,24 @@ async def test_avro_events_are_delivered_without_a_registry(harness: ConsumerHar
     assert _invoices(outbox_session) == [(3, 4)]
 
 
+async def test_avro_events_of_a_later_version_are_delivered_with_their_own_schema(
+    harness: ConsumerHarness, outbox_session: Session
+) -> None:
+    later = {**shop.PAID, "fields": [*shop.PAID["fields"], {"name": "by", "type": "string"}]}
+
+    @event("order.paid", version=2, schema=later)
+    @dataclass(frozen=True)
+    class PaidBySomebody:
+        order_id: int
+        how: str
+        by: str
+
+    await harness.deliver(PaidBySomebody(3, "cash!", "ana"), consumer=books)
+
+    assert harness.dead == []
+    assert _invoices(outbox_session) == [(3, 5)]
+
+
 async def test_the_consumer_itself_is_not_changed(harness: ConsumerHarness) -> None:
     before = dict(vars(books)), dict(books.counts)
 
@@ -141,15 +160,15 @@ async def test_an_open_change_of_the_test_is_refused_before_it_blocks(
 
 
 @pytest.mark.parametrize(
-    ("event", "topic", "told"),
+    ("unknown", "topic", "told"),
     [
         (InvoiceCreated(1), "", r"books does not handle invoice\.created; it handles order\.placed from orders, "),
         (OrderPlaced(1, 5), "elsewhere", r"books does not handle order\.placed from elsewhere"),
     ],
 )
-async def test_what_nobody_handles_is_refused(harness: ConsumerHarness, event: object, topic: str, told: str) -> None:
+async def test_what_nobody_handles_is_refused(harness: ConsumerHarness, unknown: object, topic: str, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
-        await harness.deliver(event, consumer=books, topic=topic)
+        await harness.deliver(unknown, consumer=books, topic=topic)
 
 
 async def test_of_two_topics_one_must_be_named(harness: ConsumerHarness) -> None:
