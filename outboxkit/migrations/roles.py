@@ -20,8 +20,9 @@ __all__ = ["GRANTS", "NEVER_GIVEN", "create_roles"]
 PREFIX: Final = "outboxkit_"
 NEVER_GIVEN: Final = ("xid", "position")  # the database alone writes these columns of the hot table
 
-S, SI, SU, SID, SIU, SIUD = (
+S, SD, SI, SU, SID, SIU, SIUD = (
     "SELECT",
+    "SELECT, DELETE",
     "SELECT, INSERT",
     "SELECT, UPDATE",
     "SELECT, INSERT, DELETE",
@@ -55,12 +56,13 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "outbox_schemas": SIUD,
     },
     "operator": {
-        **{name: S for name in tables.METADATA.tables if not name.startswith("inbox_")},
+        **dict.fromkeys(tables.METADATA.tables, S),
         "outbox_messages": SI,
         "outbox_stopped_keys": SU,
         "outbox_control": SIUD,
         "outbox_audit": SI,
-        "dead_letters": SU,
+        "dead_letters": SIU,
+        "inbox_messages": SD,
     },
 }
 

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import signal
+import threading
 from datetime import timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
@@ -24,7 +25,6 @@ from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure, full_jitter
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Collection, Iterator, Mapping
     from types import FrameType
 
@@ -69,7 +69,8 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         if asked:
             os._exit(128 + number)
         asked = True
-        stop()  # no logging in here: the signal may have come in the middle of another log line
+        # In a thread: the signal may have come while this one holds the lock that `stop` needs, or a log line's.
+        threading.Thread(target=stop, name="outboxkit-stop", daemon=True).start()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -58,6 +58,7 @@ __all__ = ["step"]
 _PROBE: Final = 10  # rows: enough to see whether a destination works again, few enough to lose
 _WAITING_ROOM_EVERY: Final = timedelta(milliseconds=100)
 _WATCH_EVERY: Final = timedelta(minutes=1)
+_LAST_ANSWERS: Final = timedelta(seconds=5)  # after a stop has given up: an adapter that answers later is broken
 _FLOWING_FOR: Final = timedelta(seconds=1)  # after the last message, reads stay quick
 _SLOWER: Final = 1.5  # each empty read waits so much longer than the one before
 
@@ -269,7 +270,9 @@ def _go_on(state: State, commands: list[Command], now: datetime) -> None:
     if now >= state.balance_at and not state.reading and not state.busy:
         _balance(state, commands, release=False)
     elif state.stop_at is not None:
-        _leave_if(state, commands, quiet=state.is_quiet)
+        # What the broker has not answered even after the give-up stays in the table: another relay sends it again.
+        abandoned = now >= state.stop_at + _LAST_ANSWERS and not state.settling
+        _leave_if(state, commands, quiet=state.is_quiet or abandoned)
     elif state.surplus:
         if state.is_quiet:
             _balance(state, commands, release=True)

@@ -220,6 +220,18 @@ def test_a_stop_while_reading_hands_nothing_over_and_leaves_when_the_page_is_the
     assert [type(command) for command in commands] == [Leave]
 
 
+def test_a_stop_ends_even_if_the_broker_never_answers() -> None:
+    core = Core()
+    core.fetched(row(1))
+    core.on(Stop(NOW + timedelta(seconds=1)))
+
+    core.now = NOW + timedelta(seconds=1)
+    assert GiveUp() in core.on(Tick())
+    assert Leave() not in core.on(Tick())
+    core.now = NOW + timedelta(seconds=7)
+    assert Leave() in core.on(Tick())
+
+
 def test_a_row_in_hand_is_dropped_from_whatever_read_finds_it_again() -> None:
     core = Core(Order.PIPELINED)
     assert sent(core.fetched(row(1))) == [[1]]
