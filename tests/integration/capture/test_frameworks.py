@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def payloads(engine: Engine) -> list[Any]:
 
 
 def test_sqlmodel(memory: Engine) -> None:
-    sqlmodel = pytest.importorskip("sqlmodel")
+    sqlmodel = importlib.import_module("sqlmodel")
 
     class Hero(OutboxMixin, sqlmodel.SQLModel, table=True):  # type: ignore[misc,name-defined,call-arg]
         __outbox__ = Outbox(topic="heroes", key="id")
@@ -82,7 +83,7 @@ def test_sqlmodel(memory: Engine) -> None:
 
 
 def test_flask_sqlalchemy() -> None:
-    flask, extension = pytest.importorskip("flask"), pytest.importorskip("flask_sqlalchemy")
+    flask, extension = importlib.import_module("flask"), importlib.import_module("flask_sqlalchemy")
     app = flask.Flask("shop")
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
     db = extension.SQLAlchemy()
@@ -108,9 +109,10 @@ def test_flask_sqlalchemy() -> None:
         db.engine.dispose()
 
 
+@pytest.mark.filterwarnings("ignore:The declarative_mixin decorator")  # of theirs, at import
 def test_advanced_alchemy(memory: Engine) -> None:
-    base = pytest.importorskip("advanced_alchemy.base")
-    repository = pytest.importorskip("advanced_alchemy.repository")
+    base = importlib.import_module("advanced_alchemy.base")
+    repository = importlib.import_module("advanced_alchemy.repository")
 
     class Book(OutboxMixin, base.BigIntBase):  # type: ignore[misc,name-defined]
         __outbox__ = Outbox(topic="books", key="id")
