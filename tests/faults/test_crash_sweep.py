@@ -36,6 +36,8 @@ from tests.acceptance.world import (
 from tests.conftest import PROFILE
 from tests.servers.postgres import create_database, drop_database
 
+pytestmark = pytest.mark.full  # minutes of kills and restarts: not in the short profile
+
 POINTS = tuple(name for name in failpoints.NAMES if re.match(r"(claim|publish|settle|lease|dead)\.", name))
 # The short profile sweeps one place of each family, the full one all of them, at the first three hits.
 SHORT = ("claim.after_commit", "publish.after_ack", "settle.before_commit", "dead.after_insert")

@@ -13,6 +13,8 @@ from tests.faults.test_relays import EVIDENCED, KEYS, LEFT, OURS, are_right
 from tests.servers import processes
 from tests.servers.local import LocalServer
 
+pytestmark = pytest.mark.full  # minutes of kills and restarts: not in the short profile
+
 ORDERS = 2_000
 ROUNDS = 4
 

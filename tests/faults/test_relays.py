@@ -23,6 +23,8 @@ from tests.acceptance.world import (
 )
 from tests.conftest import PROFILE
 
+pytestmark = pytest.mark.full  # minutes of kills and restarts: not in the short profile
+
 KEYS = 20
 ROLLS = 10 if PROFILE == "full" else 3
 DRAIN = 3.0
