@@ -241,7 +241,8 @@ def test_e31_sessions_of_different_threads_do_not_mix_their_events(sync_world: W
 async def test_e31_what_another_task_emits_into_a_busy_session_is_stored_or_refused_never_lost(
     async_world: World,
 ) -> None:
-    taken, refused = [], 0
+    taken: list[str] = []
+    refused = 0
     async with AsyncSession(async_world.async_engine) as session:
         session.add(Order(total=1))
         flush = asyncio.ensure_future(session.flush())
