@@ -65,7 +65,7 @@ class Worker:
         return taken
 
     def finish(self) -> None:
-        """Waits until nothing is queued or under way; a worker that has failed takes tasks again."""
+        """Waits until nothing is queued or under way and all is reported; a worker that failed takes tasks again."""
         with self._changed:
             self._changed.wait_for(lambda: (self._broken or not self._tasks) and not self._working)
             self._tasks.clear()
@@ -78,13 +78,14 @@ class Worker:
                 try:
                     connection = connection or self._connect()
                     found = task[0](connection, task[1])
+                # Reported first: who waits for the end of a task finds its result, and nothing comes after that.
                 except BaseException as error:  # noqa: BLE001  reported to the dispatcher, which raises it
-                    self._done(broken=True)
                     self._report(error)
+                    self._done(broken=True)
                 else:
-                    self._done(broken=False)
                     for item in found if isinstance(found, list) else [found]:
                         self._report(item)
+                    self._done(broken=False)
         finally:
             if connection is not None:
                 connection.close()
