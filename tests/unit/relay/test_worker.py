@@ -52,7 +52,11 @@ def test_a_worker_has_finished_only_when_it_has_reported(task: Any) -> None:
         worker.do(task, "what was asked")
         assert reports.begun.wait(DEADLINE)
 
-        waits = threading.Thread(target=lambda: (worker.finish(), when_finished.append(len(reports.found))))
+        def wait() -> None:
+            worker.finish()
+            when_finished.append(len(reports.found))
+
+        waits = threading.Thread(target=wait)
         waits.start()
         waits.join(0.1)  # a worker that counts as finished already lets it end now
         reports.through.set()
