@@ -39,14 +39,14 @@ class EventType:
         version: of its contract, from 1.
         cls: the class; ``dict`` for events without one.
         schema: an ``.avsc`` file (path), or the schema itself as parsed JSON; None for codecs without schemas.
-        codec: name of the codec: ``json`` or ``avro``.
+        codec: name of the codec, ``json`` or ``avro``; or a codec, as in ``AvroCodec(frame=…)``.
     """
 
     name: str
     version: int = 1
     cls: type = dict
     schema: str | Path | Mapping[str, Any] | None = None
-    codec: str = "json"
+    codec: object = "json"
 
     @property
     def dataschema(self) -> str:
@@ -59,7 +59,7 @@ def event(
     *,
     version: int = 1,
     schema: str | Path | Mapping[str, Any] | None = None,
-    codec: str | None = None,
+    codec: object = None,
 ) -> Callable[[T], T]:
     """Gives any class a name and version on the wire: a dataclass, a msgspec Struct, a pydantic model.
 
@@ -67,7 +67,7 @@ def event(
         name: stable name, ``order.placed``.
         version: of the contract, from 1.
         schema: Avro schema: a path to an ``.avsc`` file or the parsed schema.
-        codec: ``avro`` when there is a schema, else ``json``.
+        codec: a codec's name, or a codec made for this event; ``avro`` when there is a schema, else ``json``.
 
     Raises:
         ConfigurationError: an empty name, or a version below 1.

@@ -170,9 +170,9 @@ def decode(message: Message, contract: EventType, resolve: Callable[[str], str])
         DecodeError: the bytes or the fields are not what they should be.
         SchemaError: the reader cannot read this writer's schema, or the schema is unknown.
     """
-    codec = codec_named(
-        "json" if "json" in message.content_type else "avro" if "avro" in message.content_type else contract.codec
-    )
+    told = next((name for name in ("json", "avro") if name in message.content_type), "")
+    own = contract.codec if not told or (told == "avro" and not isinstance(contract.codec, str)) else told
+    codec = codec_named(own)
     return from_plain(contract.cls, codec.decode(message, contract, resolve))
 
 

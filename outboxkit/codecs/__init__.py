@@ -11,7 +11,7 @@ import functools
 import importlib
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from outboxkit.errors import ConfigurationError
 
@@ -74,13 +74,17 @@ class Codec(Protocol):
         ...
 
 
-@functools.cache
-def codec_named(name: str) -> Codec:
-    """The codec of that name.
+def codec_named(name: object) -> Codec:
+    """The codec of that name; what is no name is a codec already (``@event(…, codec=AvroCodec(…))``).
 
     Raises:
         ConfigurationError: no such codec, or its extra is missing.
     """
+    return _found(name) if isinstance(name, str) else cast("Codec", name)
+
+
+@functools.cache
+def _found(name: str) -> Codec:
     known = {point.name: point.value for point in entry_points(group=_GROUP)}
     if name not in known:
         raise ConfigurationError(f"there is no codec {name!r}; expected one of {', '.join(sorted(known))}")

@@ -24,9 +24,21 @@ from fastavro.read import LOGICAL_READERS
 
 from outboxkit.codecs import Codec, Encoded
 from outboxkit.errors import ConfigurationError, DecodeError, EncodeError, IncompatibleSchema, SchemaError
-from outboxkit.schemas import Frame, FrameKind, Schema, check, fingerprint, parse, read_frame, write_frame
+from outboxkit.schemas import (
+    Frame,
+    FrameKind,
+    Schema,
+    body_of,
+    check,
+    fingerprint,
+    framed_body,
+    parse,
+    read_frame,
+    write_frame,
+)
 from outboxkit.schemas.binary import encode_default
 from outboxkit.schemas.canonical import wire_form
+from outboxkit.schemas.frames import SCHEMA_HEADER
 from outboxkit.schemas.guard import Refused, scanner
 from outboxkit.schemas.locate import explain, locate, offset_of
 from outboxkit.schemas.nodes import Enum, Field, Fixed, Node, Primitive, Record
@@ -38,9 +50,12 @@ if TYPE_CHECKING:
     from outboxkit.events import EventType
     from outboxkit.message import Message
 
-__all__ = ["CONTENT_TYPE", "AvroCodec", "codec", "decode", "encode"]
+__all__ = ["CONTENT_TYPE", "AvroCodec", "codec", "decode", "encode", "frame_of", "name_of"]
 
 CONTENT_TYPE: Final = "avro/binary"
+_FRAMED: Final = "; frame="  # of a body with a prefix: the header with the fingerprint must not be taken for its frame
+_WRITTEN: Final = (FrameKind.CONFLUENT_ID, FrameKind.SINGLE_OBJECT)
+_KINDS: Final = {kind.value: kind for kind in _WRITTEN}
 MAX_PROBLEMS: Final = 20
 """Lines of a compatibility report that travel with an error into the dead letters."""
 
@@ -112,13 +127,13 @@ def decode(writer: Schema, reader: Schema, data: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class AvroCodec:
-    """Events as Avro.
+    """Events as Avro: the codec ``avro``, or ``@event(…, codec=AvroCodec(frame=…))`` for another way to name schemas.
 
     Attributes:
         frame: how a message names its schema. With the default the fingerprint travels in the header
-            ``outboxkit-schema``; messages of others are read in every frame. Any other kind is pinned: it is written,
-            and nothing else is read.
-        schema_id: gives the registry's id of a schema; needed to write Confluent id frames.
+            ``outboxkit-schema``; messages of others are read in every frame. Any other kind is pinned: nothing else is
+            read, and ``confluent-id`` and ``single-object`` are also written.
+        schema_id: gives the registry's id of a schema (`outboxkit.registries.ids_of`); Confluent id frames need it.
     """
 
     frame: FrameKind = FrameKind.FINGERPRINT_HEADER
@@ -127,27 +142,31 @@ class AvroCodec:
     def encode(self, value: object, event_type: EventType) -> Encoded:
         """Encode an event under its declared schema."""
         schema = _declared(event_type)
-        body = encode(schema, value)
-        digest = fingerprint(schema)
-        if self.frame in (FrameKind.CONFLUENT_ID, FrameKind.SINGLE_OBJECT):
-            number = self.schema_id(schema) if self.schema_id and self.frame is FrameKind.CONFLUENT_ID else None
-            body, _ = write_frame(self.frame, body, schema_id=number, fingerprint=digest)
-        return Encoded(body, CONTENT_TYPE, digest.hex())
+        body, digest = encode(schema, value), fingerprint(schema)
+        if self.frame is FrameKind.FINGERPRINT_HEADER:
+            return Encoded(body, CONTENT_TYPE, digest.hex())
+        if self.frame not in _WRITTEN:
+            raise ConfigurationError(f"{self.frame.value} frames are read, not written: an event has no headers yet")
+        number = self.schema_id(schema) if self.schema_id and self.frame is FrameKind.CONFLUENT_ID else None
+        made, _ = write_frame(self.frame, framed_body(self.frame, body, schema), schema_id=number, fingerprint=digest)
+        return Encoded(made, f"{CONTENT_TYPE}{_FRAMED}{self.frame.value}", digest.hex())
 
     def decode(self, message: Message, event_type: EventType, resolve: Callable[[str], str]) -> object:
         """Decode a message under its writer's schema and the event's own."""
         frame = self._frame(message)
-        writer = _parsed(resolve(_name_of(frame)))
+        writer = _parsed(resolve(name_of(frame)))
         reader = writer if event_type.schema is None else _declared(event_type)
+        body = body_of(frame, writer)
+        before = frame.offset + len(frame.payload) - len(body)
         try:
-            return decode(writer, reader, frame.payload)
+            return decode(writer, reader, body)
         except Unreadable as error:
             lines = tuple(str(one) for one in check(reader, writer) if one.is_error)[:MAX_PROBLEMS]
             raise IncompatibleSchema(
-                error.message, problems=lines, path=error.path, offset=_moved(error.offset, frame)
+                error.message, problems=lines, path=error.path, offset=_moved(error.offset, before)
             ) from error
         except DecodeError as error:
-            error.offset = _moved(error.offset, frame)
+            error.offset = _moved(error.offset, before)
             raise
 
     def schema_text(self, event_type: EventType) -> str | None:
@@ -157,20 +176,33 @@ class AvroCodec:
     def _frame(self, message: Message) -> Frame:
         if self.frame is not FrameKind.FINGERPRINT_HEADER:
             return read_frame(message.payload, message.headers, pinned=self.frame)
-        headers = [*message.headers]
-        if message.schema:
-            headers.append(("outboxkit-schema", message.schema.encode()))
-        return read_frame(message.payload, headers)
+        return frame_of(message)
 
 
-def _name_of(frame: Frame) -> str:
+def frame_of(message: Message) -> Frame:
+    """Take a message apart: as its content type says, where it does, else by its headers and then by its prefix.
+
+    Raises:
+        DecodeError: it names no schema, or not completely.
+    """
+    _, _, told = message.content_type.partition(_FRAMED)
+    if told in _KINDS:
+        return read_frame(message.payload, message.headers, pinned=_KINDS[told])
+    headers = [*message.headers]
+    if message.schema:
+        headers.append((SCHEMA_HEADER, message.schema.encode()))
+    return read_frame(message.payload, headers)
+
+
+def name_of(frame: Frame) -> str:
+    """The name under which a registry knows the schema of a frame: fingerprint, id or GUID."""
     if frame.fingerprint is not None:
         return frame.fingerprint.hex()
     return str(frame.schema_id if frame.guid is None else frame.guid)
 
 
-def _moved(offset: int | None, frame: Frame) -> int | None:
-    return None if offset is None else offset + frame.offset
+def _moved(offset: int | None, before: int) -> int | None:
+    return None if offset is None else max(0, offset + before)
 
 
 def _declared(event_type: EventType) -> Schema:

@@ -9,6 +9,7 @@ may register it), `RegistryUnavailable` (away) and `SchemaError` (the answer mak
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from collections.abc import Callable, Sequence
@@ -16,10 +17,19 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Final, Protocol
 
-from outboxkit.errors import ConfigurationError, IncompatibleSchema
+from outboxkit.errors import ConfigurationError, IncompatibleSchema, SchemaNotFound
 from outboxkit.schemas import Mode, Schema, Version, check_history, fingerprint, full_form, identity
 
-__all__ = ["Features", "Reference", "Registered", "Registry", "open_registry", "require_compatible", "self_contained"]
+__all__ = [
+    "Features",
+    "Reference",
+    "Registered",
+    "Registry",
+    "ids_of",
+    "open_registry",
+    "require_compatible",
+    "self_contained",
+]
 
 _GROUP: Final = "outboxkit.registries"
 
@@ -141,6 +151,29 @@ def require_compatible(registry: Registry, subject: str, schema: Schema) -> None
     errors = tuple(str(one) for one in problems if one.is_error)
     if errors:
         raise IncompatibleSchema(f"{subject} may not change so: {errors[0]}", problems=errors)
+
+
+def ids_of(
+    registry: Registry, subject: Callable[[Schema], str] = lambda schema: schema.name
+) -> Callable[[Schema], int]:
+    """The numbers that a registry gave to schemas, for codecs that write them; each is asked for once.
+
+    The function raises `SchemaNotFound` for a schema that is not registered, `RegistryUnavailable` as the registry does.
+
+    Args:
+        registry: one that has numbers.
+        subject: under which a schema is registered.
+    """
+
+    @functools.cache
+    def find(schema: Schema) -> int:
+        name = subject(schema)
+        for one in registry.history(name):
+            if one.schema_id is not None and one.identity == identity(schema):
+                return one.schema_id
+        raise SchemaNotFound(f"{name} has no version with this schema and a number: register it first")
+
+    return find
 
 
 def open_registry(url: str) -> Registry:

@@ -14,7 +14,7 @@ A message can be replayed for a reader when ``not any(p.is_error for p in check(
 
 from outboxkit.schemas.canonical import canonical_form, fingerprint, full_form, identity
 from outboxkit.schemas.compatibility import check, compatible
-from outboxkit.schemas.frames import Frame, FrameKind, read_frame, write_frame
+from outboxkit.schemas.frames import Frame, FrameKind, body_of, framed_body, read_frame, write_frame
 from outboxkit.schemas.history import Mode, Version, check_history
 from outboxkit.schemas.nodes import Schema
 from outboxkit.schemas.parse import parse
@@ -30,11 +30,13 @@ __all__ = [
     "Schema",
     "Severity",
     "Version",
+    "body_of",
     "canonical_form",
     "check",
     "check_history",
     "compatible",
     "fingerprint",
+    "framed_body",
     "full_form",
     "identity",
     "parse",

@@ -6,6 +6,9 @@
 * outboxkit: header ``outboxkit-schema`` with the fingerprint as 16 hex digits, and a bare body.
 
 A topic that says which frame it uses is read with ``pinned`` and nothing is guessed.
+
+Confluent's serializers write a schema that is nothing but ``bytes`` raw, without Avro's length: `body_of` and
+`framed_body` do the same in Confluent frames, and nowhere else.
 """
 
 # ruff: noqa: PLR2004  the numbers are those of the wire formats
@@ -19,8 +22,10 @@ from typing import Final, Literal, NoReturn, TypeVar
 from uuid import UUID
 
 from outboxkit.errors import DecodeError, EncodeError
+from outboxkit.schemas.binary import write_long
+from outboxkit.schemas.nodes import Primitive, Schema
 
-__all__ = ["SCHEMA_HEADER", "Frame", "FrameKind", "read_frame", "write_frame"]
+__all__ = ["SCHEMA_HEADER", "Frame", "FrameKind", "body_of", "framed_body", "read_frame", "write_frame"]
 
 SCHEMA_HEADER: Final = "outboxkit-schema"
 _CONFLUENT_HEADERS: Final = {"value": "__value_schema_id", "key": "__key_schema_id"}
@@ -43,6 +48,12 @@ class FrameKind(Enum):
     BARE = "bare"
 
 
+_CONFLUENT: Final = frozenset({
+    FrameKind.CONFLUENT_ID,
+    FrameKind.CONFLUENT_GUID,
+    FrameKind.CONFLUENT_ID_HEADER,
+    FrameKind.CONFLUENT_GUID_HEADER,
+})
 _PREFIXES: Final = frozenset({FrameKind.CONFLUENT_ID, FrameKind.CONFLUENT_GUID, FrameKind.SINGLE_OBJECT})
 _HEADERS: Final = frozenset(set(FrameKind) - _PREFIXES)
 
@@ -118,6 +129,23 @@ def write_frame(
     if kind in (FrameKind.CONFLUENT_ID_HEADER, FrameKind.CONFLUENT_GUID_HEADER):
         return payload, ((_CONFLUENT_HEADERS[part], prefix),)
     return prefix + payload, ()
+
+
+def body_of(frame: Frame, writer: Schema) -> bytes:
+    """The Avro body of a message, with the length that Confluent frames leave out before top-level bytes."""
+    return write_long(len(frame.payload)) + frame.payload if _is_raw(frame.kind, writer) else frame.payload
+
+
+def framed_body(kind: FrameKind, body: bytes, writer: Schema) -> bytes:
+    """What goes into a frame: the reverse of `body_of`."""
+    if not _is_raw(kind, writer):
+        return body
+    end = next(at for at, byte in enumerate(body, 1) if byte < 0x80)
+    return body[end:]
+
+
+def _is_raw(kind: FrameKind, writer: Schema) -> bool:
+    return kind in _CONFLUENT and isinstance(writer.root, Primitive) and writer.root.type == "bytes"
 
 
 def _from_headers(data: bytes, headers: Mapping[str, bytes | None], part: Part) -> Frame | None:

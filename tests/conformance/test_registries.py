@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from outboxkit.errors import IncompatibleSchema, SchemaError, SchemaNotFound
-from outboxkit.registries import Reference, Registry, open_registry, require_compatible
+from outboxkit.registries import Reference, Registry, ids_of, open_registry, require_compatible
 from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.registries.directory import DirectoryRegistry
 from outboxkit.registries.memory import MemoryRegistry
@@ -65,6 +65,20 @@ def test_a_registered_schema_is_found_by_its_number_where_there_are_numbers(regi
     assert (made.schema_id is not None) is registry.features.ids
     if made.schema_id is not None:
         assert fingerprint(parse(registry.resolve(str(made.schema_id)))).hex() == made.fingerprint
+
+
+def test_a_codec_finds_the_number_of_a_registered_schema_and_of_no_other(registry: Registry, name: str) -> None:
+    text, number = _record(name, ("id", "string")), ids_of(registry)
+    with pytest.raises(SchemaNotFound, match="register it first"):
+        number(parse(text))
+
+    made = registry.register(f"shop.{name}", text)
+
+    if registry.features.ids:
+        assert number(parse(text)) == made.schema_id
+    else:
+        with pytest.raises(SchemaNotFound):
+            number(parse(text))
 
 
 def test_registering_twice_gives_the_same_version(registry: Registry, name: str) -> None:

@@ -14,7 +14,9 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from outboxkit.codecs.avro import decode, encode
+from outboxkit.codecs.avro import AvroCodec, decode, encode
+from outboxkit.events import EventType
+from outboxkit.message import Message
 from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.schemas import FrameKind, fingerprint, parse, read_frame, write_frame
 from tests.oracle.java import ask
@@ -84,6 +86,24 @@ def test_we_read_the_message_of_confluents_serializer(client: SchemaRegistryClie
 
     assert (frame.kind, frame.schema_id) == (FrameKind.CONFLUENT_ID, schema_id)
     assert decode(writer, _SCHEMA, frame.payload) == _VALUE
+
+
+def test_raw_bytes_go_both_ways_as_confluent_writes_them(client: SchemaRegistryClient) -> None:
+    context = SerializationContext(f"{_NAME}Raw", MessageField.VALUE)
+    payload = b"\x04ab and no length before it"
+    theirs = AvroSerializer(client, '"bytes"')(payload, context)
+    assert theirs is not None
+    schema_id = read_frame(theirs).schema_id
+    assert schema_id is not None
+    codec = AvroCodec(frame=FrameKind.CONFLUENT_ID, schema_id=lambda _: schema_id)
+    blob = EventType(name="blob", schema={"type": "bytes"}, codec="avro")
+
+    ours = codec.encode(payload, blob)
+
+    assert ours.payload == theirs
+    assert AvroDeserializer(client)(ours.payload, context) == payload
+    message = Message(id="1", type="blob", topic="blobs", payload=theirs)
+    assert codec.decode(message, blob, ConfluentRegistry(server.find().url).resolve) == payload
 
 
 def test_java_reads_our_body_and_our_single_object() -> None:

@@ -14,7 +14,7 @@ from outboxkit.codecs import avro
 from outboxkit.errors import ConfigurationError, DecodeError, SchemaError, SchemaNotFound
 from outboxkit.registries import Registry, open_registry
 from outboxkit.registries.directory import ALLOW_FILE, LOCK_FILE, DirectoryRegistry, SchemaFile
-from outboxkit.schemas import Frame, FrameKind, Mode, Schema, check, fingerprint, identity, parse, read_frame
+from outboxkit.schemas import Frame, FrameKind, Mode, Schema, body_of, check, fingerprint, identity, parse, read_frame
 from outboxkit.schemas.gate import Finding, judge, parse_allowed
 from outboxkit.schemas.lint import lint
 from outboxkit.schemas.reports import FORMATS, problem_facts, render
@@ -216,7 +216,7 @@ def decode_command(*, message: Any, reader: Path | None, writer: Path | None, ur
     """Decode one message (a file, or standard input) and print it as JSON."""
     data = _message(message.read(), encoding)
     frame, wrote = _opened(data, writer, url)
-    value = avro.decode(wrote, wrote if reader is None else _schema(reader), frame.payload)
+    value = avro.decode(wrote, wrote if reader is None else _schema(reader), body_of(frame, wrote))
     screen.print_json(_plain(value))
 
 
@@ -238,7 +238,7 @@ def explain_command(*, message: Any, reader: Path | None, writer: Path | None, u
     for one in problems:
         screen.field(one.severity.value, f"{one}; fix: {one.fix}")
     try:
-        avro.decode(wrote, target, frame.payload)
+        avro.decode(wrote, target, body_of(frame, wrote))
     except DecodeError as error:
         screen.field("fault", error.message)
         screen.field("path", error.path or "(top)")
@@ -270,8 +270,7 @@ def _opened(data: bytes, writer: Path | None, url: str) -> tuple[Frame, Schema]:
         # With the schema given the message is a bare body: nothing is guessed from its first bytes.
         return read_frame(data, pinned=FrameKind.BARE), _schema(writer)
     frame = read_frame(data)
-    name = frame.fingerprint.hex() if frame.fingerprint is not None else str(frame.schema_id or frame.guid)
-    return frame, parse(open_registry(url).resolve(name), lenient=True)
+    return frame, parse(open_registry(url).resolve(avro.name_of(frame)), lenient=True)
 
 
 def _plain(value: Any) -> Any:

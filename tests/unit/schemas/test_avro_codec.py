@@ -115,6 +115,58 @@ def test_a_configured_frame_is_written_and_nothing_else_is_read(kind: FrameKind)
         codec.decode(_message(encode(parse(ORDER), {"id": "o-1"})), event_type(Order), registry.resolve)
 
 
+@pytest.mark.parametrize("kind", [FrameKind.CONFLUENT_ID, FrameKind.SINGLE_OBJECT])
+def test_a_framed_message_of_ours_is_read_by_a_codec_that_expects_nothing(kind: FrameKind) -> None:
+    made = AvroCodec(frame=kind, schema_id=lambda _: 41).encode(Order("o-1"), event_type(Order))
+
+    message = _message(made.payload, schema=made.schema, content_type=made.content_type)
+
+    assert made.content_type == f"avro/binary; frame={kind.value}"
+    assert codec_named("avro").decode(message, event_type(Order), _resolve) == {"id": "o-1"}
+
+
+def test_a_frame_that_needs_a_header_is_not_written() -> None:
+    with pytest.raises(ConfigurationError, match="read, not written"):
+        AvroCodec(frame=FrameKind.CONFLUENT_ID_HEADER).encode(Order("o-1"), event_type(Order))
+
+
+def test_confluents_raw_bytes_are_read_and_written_without_a_length() -> None:
+    blob = EventType(name="blob", schema={"type": "bytes"}, codec="avro")
+    codec = AvroCodec(frame=FrameKind.CONFLUENT_ID, schema_id=lambda _: 7)
+    frame = b"\x00\x00\x00\x00\x07"
+
+    assert codec.encode(b"\x04ab", blob).payload == frame + b"\x04ab"
+    for raw in (b"", b"\x04ab", bytes(200)):
+        assert codec.encode(raw, blob).payload == frame + raw
+        assert codec.decode(_message(frame + raw), blob, lambda _: '"bytes"') == raw
+        assert (
+            AvroCodec().decode(_message(raw, headers=(("__value_schema_id", frame),)), blob, lambda _: '"bytes"') == raw
+        )
+
+
+def test_bytes_keep_their_length_in_every_other_frame_and_inside_other_types() -> None:
+    blob = EventType(name="blob", schema={"type": "bytes"}, codec="avro")
+    single = AvroCodec(frame=FrameKind.SINGLE_OBJECT).encode(b"ab", blob)
+
+    assert single.payload[10:] == b"\x04ab"
+    assert codec_named("avro").encode(b"ab", blob).payload == b"\x04ab"
+    maybe = EventType(name="blob", schema={"type": "array", "items": "bytes"}, codec="avro")
+    assert AvroCodec(frame=FrameKind.CONFLUENT_ID, schema_id=lambda _: 7).encode([b"ab"], maybe).payload[5:] == (
+        b"\x02\x04ab\x00"
+    )
+
+
+def test_a_fault_in_raw_bytes_is_told_inside_the_message() -> None:
+    money = {"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}
+    blob = EventType(name="blob", schema=money, codec="avro")
+
+    with pytest.raises(DecodeError) as caught:
+        AvroCodec().decode(_message(b"\x00\x00\x00\x00\x07" + b"\x7f" * 3), blob, lambda _: json.dumps(money))
+
+    assert caught.value.offset is not None
+    assert caught.value.offset <= 8
+
+
 def test_a_writers_bad_default_is_no_reason_to_refuse_its_messages() -> None:
     bad = ORDER | {"fields": [ORDER["fields"][0] | {"default": 7}]}
 
