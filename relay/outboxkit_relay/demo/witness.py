@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Delivery
 
-__all__ = ["Witness", "witness"]
+__all__ = ["READER", "Witness", "witness"]
+
+READER: Final = "outboxkit-demo-judge"
 
 _SECONDS: Final = 10.0
 _PAUSE: Final = timedelta(milliseconds=50)
@@ -53,7 +55,7 @@ class _Log:
 
     def __init__(self, url: str) -> None:
         common = settings.parse(url, {}).common
-        self._reader = Consumer({**common, "group.id": "outboxkit-demo-judge", "enable.auto.commit": False})
+        self._reader = Consumer({**common, "group.id": READER, "enable.auto.commit": False})
 
     def count(self, topic: str) -> int:
         return sum(high - low for low, high in self._bounds(topic).values())
@@ -91,7 +93,7 @@ class _Queue:
         self._seen: list[Record] = []
         self._stop, self._ready = threading.Event(), threading.Event()
         # Topics of one telling have a prefix of their own, so this name is new at every broker.
-        subscription = Subscription(consumer="outboxkit-demo-judge", topics=tuple(topics))
+        subscription = Subscription(consumer=READER, topics=tuple(topics))
         self._thread = threading.Thread(target=asyncio.run, args=(self._read(url, subscription),), daemon=True)
         self._thread.start()
         if not self._ready.wait(_SECONDS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,12 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from outboxkit_relay.demo import contracts
-from outboxkit_relay.settings import environment
+from outboxkit_relay.settings import environment, variables
 
 __all__ = ["Child", "Failed", "World", "opened", "until"]
 
 _PATIENCE_SECONDS: Final = 60.0  # for anything that must happen; a slow machine is no failure
-_INDENTED: Final = 2  # columns by which the story moves a command's output to the right
 _GRACE_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 0.05
 
@@ -62,13 +62,30 @@ class Child:
 
     def end(self) -> int:
         """Stops it as an operator would: SIGTERM, and patience; returns its exit code."""
+        self.ask_to_end()
+        return self.wait()
+
+    def ask_to_end(self) -> None:
+        """SIGTERM, once: a second one would be an order."""
         if self.process.poll() is None:
             self.send(signal.SIGCONT)
             self.send(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Its exit code, as soon as it has one; one that does not end is killed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_GRACE_SECONDS)
         self.kill()
         return self.process.returncode
+
+    def dismiss(self) -> None:
+        """Closes its standard input, which ends it in its own way, and waits; one that does not end is killed."""
+        assert self.process.stdin is not None  # noqa: S101  every child has one
+        if self.process.poll() is None:
+            self.send(signal.SIGCONT)
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.wait()
 
     def kill(self) -> None:
         """SIGKILL: it gets no chance to clean up."""
@@ -93,11 +110,14 @@ class World:
     Attributes:
         folder: database, logs.
         settings: what every child is told, as names of settings.
+        children: who must live.
+        servers: those of them that the others need.
     """
 
     folder: Path
     settings: dict[str, str]
     children: list[Child] = field(default_factory=list)
+    servers: list[Child] = field(default_factory=list)
 
     def run(
         self, name: str, module: str, *arguments: str, answers: bool = False, settings: Mapping[str, str] | None = None
@@ -119,14 +139,19 @@ class World:
         self.children.append(child)
         return child
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs ``outboxkit …`` to its end, as a person would, for the terminal of the demo."""
-        room = shutil.get_terminal_size((0, 0)).columns
+    def serve(self, name: str, module: str, *arguments: str) -> tuple[Child, str]:
+        """Starts a server that says its URL; it ends after all others."""
+        server = self.run(name, module, *arguments, answers=True)
+        self.servers.append(server)
+        return server, server.read_line()
+
+    def command(self, *arguments: str, columns: int | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs ``outboxkit …`` to its end, as a person would, on a terminal of so many columns."""
         return subprocess.run(  # noqa: S603  our own interpreter and modules
             [sys.executable, "-m", "outboxkit_relay", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=environment(**self.settings) | ({"COLUMNS": str(room - _INDENTED)} if room else {}),
+            env=environment(**self.settings) | ({"COLUMNS": str(columns)} if columns else {}),
             cwd=self.folder,
             text=True,
             timeout=_PATIENCE_SECONDS,
@@ -137,6 +162,14 @@ class World:
         """Tells every process of this telling what its topics and consumers begin with."""
         (self.folder / "demo.json").write_text(json.dumps({"prefix": prefix}))
 
+    def write_settings(self) -> Path:
+        """A file for a shell, readable by this user only: it has the passwords. For `. FILE`."""
+        file = self.folder / "settings.sh"
+        file.touch(mode=0o600)
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables(**self.settings).items()]
+        file.write_text("".join(lines))
+        return file
+
     def watch(self) -> None:
         """Looks after the children.
 
@@ -146,6 +179,15 @@ class World:
         for child in self.children:
             if child.process.poll() is not None:
                 raise Failed(f"{child.name} ended: {child.last_words()}")
+
+    def end_clients(self) -> None:
+        """Stops everybody but the servers as an operator would, so that they leave what they take part in."""
+        clients = [child for child in self.children if child not in self.servers]
+        for child in clients:
+            child.ask_to_end()
+        for child in clients:
+            self.children.remove(child)
+            child.wait()
 
     def end(self, child: Child) -> int:
         """Stops one child; it is not missed."""
@@ -159,7 +201,7 @@ class World:
 
 
 @contextlib.contextmanager
-def opened(*, keep: bool, **settings: str) -> Iterator[World]:
+def opened(**settings: str) -> Iterator[World]:
     """A world in a temporary folder. At the end, however it comes, no process is left."""
     folder = Path(tempfile.mkdtemp(prefix="outboxkit-demo-"))
     told = {"registry_url": f"directory:{contracts.SCHEMAS}", "log__format": "json", **settings}
@@ -169,9 +211,11 @@ def opened(*, keep: bool, **settings: str) -> Iterator[World]:
         yield world
     finally:
         for child in world.children:
-            child.kill()
-        if not keep:
-            _remove(folder)
+            if child not in world.servers:
+                child.kill()
+        for server in world.servers:
+            server.dismiss()
+        shutil.rmtree(folder)
 
 
 def until(true: Callable[[], bool], world: World, what: str) -> None:
@@ -186,9 +230,3 @@ def until(true: Callable[[], bool], world: World, what: str) -> None:
         if time.monotonic() > deadline:
             raise Failed(f"waited {_PATIENCE_SECONDS:.0f} s in vain: {what}")
         time.sleep(_LOOK_SECONDS)
-
-
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()

@@ -1,0 +1,109 @@
+"""The detour to a broker: what goes through, what is changed on the way, and that a closed one is an outage."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from outboxkit_relay.demo.detour import Detour, Named, is_possible, renamed
+
+WAYS = {("broker-one", 9092): ("127.0.0.1", 7001), ("two", 65_000): ("127.0.0.1", 7002)}
+
+
+def _text(text: str, *, flexible: bool) -> bytes:
+    size = bytes([len(text) + 1]) if flexible else len(text).to_bytes(2, "big")
+    return size + text.encode()
+
+
+def _answer(version: int, brokers: list[tuple[str, int]]) -> bytes:
+    """An answer to Metadata as a broker of this version writes it, by the protocol's own description."""
+    flexible = version >= 9
+    frame = (77).to_bytes(4, "big")
+    frame += b"\x01\x00\x02ab" if flexible else b""  # one tag, that nobody knows
+    frame += (5).to_bytes(4, "big") if version >= 3 else b""
+    frame += bytes([len(brokers) + 1]) if flexible else len(brokers).to_bytes(4, "big")
+    for number, (host, port) in enumerate(brokers):
+        frame += number.to_bytes(4, "big") + _text(host, flexible=flexible) + port.to_bytes(4, "big")
+        if version >= 1:
+            no_rack = b"\x00" if flexible else b"\xff\xff"
+            frame += no_rack if number else _text("rack", flexible=flexible)
+        frame += b"\x00" if flexible else b""
+    return frame + b"the cluster's id, the topics, and so on"
+
+
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 8, 9, 12, 13])
+def test_an_answer_is_the_same_but_for_the_addresses(version: int) -> None:
+    answer = _answer(version, list(WAYS))
+
+    assert Named(answer, version).addresses == list(WAYS)
+    assert renamed(answer, version, WAYS) == _answer(version, list(WAYS.values()))
+
+
+def test_a_long_host_has_a_size_of_two_bytes() -> None:
+    long = "b" * 200
+    frame = _answer(9, [("?", 1)]).replace(b"\x02?", b"\xc9\x01" + long.encode())
+
+    assert Named(frame, 9).addresses == [(long, 1)]
+
+
+@pytest.mark.parametrize(
+    ("url", "possible"),
+    [
+        ("kafka://a:1,b:2", True),
+        ("amqp://guest@localhost/", True),
+        ("rabbitmq://localhost", True),
+        ("kafka+ssl://a", False),
+        ("kafka://user:word@a", False),
+        ("kafka://a?security.protocol=SSL", False),
+        ("amqps://a", False),
+    ],
+)
+def test_a_connection_that_is_encrypted_cannot_take_it(url: str, *, possible: bool) -> None:
+    assert is_possible(url) is possible
+
+
+class _Echo(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        while line := self.rfile.readline():
+            self.wfile.write(line)
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """The port of a server that answers what it is told."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_a_closed_one_is_an_outage_and_an_open_one_is_a_way(echo: int) -> None:
+    way = Detour(f"amqp://me@127.0.0.1:{echo}/vhost?heartbeat=3")
+    try:
+        before, _, port = way.url.removesuffix("/vhost?heartbeat=3").rpartition(":")
+        assert before == "amqp://me@127.0.0.1"
+
+        with socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
+            assert _ask(connection) == b"hello\n"
+            way.close()
+            with contextlib.suppress(ConnectionError):
+                assert _ask(connection) == b""
+        with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
+            assert _ask(connection) == b""
+        way.open()
+        with socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
+            assert _ask(connection) == b"hello\n"
+    finally:
+        way.end()
+
+
+def _ask(connection: socket.socket) -> bytes:
+    connection.sendall(b"hello\n")
+    return connection.recv(100)
