@@ -22,17 +22,17 @@ from sqlalchemy.orm import InstanceState, Session, scoped_session
 from sqlalchemy.orm.attributes import instance_state
 from typing_extensions import Unpack
 
-from outboxkit import codecs, context, unit_of_work
-from outboxkit.codecs import Encoded
+from outboxkit import canaries, codecs, context, unit_of_work
+from outboxkit.canaries import Written
 from outboxkit.errors import CaptureError
 from outboxkit.events import EventType, event_type, is_event
 from outboxkit.message import Headers, Kind, Limits, Message, check_limits
 from outboxkit.unit_of_work import Emission
 
 if sys.version_info >= (3, 14):
-    from uuid import uuid7
+    from uuid import uuid7 as new_id
 else:
-    from uuid_utils.compat import uuid7
+    from uuid_utils import uuid7 as new_id  # its own class: making the standard library's would cost more than the id
 
 __all__ = ["AnySession", "MessageOptions", "Outbox", "OutboxMixin", "emission_of", "publish", "route_of", "send"]
 
@@ -207,12 +207,18 @@ def emission_of(
 
 
 class _Draft(NamedTuple):  # a tuple, because one is made for every event
-    """A message that lacks its event, and the key that only the flush may know."""
+    """What is known of a message when it is emitted: all but its event, and the key that only the flush may know."""
 
     id: str
-    make: Callable[..., Message]
+    kind: Kind
     topic: str
     type: str
+    source: str
+    occurred_at: datetime
+    expires_at: datetime | None
+    correlation_id: str
+    causation_id: str
+    headers: Headers
     key: bytes | None
     key_of: Callable[[], bytes | None] | None
     limits: Limits
@@ -226,26 +232,22 @@ def _draft(
     route: Outbox = _NO_ROUTE,
     key_of: Callable[[], bytes | None] | None = None,
 ) -> _Draft:
-    now = datetime.now(UTC)
+    now, headers = datetime.now(UTC), context.trace_headers()
+    if route.headers or "headers" in options:
+        headers = (*_headers(route.headers), *_headers(options.get("headers", {})), *headers)
     source = options.get("source") or route.source or context.source()
     unique, expires, key = options.get("unique_key"), options.get("expires"), options.get("key")
-    message_id = str(uuid5(_UNIQUE, f"{source}\0{topic}\0{unique}") if unique else uuid7())
-    make = partial(
-        Message,
-        id=message_id,
-        kind=kind,
-        source=source,
-        occurred_at=now,
-        expires_at=now + expires if isinstance(expires, timedelta) else _instant("expires", expires),
-        correlation_id=context.correlation_id(),
-        causation_id=context.causation_id(),
-        headers=(*_headers(route.headers), *_headers(options.get("headers", {})), *context.trace_headers()),
-    )
     return _Draft(
-        message_id,
-        make,
+        str(uuid5(_UNIQUE, f"{source}\0{topic}\0{unique}") if unique else new_id()),
+        kind,
         topic,
         options.get("type", ""),
+        source,
+        now,
+        now + expires if isinstance(expires, timedelta) else _instant("expires", expires),
+        context.correlation_id(),
+        context.causation_id(),
+        headers,
         key.encode() if isinstance(key, str) else key,
         None if "key" in options else key_of,
         options.get("limits", route.limits),
@@ -255,31 +257,43 @@ def _draft(
 def _freeze(draft: _Draft, event: object) -> Callable[[], Message]:
     """Encodes the event now, so that it can no longer change; a function is called and encoded after the flush."""
     if callable(event) and not isinstance(event, type) and not is_event(event):
-        return lambda: _message(draft, *_encode(draft, event()))
-    declared, encoded = _encode(draft, event)
-    message = _message(draft, declared, encoded, keyed=False)
-    return (lambda: message) if draft.key_of is None else lambda: _message(draft, declared, encoded)
+        return lambda: _message(draft, _encode(draft, event()))
+    written = _encode(draft, event)
+    message = _message(draft, written, keyed=False)
+    return (lambda: message) if draft.key_of is None else lambda: _message(draft, written)
 
 
-def _encode(draft: _Draft, event: object) -> tuple[EventType, Encoded]:
+def _encode(draft: _Draft, event: object) -> Sequence[Written]:
     if not isinstance(event, Mapping):
         declared = event_type(event)
     elif draft.type:
         declared = EventType(name=draft.type)
     else:
         raise CaptureError("an event that is a mapping needs its type: publish(session, {...}, type='order.placed')")
-    return declared, codecs.codec_named(declared.codec).encode(event, declared)
+    written = (declared, codecs.codec_named(declared.codec).encode(event, declared))
+    return (written,) if declared.canary is None else canaries.all_versions(written)
 
 
-def _message(draft: _Draft, declared: EventType, encoded: Encoded, *, keyed: bool = True) -> Message:
-    message = draft.make(
+def _message(draft: _Draft, written: Sequence[Written], *, keyed: bool = True) -> Message:
+    key = draft.key_of() if keyed and draft.key_of is not None else draft.key
+    chooses = draft.id.encode() if key is None else key
+    declared, encoded = written[0] if len(written) == 1 else canaries.version_for(chooses, written)
+    message = Message(
+        id=draft.id,
         type=declared.name,
         topic=draft.topic or declared.name,
         payload=encoded.payload,
+        key=key,
+        kind=draft.kind,
+        source=draft.source,
         content_type=encoded.content_type,
         schema=encoded.schema,
         dataschema=declared.dataschema,
-        key=draft.key_of() if keyed and draft.key_of is not None else draft.key,
+        occurred_at=draft.occurred_at,
+        expires_at=draft.expires_at,
+        correlation_id=draft.correlation_id,
+        causation_id=draft.causation_id,
+        headers=draft.headers,
     )
     check_limits(message, draft.limits)
     return message

@@ -23,11 +23,31 @@ from uuid import UUID
 
 from outboxkit.errors import CaptureError, ConfigurationError, DecodeError
 
-__all__ = ["EventType", "event", "event_type", "from_plain", "is_event", "to_plain"]
+__all__ = ["Canary", "EventType", "event", "event_type", "from_plain", "is_event", "to_plain", "versions_of"]
 
 T = TypeVar("T", bound=type)
 
 _ATTRIBUTE: Final = "__outboxkit_event__"
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A new version that only a share of the keys gets, so that a mistake meets few consumers first.
+
+    Attributes:
+        previous: the event class of the version that all other keys get.
+        share: of the keys, 0.0 to 1.0; or a function that says it, so that it grows without a deploy.
+
+    Raises:
+        ConfigurationError: the share is not between 0 and 1.
+    """
+
+    previous: type
+    share: float | Callable[[], float]
+
+    def __post_init__(self) -> None:
+        if not callable(self.share) and not 0.0 <= self.share <= 1.0:
+            raise ConfigurationError(f"a share lies between 0 and 1, not {self.share}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +60,7 @@ class EventType:
         cls: the class; ``dict`` for events without one.
         schema: an ``.avsc`` file (path), or the schema itself as parsed JSON; None for codecs without schemas.
         codec: name of the codec, ``json`` or ``avro``; or a codec, as in ``AvroCodec(frame=…)``.
+        canary: who gets this version, while not all do.
     """
 
     name: str
@@ -47,6 +68,7 @@ class EventType:
     cls: type = dict
     schema: str | Path | Mapping[str, Any] | None = None
     codec: object = "json"
+    canary: Canary | None = None
 
     @property
     def dataschema(self) -> str:
@@ -60,6 +82,7 @@ def event(
     version: int = 1,
     schema: str | Path | Mapping[str, Any] | None = None,
     codec: object = None,
+    canary: Canary | None = None,
 ) -> Callable[[T], T]:
     """Gives any class a name and version on the wire: a dataclass, a msgspec Struct, a pydantic model.
 
@@ -68,12 +91,17 @@ def event(
         version: of the contract, from 1.
         schema: Avro schema: a path to an ``.avsc`` file or the parsed schema.
         codec: a codec's name, or a codec made for this event; ``avro`` when there is a schema, else ``json``.
+        canary: ``Canary(OrderPlacedV1, share=0.05)``: 5 % of the keys get this version, the rest the previous one.
 
     Raises:
-        ConfigurationError: an empty name, or a version below 1.
+        ConfigurationError: an empty name, a version below 1, or a canary whose previous version is no earlier one.
     """
     if not name or version < 1:
         raise ConfigurationError(f"an event needs a name and a version from 1, got {name!r} and {version}")
+
+    earlier = None if canary is None else event_type(canary.previous)
+    if earlier is not None and (earlier.name != name or earlier.version >= version):
+        raise ConfigurationError(f"the previous version of {name} {version} cannot be {earlier.name} {earlier.version}")
 
     def declare(cls: T) -> T:
         found = EventType(
@@ -82,6 +110,7 @@ def event(
             cls=cls,
             schema=schema,
             codec=codec or ("avro" if schema is not None else "json"),
+            canary=canary,
         )
         setattr(cls, _ATTRIBUTE, found)
         return cls
@@ -102,6 +131,11 @@ def event_type(value: object) -> EventType:
             f"{cls.__qualname__} is not an event: decorate the class with @event('some.name', version=1)"
         )
     return found
+
+
+def versions_of(contract: EventType) -> tuple[EventType, ...]:
+    """The versions that a producer of this event writes now: the newest, and the previous ones of its canaries."""
+    return (contract, *(versions_of(event_type(contract.canary.previous)) if contract.canary else ()))
 
 
 def is_event(value: object) -> bool:

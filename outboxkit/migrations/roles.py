@@ -29,7 +29,7 @@ S, SD, SI, SU, SID, SIU, SIUD = (
     "SELECT, INSERT, UPDATE",
     ("SELECT, INSERT, UPDATE, DELETE"),
 )
-_APP: Final = {"outbox_messages": "INSERT", "outbox_waiting": "INSERT", "outbox_version": S, "outbox_schemas": S}
+_APP: Final = {"outbox_messages": "INSERT", "outbox_waiting": "INSERT", "outbox_version": S, "outbox_schemas": SI}
 
 #: role -> table -> privileges. INSERT into the hot table is by column, without those that only the database writes.
 GRANTS: Final[dict[str, dict[str, str]]] = {

@@ -158,7 +158,7 @@ def ids_of(
 ) -> Callable[[Schema], int]:
     """The numbers that a registry gave to schemas, for codecs that write them; each is asked for once.
 
-    The function raises `SchemaNotFound` for a schema that is not registered, `RegistryUnavailable` as the registry does.
+    The function raises `SchemaNotFound` for a schema that is not registered, and what the registry raises.
 
     Args:
         registry: one that has numbers.

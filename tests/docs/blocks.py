@@ -1,8 +1,9 @@
 """Runs a page of the documentation as a reader would: files are written, commands typed, output compared.
 
-A ``code-block`` with a caption is a file. A ``python`` block runs. A ``console`` block is a session: lines that begin
-with ``$`` are typed, the others are what must come; ``…`` stands for anything, alone on a line for any lines. A command
-with ``&`` at its end runs on. A command is tried again until its output fits, because the daemons need their time.
+A ``code-block`` with a caption is a file, whatever its language. A ``python`` block runs. A ``console`` block is a
+session: lines that begin with ``$`` are typed, the others are what must come; ``…`` stands for anything, alone on a
+line for any lines. A command with ``&`` at its end runs on. A command is tried again until its output fits, because
+the daemons need their time.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Command:
 def blocks(page: str) -> Iterator[Block]:
     """The blocks that can be executed, in order."""
     for directive, language, text in _FENCE.findall(page):
-        if directive not in ("", "code-block") or language not in ("python", "console"):
-            continue
         caption = _CAPTION.match(text)
+        if directive not in ("", "code-block") or (language not in ("python", "console") and not caption):
+            continue
         yield Block(language, caption[1] if caption else "", text[caption.end() :] if caption else text)
 
 
@@ -93,7 +94,9 @@ class Reader:
 
     def _do(self, block: Block) -> int:
         if block.file:
-            (self._folder / block.file).write_text(block.text)
+            place = self._folder / block.file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(block.text)
             return 0
         if block.language == "python":
             argv = [sys.executable, "-W", "error", "-c", block.text]
