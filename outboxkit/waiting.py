@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import and_, case, delete, exists, func, insert, literal, or_, select, update
 
 from outboxkit import tables
+from outboxkit.control import NOTHING_PAUSED, Holds
 from outboxkit.dialects import dialect_of
 from outboxkit.message import Row, shard_of
 from outboxkit.outbox import shards_of
@@ -243,8 +244,11 @@ def due_rows(
     *,
     without: Collection[str],
     limit: int,
+    holds: Holds = NOTHING_PAUSED,
 ) -> list[Row]:
     """Waiting rows whose time has come: heads of stopped keys, and rows without a key. At most one row a key.
+
+    What operators have paused is not among them, and what stands behind it in its key is no head.
 
     Transaction: joins the caller's; reads only.
     """
@@ -270,11 +274,18 @@ def due_rows(
             waits.shard.in_(sorted(shards)),
             waits.topic.not_in(sorted(without)),
             or_(alone, and_(_STOPPED.c.topic.is_not(None), waits.reason != "scheduled", is_head)),
+            *_not_held(holds),
         )
         .order_by(waits.position)
         .limit(limit)
     )
-    return [Row._make(row) for row in connection.execute(statement)]
+    return [Row.of(*row) for row in connection.execute(statement)]
+
+
+def _not_held(holds: Holds) -> list[Any]:
+    types = [_WAITING.c.type.not_in(sorted(holds.types))] if holds.types else []
+    keys = [~and_(_WAITING.c.topic == topic, _WAITING.c.key == key) for topic, key in sorted(holds.keys)]
+    return [*types, *(or_(_WAITING.c.key.is_(None), key) for key in keys)]
 
 
 def head_of(connection: Connection, topic: str, key: bytes) -> tuple[Row, str] | None:
@@ -285,7 +296,7 @@ def head_of(connection: Connection, topic: str, key: bytes) -> tuple[Row, str] |
     line = (_WAITING.c.topic == topic, _WAITING.c.key == key, _WAITING.c.reason != "scheduled")
     first = select(*_row_columns(), _WAITING.c.error).where(*line).order_by(_WAITING.c.position).limit(1)
     found = connection.execute(first).one_or_none()
-    return None if found is None else (Row._make(found[:-1]), found.error or "")
+    return None if found is None else (Row.of(*found[:-1]), found.error or "")
 
 
 def try_now(connection: Connection, topic: str, key: bytes) -> None:
@@ -337,7 +348,7 @@ def hold(connection: Connection, held: Hold) -> None:
     else:
         connection.execute(update(_WAITING).where(_WAITING.c.id == row.waiting_id).values(**failed))
     set_aside(connection, held.followers)
-    if row.key is not None:
+    if row.key is not None and _waits(connection, row):
         _stop(connection, row, reason="retry", attempts=held.attempts, due_at=due_at)
 
 
@@ -358,7 +369,7 @@ def bury(connection: Connection, head: Row) -> None:
     Transaction: the caller's, fenced.
     """
     if head.waiting_id is None:
-        dialect_of(connection).remove(connection, [(head.position, head.id)])
+        dialect_of(connection).remove(connection, [(head.position, head.raw_id)])
     else:
         connection.execute(delete(_WAITING).where(_WAITING.c.id == head.waiting_id))
 
@@ -380,13 +391,20 @@ def set_aside(connection: Connection, rows: Iterable[Row], reason: str = "follow
 def join_the_line(connection: Connection, rows: Sequence[Row]) -> None:
     """Moves fresh rows of stopped keys behind those that wait; a key that was freed meanwhile is stopped again.
 
+    Rows without a key are due at once: they are here because they are paused.
+
     Transaction: the caller's, fenced.
     """
-    set_aside(connection, rows)
-    for row in rows:
+    set_aside(connection, [row for row in rows if row.key is not None])
+    alone = [row for row in rows if row.key is None]
+    set_aside(connection, alone, reason="retry")
+    for row in alone:
+        connection.execute(update(_WAITING).where(_same(row)).values(due_at=tables.database_now()))
+    for row in {(row.topic, row.key): row for row in reversed(rows) if row.key is not None}.values():
         this = and_(_STOPPED.c.topic == row.topic, _STOPPED.c.key == row.key)
         # Locked: whoever frees the key at the same time sees this row, or is seen here.
-        if connection.execute(select(_STOPPED.c.topic).where(this).with_for_update()).one_or_none() is None:
+        stopped = connection.execute(select(_STOPPED.c.topic).where(this).with_for_update()).one_or_none() is not None
+        if not stopped and _waits(connection, row):
             _stop(connection, row, reason="retry", attempts=0, due_at=tables.database_now())
 
 
@@ -444,6 +462,12 @@ def _row_columns() -> list[Any]:
 
 def _same(row: Row) -> Any:
     return and_(_WAITING.c.position == row.position, _WAITING.c.message_id == row.id)
+
+
+def _waits(connection: Connection, row: Row) -> bool:
+    """Whether anything of the row's key waits: the row itself may have been settled by another relay meanwhile."""
+    line = (_WAITING.c.topic == row.topic, _WAITING.c.key == row.key, _WAITING.c.reason != "scheduled")
+    return connection.execute(select(literal(1)).where(exists().where(*line))).one_or_none() is not None
 
 
 def _stop(connection: Connection, row: Row, *, reason: str, attempts: int, due_at: Any) -> None:

@@ -152,10 +152,11 @@ class Destination:
         return pulled
 
     def drop(self) -> list[Row]:
-        """Takes out everything that is queued."""
+        """Takes out everything that is queued; what comes of a key in flight still has to wait behind it."""
         dropped = [*self.queue, *(row for line in self.behind.values() for row in line)]
         self.queue.clear()
-        self.behind.clear()
+        if self.order is Order.STRICT:
+            self.behind = {key_of(row): deque() for flight in self.flights.values() for row in flight.rows}
         self.held = 0
         return dropped
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from outboxkit.brokers import Batch, Receipts
+from outboxkit.control import NOTHING_PAUSED, Holds
 from outboxkit.dialects import Page, Reading
 from outboxkit.policy import Failure, Followers
 
@@ -49,11 +50,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """The relay holds a lease and these shards; surplus: it should give some back; these keys of them are stopped."""
+    """The relay holds a lease.
+
+    Attributes:
+        shards: that it owns.
+        surplus: it should give some back.
+        stopped: the keys of these shards that are stopped.
+        holds: what operators have paused.
+    """
 
     shards: frozenset[int]
     surplus: bool
     stopped: frozenset[StoppedKey]
+    holds: Holds = NOTHING_PAUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +130,21 @@ Event = Owned | Fetched | Claimed | Missed | Answered | Settled | Fenced | Tick 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read a page of a lane and claim it; look into the waiting room, too."""
+    """Read a page of a lane and claim it; look into the waiting room, too.
+
+    Attributes:
+        lane: its name.
+        reading: the page.
+        without: topics of which nothing is due.
+        look: whether to look into the waiting room.
+        holds: what is not due, either.
+    """
 
     lane: str
     reading: Reading
     without: frozenset[str]
     look: bool
+    holds: Holds = NOTHING_PAUSED
 
 
 @dataclass(frozen=True, slots=True)

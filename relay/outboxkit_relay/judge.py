@@ -78,7 +78,8 @@ def _sentence(
 ) -> None:
     """Decides on a refused row of which nothing earlier of its key is in doubt."""
     if row.waiting_id is None and key_of(row) in state.stopped:
-        outcome.aside.append(row)  # its head failed a moment ago
+        # Its head failed a moment ago, or one behind it was paused.
+        outcome.aside += [row, *destination.pull(key_of(row))]
         return
     failure, before = refusal.failure, destination.trouble
     times = (before.times + 1 if before else 1) if failure.of_destination else row.attempts + 1
@@ -87,14 +88,7 @@ def _sentence(
         followers = _stop(state, destination, row)
         attempts, delay = row.attempts + 1, decision.at - now
         outcome.held.append(
-            Hold(
-                row=row,
-                failure=failure,
-                text=refusal.text,
-                attempts=attempts,
-                delay=delay,
-                followers=followers,
-            ),
+            Hold(row=row, failure=failure, text=refusal.text, attempts=attempts, delay=delay, followers=followers),
         )
     elif isinstance(decision, Bury):
         skip = decision.followers is Followers.SKIP

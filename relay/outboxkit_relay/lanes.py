@@ -35,6 +35,11 @@ class Lane:
     last: int = 0
 
     @property
+    def has_scanned(self) -> bool:
+        """Whether everything that was present when it began has been read."""
+        return self.seen is not None
+
+    @property
     def is_through(self) -> bool:
         """Whether it has no pages left."""
         return self.seen is not None and self.round is None
@@ -62,6 +67,11 @@ class Lanes:
     main: Lane = Lane()
     topics: dict[str, Lane | None] = field(default_factory=dict)
     joining: str | None = None
+
+    @property
+    def not_scanned(self) -> frozenset[str]:
+        """Topics outside the main lane that are not read, or of which an old message may not have been read yet."""
+        return frozenset(topic for topic, lane in self.topics.items() if lane is None or not lane.has_scanned)
 
     def own(self, shards: frozenset[int]) -> None:
         """The relay owns these shards now. New ones need a scan; losing one needs nothing but to stop reading it."""

@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from outboxkit import dead_letters, outbox, waiting
+from outboxkit import control, dead_letters, outbox, waiting
 from outboxkit.errors import LeaseLost
 from outboxkit.failpoints import failpoint
 from outboxkit.policy import Followers, full_jitter
@@ -273,23 +273,22 @@ class Relay:
     def _fetch(self, connection: Connection, command: Fetch) -> Fetched:
         due = self._waiting_room(command) if command.look else []
         page = outbox.read(connection, command.reading)
-        return Fetched(command.lane, page, due, self._claimed(page.rows or due))
+        return Fetched(command.lane, page, due, self._claimed(connection, page.rows or due))
 
     def _watch(self, connection: Connection, command: Watch) -> Missed:
         rows = outbox.read(connection, command.reading).rows
-        return Missed(rows, self._claimed(rows))
+        return Missed(rows, self._claimed(connection, rows))
 
-    def _claim(self, _connection: Connection, _command: Claim) -> Claimed:
-        return Claimed(self._safe_until())
+    def _claim(self, connection: Connection, _command: Claim) -> Claimed:
+        return Claimed(self._safe_until(connection))
 
-    def _claimed(self, rows: list[Row]) -> datetime | None:
-        return self._safe_until() if rows else None
+    def _claimed(self, connection: Connection, rows: list[Row]) -> datetime | None:
+        return self._safe_until(connection) if rows else None
 
-    def _safe_until(self) -> datetime:
+    def _safe_until(self, connection: Connection) -> datetime:
         asked = self._clock()
         failpoint("claim.before_commit")
-        with self._engine.connect() as connection:
-            left = outbox.claim(connection, self._id)
+        left = outbox.claim(connection, self._id)
         failpoint("claim.after_commit")
         return asked + left * _LEASE_MARGIN
 
@@ -298,7 +297,9 @@ class Relay:
         with self._engine.begin() as connection:
             outbox.fence(connection, self._id)
             waiting.enqueue_scheduled(connection, reading.shards, reading.limit)
-            return waiting.due_rows(connection, reading.shards, without=command.without, limit=reading.limit)
+            return waiting.due_rows(
+                connection, reading.shards, without=command.without, limit=reading.limit, holds=command.holds
+            )
 
     def _balance(self, _connection: Connection, command: Balance) -> Owned:
         failpoint("lease.renew")
@@ -309,7 +310,7 @@ class Relay:
         with self._engine.begin() as connection:
             outbox.fence(connection, self._id)
             quarantine.carry_out_requests(connection, shards)
-            return Owned(shards, surplus, waiting.stopped_keys(connection, shards))
+            return Owned(shards, surplus, waiting.stopped_keys(connection, shards), control.holds(connection))
 
     # --- the settler -----------------------------------------------------------------------------------------
 

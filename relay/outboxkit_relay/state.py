@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from outboxkit.control import NOTHING_PAUSED, Holds
 from outboxkit.policy import Order, RetryPolicy
 from outboxkit_relay.destinations import Destination, Flight, Key
 from outboxkit_relay.lanes import MAIN, Lanes
@@ -66,6 +67,8 @@ class State:
         fading: settled positions, with the number of the latest read that had begun by then: it may still find them.
         waiting: ids of waiting rows in hand.
         stopped_lately: keys that settlements have stopped since the latest balance was asked for.
+        holds: what operators have paused.
+        touched: keys with rows that went to the waiting room since the latest look into it began, or about then.
         setting_aside: keys with rows on their way to the waiting room; they are stopped until those have arrived.
         settling: settlements that are not committed yet.
     """
@@ -77,6 +80,8 @@ class State:
     destinations: dict[str, Destination] = field(default_factory=dict)
     stopped: frozenset[Key] = frozenset()
     stopped_lately: frozenset[Key] = frozenset()
+    holds: Holds = NOTHING_PAUSED
+    touched: set[Key] = field(default_factory=set)
     setting_aside: Counter[Key] = field(default_factory=Counter)
     positions: set[int] = field(default_factory=set)
     fading: list[tuple[int, list[int]]] = field(default_factory=list)

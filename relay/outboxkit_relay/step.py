@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
+    from outboxkit.control import Holds
     from outboxkit.message import Row
     from outboxkit.waiting import StoppedKey
 
@@ -78,7 +79,7 @@ def step(state: State, event: Event, now: datetime, rng: random.Random) -> tuple
 # --- what each event means ---------------------------------------------------------------------------------------
 
 
-def _owned(state: State, event: Owned, _commands: list[Command], now: datetime) -> None:
+def _owned(state: State, event: Owned, commands: list[Command], now: datetime) -> None:
     if not event.shards >= state.lanes.shards:
         # Some were given back; what is queued may belong to them.
         for destination in state.destinations.values():
@@ -88,6 +89,7 @@ def _owned(state: State, event: Owned, _commands: list[Command], now: datetime) 
     state.joined, state.busy, state.surplus = True, False, event.surplus
     # What a settlement has stopped while this was asked may be missing in the answer.
     _stopped_now(state, event.stopped | state.stopped_lately)
+    _hold(state, event.holds, commands, now)
     state.balance_at = now + state.rules.lease / 3
     state.wake_at = min(state.wake_at, now)
 
@@ -100,10 +102,14 @@ def _fetched(state: State, event: Fetched, commands: list[Command], now: datetim
     state.lanes.went_on(event.lane, event.page, state.rules.batch_size)
     _fade(state)
     _take_in(state, rows, commands, now)
-    # What is due of a topic that was paused while this was read is still due afterwards.
-    _take_in_due(state, [row for row in event.due if state.lanes.reads(row.topic)], commands, now)
+    # What is due of a topic that was paused while this was read is still due afterwards; and of a key that was touched
+    # meanwhile, an earlier row may be due.
+    due = [row for row in event.due if state.lanes.reads(row.topic) and key_of(row) not in state.touched]
+    _take_in_due(state, due, commands, now)
+    if due:  # the next ones of their keys are due as soon as these are settled
+        state.look_at, state.wake_at = now, min(state.wake_at, now)
     if event.lane == MAIN and state.lanes.main.round is None:
-        _rest(state, now, found=bool(event.page.rows))
+        _rest(state, now, found=bool(event.page.rows or due))
 
 
 def _missed(state: State, event: Missed, commands: list[Command], now: datetime) -> None:
@@ -189,6 +195,22 @@ def _stopped_now(state: State, stopped: frozenset[Key]) -> None:
     state.stopped = frozenset(stopped) | frozenset(state.setting_aside)
 
 
+def _hold(state: State, holds: Holds, commands: list[Command], now: datetime) -> None:
+    """What operators have paused is taken out of the queues; what they have resumed comes back with the next read."""
+    if holds == state.holds:
+        return
+    state.holds = holds
+    for topic in sorted(holds.destinations):
+        if state.lanes.reads(topic):
+            state.forget(state.destination(topic).drop())
+            state.lanes.stop_reading(topic)
+    if holds.single_out:
+        for destination in state.destinations.values():
+            queued = destination.drop()
+            state.forget(queued)
+            _take_in(state, [row for row in queued if row.waiting_id is None], commands, now)
+
+
 def _learn_stopped(state: State, settlement: Settle, stopped: frozenset[StoppedKey]) -> None:
     """Of other keys the answer may be older than what is known: it says something about the settlement's own only."""
     own = {*settlement.freed, *keys_aside(settlement)}
@@ -229,9 +251,9 @@ def _take_in(state: State, rows: Sequence[Row], commands: list[Command], now: da
             continue  # it was paused while this page was read; its own lane will find them
         state.positions.update([row.position for row in group])
         wanted = group
-        if state.stopped:
-            aside += [row for row in group if key_of(row) in state.stopped]
-            wanted = [row for row in group if key_of(row) not in state.stopped]
+        if state.stopped or state.holds.single_out:
+            wanted, kept_back = _apart(state, group)
+            aside += kept_back
         if any(row.expires_at is not None for row in wanted):
             expired += [row for row in wanted if row.expires_at is not None and row.expires_at <= now]
             wanted = [row for row in wanted if row.expires_at is None or row.expires_at > now]
@@ -240,6 +262,20 @@ def _take_in(state: State, rows: Sequence[Row], commands: list[Command], now: da
         if destination.held > state.rules.budget:
             state.lanes.set_aside(topic)
     _settle(state, Settle(evidence=expiries(expired), aside=tuple(aside)), commands)
+
+
+def _apart(state: State, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows that may go out, and those that wait: of stopped keys, paused ones, and what follows these in a key."""
+    stopped, free, kept_back = set(state.stopped), [], []
+    for row in rows:
+        if key_of(row) in stopped:
+            kept_back.append(row)
+        elif state.holds.hold(row):
+            kept_back.append(row)
+            stopped.add(key_of(row))
+        else:
+            free.append(row)
+    return free, kept_back
 
 
 def _take_in_due(state: State, rows: Sequence[Row], commands: list[Command], now: datetime) -> None:
@@ -257,6 +293,7 @@ def _settle(state: State, settlement: Settle, commands: list[Command]) -> None:
         state.settling += 1
         if keys := keys_aside(settlement):
             state.setting_aside.update(keys)
+            state.touched.update(keys)
             state.stopped |= set(keys)
         commands.append(settlement)
 
@@ -320,23 +357,31 @@ def _read(state: State, commands: list[Command], now: datetime) -> None:
     """Reads the next page of some lane, if there is room and it is time; else looks for what was missed."""
     if state.reading or state.busy:
         return
-    for topic, destination in state.destinations.items():
-        over = destination.trouble is None or destination.trouble.until <= now
-        if over and not destination.failing:
-            state.lanes.come_back(topic)
+    _read_again(state, now)
     lane = _next_lane(state, now)
-    if state.rules.once and state.empty_rounds and not state.held and not state.lanes.topics:
+    # What operators have paused is not waited for.
+    everywhere = state.lanes.topics.keys() <= state.holds.destinations
+    if state.rules.once and state.empty_rounds and not state.held and everywhere:
         _leave_if(state, commands, quiet=state.is_quiet)
     elif lane is not None:
         state.reading, state.latest_lane = True, lane
         state.reads += 1
-        look = now >= state.look_at and not state.waiting
+        look = now >= state.look_at and not state.waiting and state.lanes.main.has_scanned
         if look:
-            state.look_at = now + _WAITING_ROOM_EVERY
-        unread = frozenset(topic for topic, own in state.lanes.topics.items() if own is None)
-        commands.append(Fetch(lane, state.lanes.reading(lane, state.rules.batch_size), unread, look))
+            state.look_at, state.touched = now + _WAITING_ROOM_EVERY, set(state.setting_aside)
+        reading = state.lanes.reading(lane, state.rules.batch_size)
+        commands.append(Fetch(lane, reading, state.lanes.not_scanned, look, state.holds))
     elif now >= state.watch_at and state.is_quiet and not state.held and state.lanes.main.is_through:
         _watch(state, commands, now)
+
+
+def _read_again(state: State, now: datetime) -> None:
+    """Topics whose trouble is over, and that nobody has paused, are read again."""
+    for topic in [topic for topic, lane in state.lanes.topics.items() if lane is None]:
+        destination = state.destination(topic)
+        over = destination.trouble is None or destination.trouble.until <= now
+        if over and not destination.failing and topic not in state.holds.destinations:
+            state.lanes.come_back(topic)
 
 
 def _next_lane(state: State, now: datetime) -> str | None:

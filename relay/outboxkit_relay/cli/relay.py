@@ -13,7 +13,7 @@ from outboxkit import failpoints, tables
 from outboxkit.brokers import open_publisher
 from outboxkit.policy import Backoff, RetryPolicy
 from outboxkit_relay import lifecycle, probes
-from outboxkit_relay.cli import database
+from outboxkit_relay.cli import database, pauses
 from outboxkit_relay.relay import Relay
 from outboxkit_relay.state import Rules
 
@@ -32,6 +32,10 @@ __all__ = ["command", "rules_of"]
 @click.group()
 def command() -> None:
     """Publish what is in the outbox."""
+
+
+for _one in (pauses.pause, pauses.resume, pauses.listing):
+    command.add_command(_one)
 
 
 @command.command("run")

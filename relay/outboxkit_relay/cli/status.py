@@ -10,9 +10,10 @@ from uuid import UUID
 import click
 from sqlalchemy import exists, func, select, union_all
 
-from outboxkit import tables
+from outboxkit import control, tables
+from outboxkit.control import Scope
 from outboxkit.policy import duration
-from outboxkit_relay.cli import database, screen
+from outboxkit_relay.cli import database, pauses, screen
 from outboxkit_relay.lifecycle import Exit
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Report:
     dead_letters: list[dict[str, Any]]
     consumers: list[dict[str, Any]]
     parked: list[dict[str, Any]]
+    pauses: list[dict[str, Any]]
     problems: list[str]
 
 
@@ -80,13 +82,16 @@ def look(connection: Connection, patience: timedelta) -> Report:
     """
     now = connection.execute(select(tables.database_now())).scalar_one()
     topics, relays, parked = _topics(connection, now), _relays(connection, now), _parked(connection)
+    held = control.pauses(connection)
+    paused = {one.target.name for one in held if one.target.scope is Scope.DESTINATION}
     return Report(
         topics=topics,
         relays=relays,
         dead_letters=_dead_letters(connection),
         consumers=_consumers(connection, now),
         parked=parked,
-        problems=_problems(topics, relays, parked, patience),
+        pauses=[{**pauses.shown(one), "seconds": round((now - one.since).total_seconds(), 1)} for one in held],
+        problems=_problems([topic for topic in topics if topic.topic not in paused], relays, parked, patience),
     )
 
 
@@ -209,6 +214,8 @@ def _show(report: Report) -> None:
             else "nothing is pending"
         )
         click.echo(click.style("Healthy", fg="green", bold=True) + f"  {state}")
+    for pause in report.pauses:
+        click.echo(click.style("Paused", fg="yellow", bold=True) + f"  {screen.safe(_of_pause(pause))}")
     if dead:
         click.echo(
             f"{dead:,} dead letter{'s' if dead > 1 else ''} wait{'' if dead > 1 else 's'} for you: outboxkit dlq list"
@@ -222,6 +229,12 @@ def _show(report: Report) -> None:
     _section("CONSUMER", ["HANDLED", "WAITING", "BUSY"], [list(row.values()) for row in report.consumers])
     letters = [[row["consumer"] or "(relay)", row["state"], row["count"]] for row in report.dead_letters]
     _section("DEAD LETTERS", ["STATE", "COUNT"], letters)
+
+
+def _of_pause(pause: dict[str, Any]) -> str:
+    name = pause["name"] if pause["key"] is None else f"{pause['name']} {pause['key']}"
+    age = screen.ago(timedelta(seconds=pause["seconds"]))
+    return f"{pause['scope']} {name}, by {pause['by']} {age} ago: {pause['reason']}"
 
 
 def _section(first: str, others: list[str], rows: list[list[object]]) -> None:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from outboxkit.control import NOTHING_PAUSED, Holds
 from outboxkit.dialects import Page, Part, Reading
 from outboxkit.errors import LeaseLost
 from outboxkit.message import Row
@@ -98,6 +99,7 @@ class Database:
     leases: dict[UUID, datetime] = field(default_factory=dict)
     owners: dict[int, UUID | None] = field(default_factory=lambda: dict.fromkeys(range(SHARDS)))
     letters: dict[int, Row] = field(default_factory=dict)
+    control: dict[str, Holds] = field(default_factory=dict)
     expired: dict[int, bool] = field(default_factory=dict)
     truth: dict[int, int] = field(default_factory=dict)
     sharing: Counter[UUID] = field(default_factory=Counter)
@@ -202,7 +204,12 @@ class Database:
     def stopped_keys(self, shards: Collection[int]) -> frozenset[Key]:
         return frozenset(key for key in self.stopped if shard_of(*key, 0) in shards)
 
-    def due_rows(self, shards: Collection[int], without: Collection[str], limit: int) -> list[Row]:
+    @property
+    def holds(self) -> Holds:
+        """See `outboxkit.control.holds`."""
+        return self.control.get("holds", NOTHING_PAUSED)
+
+    def due_rows(self, shards: Collection[int], without: Collection[str], limit: int, holds: Holds) -> list[Row]:
         """See `outboxkit.waiting.due_rows`."""
         heads: dict[Key, int] = {}
         for waits in self.waiting.values():
@@ -216,7 +223,8 @@ class Database:
                 stop = self.stopped.get((row.topic, row.key))
                 is_head = heads[row.topic, row.key] == row.position
                 at = stop.due_at if stop is not None and stop.reason == "retry" and is_head else None
-            if at is not None and at <= self.now and waits.shard in shards and row.topic not in without:
+            mine = waits.shard in shards and row.topic not in without and not holds.hold(row)
+            if at is not None and at <= self.now and mine:
                 due.append(row)
         return sorted(due, key=lambda row: row.position)[:limit]
 
@@ -250,8 +258,12 @@ class Database:
                 failed = replace(waits, row=waits.row._replace(attempts=attempts), due_at=due_at)
                 self.put(self.waiting, waiting_id, failed)
         self.set_aside(followers)
-        if row.key is not None:
+        if row.key is not None and self.waits(row):
             self.put(self.stopped, (row.topic, row.key), Stop(row.position, "retry", due_at))
+
+    def waits(self, row: Row) -> bool:
+        """Whether anything of the row's key waits: the row itself may be settled by a zombie."""
+        return any((waits.row.topic, waits.row.key) == (row.topic, row.key) for waits in self.waiting.values())
 
     def bury(self, row: Row) -> None:
         self.put(self.letters, row.id.int, row)
@@ -264,9 +276,11 @@ class Database:
             self.put(self.stopped, (head.topic, head.key), Stop(head.position, "parked", None))
 
     def join_the_line(self, rows: Sequence[Row]) -> None:
-        self.set_aside(rows)
+        self.set_aside([row for row in rows if row.key is not None])
         for row in rows:
-            if row.key is not None and (row.topic, row.key) not in self.stopped:
+            if row.key is None:
+                self.hold(row, 0, timedelta(0), ())
+            if row.key is not None and (row.topic, row.key) not in self.stopped and self.waits(row):
                 self.put(self.stopped, (row.topic, row.key), Stop(row.position, "retry", self.now))
 
     def go_on(self, keys: Iterable[Key]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -11,8 +12,9 @@ from outboxkit.dialects import Page
 from outboxkit.message import Row
 from outboxkit.policy import Followers
 from outboxkit_relay import judge
-from outboxkit_relay.destinations import Destination
+from outboxkit_relay.destinations import Destination, key_of
 from outboxkit_relay.dialogue import Answered, Command, Event, Fetch, Fetched
+from outboxkit_relay.lanes import Lane, Lanes
 from outboxkit_relay.state import State
 from tests.property.relay.database import Stored
 from tests.property.relay.process import Process
@@ -22,6 +24,8 @@ __all__ = [
     "Careless",
     "CursorOnPosition",
     "FenceThatDoesNotLock",
+    "HoldOnlyTheMessage",
+    "LookTooEarly",
     "PublishBeforeClaim",
     "ReleaseAtOnce",
     "SettleBeyondThePrefix",
@@ -92,6 +96,34 @@ class FenceThatDoesNotLock(Process):
 
     def fence(self) -> None:
         self.database.look(self.id)
+
+
+class HoldOnlyTheMessage(Process):
+    """Holds a paused message back, and lets the later ones of its key go."""
+
+    def step(self, event: Event) -> list[Command]:
+        def only_the_paused(state: State, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+            held = [state.holds.hold(row) or key_of(row) in state.stopped for row in rows]
+            free = [row for row, waits in zip(rows, held, strict=True) if not waits]
+            return free, [row for row, waits in zip(rows, held, strict=True) if waits]
+
+        with patch("outboxkit_relay.step._apart", only_the_paused):
+            return super().step(event)
+
+
+class LookTooEarly(Process):
+    """Takes what is due from the waiting room before it has read what is older."""
+
+    def step(self, event: Event) -> list[Command]:
+        with (
+            patch.object(Lane, "has_scanned", new=True),
+            patch.object(Lanes, "not_scanned", property(_not_read)),
+        ):
+            return super().step(event)
+
+
+def _not_read(lanes: Lanes) -> frozenset[str]:
+    return frozenset(topic for topic, lane in lanes.topics.items() if lane is None)
 
 
 class Careless(World):

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from outboxkit.control import NOTHING_PAUSED
 from outboxkit.dialects import Page
 from outboxkit.errors import LeaseLost
 from outboxkit.message import Row
@@ -72,6 +73,7 @@ class Process:
     Attributes:
         arrivals: what the dispatcher finds in its queue.
         restarts_at: it waits for the database until then; None while it runs.
+        told: the pauses that it knows of.
         holding: its session holds the lock on its lease.
         waits: for a lock that another session holds.
         found_by_rescan: rows that only the watchdog has found: none, ever.
@@ -85,6 +87,7 @@ class Process:
         self.reader, self.settler = Line(), Line()
         self.id = UUID(int=0)
         self.epoch = database.epoch
+        self.told = NOTHING_PAUSED
         self.to_do: Command | None = Rejoin()
         self.restarts_at = database.now
         self.holding = self.waits = False
@@ -127,6 +130,8 @@ class Process:
         if not self.arrivals:
             return self._advance(Tick())
         event = self.arrivals.popleft()
+        if isinstance(event, Owned):
+            self.told = event.holds
         if isinstance(event, Gone):
             self.gone()
         else:
@@ -152,6 +157,9 @@ class Process:
             self.reader.tasks.append(command)
 
     def _publish(self, command: Publish) -> None:
+        rows, told = command.batch.rows, self.told
+        if paused := [row.id.int for row in rows if told.hold(row) or row.topic in told.destinations]:
+            self.database.wrongs.append(f"paused, and handed over: {paused}")
         self.client.publish(command.number, command.batch)
 
     def _enter_or_leave(self, what: Command) -> bool:
@@ -208,7 +216,8 @@ class Process:
         due: list[Row] = []
         if command.look:
             self.database.look(self.id)
-            due = self.database.due_rows(command.reading.shards, command.without, command.reading.limit)
+            shards, limit = command.reading.shards, command.reading.limit
+            due = self.database.due_rows(shards, command.without, limit, command.holds)
             yield
         page = self.page(command)
         until = None
@@ -251,9 +260,9 @@ class Process:
         xid = database.begin()
         database.carry_out_requests(shards)
         database.commit(xid, flush=True)
-        stopped = database.stopped_keys(shards)
+        stopped, holds = database.stopped_keys(shards), database.holds
         yield
-        return [Owned(shards, surplus, stopped)]
+        return [Owned(shards, surplus, stopped, holds)]
 
     def settle_all(self, first: Settle) -> Work:
         together = [first, *self._behind(first)]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from outboxkit.control import Holds
 from outboxkit.message import Row
 from outboxkit.policy import Backoff, Failure, Followers, Order, RetryPolicy
 from outboxkit_relay.dialogue import Command, Event, Tick
@@ -30,6 +31,7 @@ __all__ = ["Outcome", "World", "simulate"]
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _LEASE = timedelta(seconds=10)
 _FINAL = (Failure.TOO_LARGE, Failure.REJECTED)
+_TYPES = ("t", "t", "t", "u")
 _BROKERS_OWN = (Failure.REFUSING, Failure.UNROUTABLE)
 
 Key = tuple[str, bytes]
@@ -76,11 +78,15 @@ class World:
         self.processes = [self.new_process() for _ in range(rng.randint(1, 3))]
         self.paused: dict[int, datetime] = {}  # by id() of the process
         self.counts: Counter[str] = Counter()
+        self.pauses: Counter[str] = Counter()  # no faults: they allow no duplicates
         faults = [self.kill, self.pause, self.crash, self.cut, self.outage, self.stop_one, self.leap]
         self.faults: list[Callable[[], None]] = [] if self.calm else rng.sample(faults, rng.randint(1, 4))
         self.fault_rate = rng.choice((0.01, 0.03))
         self.hurry_until = _START
         self.trouble_rate = 0.0 if self.calm or rng.random() < 0.3 else 0.25
+        # Chances of their own: what the others decide under a seed stays what it was.
+        self.operators = random.Random(f"operators of {seed}")
+        self.pauses_rate = self.operators.choice((0.0, 0.0, 0.02))
 
     def new_process(self) -> Process:
         return self.relay(self.database, self.broker, self.rules, self.rng)
@@ -98,7 +104,9 @@ class World:
         common: list[Callable[[], object]] = [*[self.write] * 2 * slow, self.deliver, *[self.tick] * slow]
         for _ in range(rng.randint(150, 400)):
             chance = rng.random()
-            if chance < 0.05:
+            if self.pauses_rate and self.operators.random() < self.pauses_rate:
+                self.pause_or_resume()
+            elif chance < 0.05:
                 self.upset(chance)
             elif chance < 0.35:
                 rng.choice(common)()
@@ -195,10 +203,13 @@ class World:
         position = database.position
         kind = "command" if rng.random() < 0.1 else "event"
         expires = database.now + timedelta(milliseconds=rng.randint(1, 400)) if rng.random() < 0.05 else None
-        row = Row(position, UUID(int=self.number), topic, key, "t", kind, b"", b"", database.now, expires)
+        row = Row.of(position, UUID(int=self.number), topic, key, self._type(), kind, b"", b"", database.now, expires)
         writer.rows.append(Stored(row, writer.xid, shard_of(topic, key, position)))
         if rng.random() < self.trouble_rate:
             self.broker.plans[self.number] = self._plan()
+
+    def _type(self) -> str:
+        return self.operators.choice(_TYPES) if self.pauses_rate else _TYPES[0]
 
     def _plan(self) -> list[Failure]:
         rng = self.rng
@@ -283,6 +294,26 @@ class World:
         database.commit(xid, flush=True)
         self.counts[request] += 1
 
+    def pause_or_resume(self) -> None:
+        """An operator pauses some of it, or resumes all."""
+        rng, now = self.operators, self.database.holds
+        topic, key = rng.choice(self.keys)
+        self.control(
+            rng.choice((
+                Holds(),
+                Holds(now.destinations | {topic}, now.types, now.keys),
+                Holds(now.destinations, frozenset(_TYPES[-1:]), now.keys),
+                Holds(now.destinations, now.types, now.keys | {(topic, key)}),
+            ))
+        )
+
+    def control(self, holds: Holds) -> None:
+        database = self.database
+        xid = database.begin()
+        database.put(database.control, "holds", holds)
+        database.commit(xid, flush=True)
+        self.pauses["pauses"] += 1
+
     def stop_one(self) -> None:
         """A graceful restart."""
         process = self._some_process()
@@ -295,6 +326,7 @@ class World:
 
     def heal(self) -> None:
         self.broker.away.clear()
+        self.control(Holds())
         self.paused.clear()
         for channel in self.broker.channels:
             channel.frozen = False
@@ -412,7 +444,7 @@ def simulate(seed: int, relay: type[Process] = Process, world: type[World] | Non
     here.outlive()
     here.heal()
     drained = here.drain()
-    counts = here.counts + here.broker.troubles
+    counts = here.counts + here.broker.troubles + here.pauses
     counts["published"] = sum(map(len, here.broker.log.values()))
     counts["committed"] = len(here.database.truth)
     counts["fenced off"] = here.database.fenced_off

@@ -1,4 +1,4 @@
-"""The net must catch known fish: seven wrong relays, each found by the same simulation within a few seeds."""
+"""The net must catch known fish: nine wrong relays, each found by the same simulation within a few seeds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from tests.property.relay.fish import (
     Careless,
     CursorOnPosition,
     FenceThatDoesNotLock,
+    HoldOnlyTheMessage,
+    LookTooEarly,
     PublishBeforeClaim,
     ReleaseAtOnce,
     SettleBeyondThePrefix,
@@ -32,6 +34,8 @@ MOST = 2_000  # seeds: each is caught much earlier
         (SettleBeyondThePrefix, World, "I1"),
         (FenceThatDoesNotLock, World, "I10"),
         (ReleaseAtOnce, Careless, "I3"),
+        (HoldOnlyTheMessage, World, "I3"),
+        (LookTooEarly, World, "I3"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else value,
 )

@@ -74,7 +74,7 @@ def read(model: Model, reading: Reading) -> Page:
         return (topic in part.topics) == part.only and (part.seen is None or unseen(part.seen, xid))
 
     found = [
-        Row(position, UUID(int=position), topic, b"k" if topic == "a" else None, "", "", b"", b"", NOW, None)
+        Row.of(position, UUID(int=position), topic, b"k" if topic == "a" else None, "", "", b"", b"", NOW, None)
         for xid, position, topic in sorted(model.committed, key=lambda row: row[1])
         if position > reading.last
         and any(wanted(part, xid, topic) for part in reading.parts)

@@ -14,7 +14,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def row(position: int, key: bytes | None = b"k", kind: str = "event") -> Row:
-    return Row(position, UUID(int=position), "orders", key, "t", kind, b"", b"", NOW, None)
+    return Row.of(position, UUID(int=position), "orders", key, "t", kind, b"", b"", NOW, None)
 
 
 def destination(order: Order, *rows: Row) -> Destination:

@@ -13,7 +13,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def page(snapshot: str, *positions: int) -> Page:
-    return Page([Row(at, UUID(int=at), "a", None, "t", "event", b"", b"", NOW, None) for at in positions], snapshot)
+    return Page([Row.of(at, UUID(int=at), "a", None, "t", "event", b"", b"", NOW, None) for at in positions], snapshot)
 
 
 def lanes(**topics: Lane | None) -> Lanes:

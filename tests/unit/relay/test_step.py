@@ -38,7 +38,7 @@ Kind = TypeVar("Kind")
 
 
 def row(position: int, key: bytes | None = b"k", waiting_id: int | None = None, attempts: int = 0) -> Row:
-    return Row(position, UUID(int=position), "orders", key, "t", "event", b"", b"", NOW, None, attempts, waiting_id)
+    return Row.of(position, UUID(int=position), "orders", key, "t", "event", b"", b"", NOW, None, attempts, waiting_id)
 
 
 class Core:
