@@ -20,9 +20,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from uuid import uuid4
 
-from outboxkit import attempts, brokers, dead_letters, outbox, policy, readers
+from outboxkit import attempts, brokers, copies, dead_letters, outbox, policy, readers
 from outboxkit.attempts import Lane, Marker, Spent, Waiting
 from outboxkit.brokers import Delivery, Subscriber, Subscription
+from outboxkit.copies import CopyTo
 from outboxkit.dead_letters import DeadLetter, Stage
 from outboxkit.errors import ConfigurationError, OutboxKitError, TransientBrokerError
 from outboxkit.events import EventType, event_type
@@ -67,6 +68,7 @@ class Consumer:
         ordering: ``key`` keeps the order of each key; ``none`` handles every message by itself.
         resolve: schema text for a fingerprint that the database does not know.
         message_id: finds the id of a foreign message without one.
+        copy_to: also copy dead letters to this topic, through the outbox: a topic, or a `CopyTo` with a header style.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Consumer:
         ordering: Literal["key", "none"] = "key",
         resolve: Callable[[str], str] | None = None,
         message_id: Callable[[Message], str] | None = None,
+        copy_to: CopyTo | str | None = None,
     ) -> None:
         if not name or concurrency < 1:
             raise ConfigurationError(
@@ -87,6 +90,7 @@ class Consumer:
             )
         self.name, self.sessions, self.retry = name, sessions, retry or RetryPolicy()
         self.concurrency, self.ordering, self.message_id = concurrency, ordering, message_id
+        self.copy_to = CopyTo(copy_to) if isinstance(copy_to, str) else copy_to
         self.handling = Handling(consumer=name, timeout=duration(timeout), resolve=resolve, schemas={})
         self.handlers = Handlers()
         self.mourners: dict[str, Callable[[DeadLetter], Any]] = {}
@@ -381,7 +385,10 @@ class _Run:
             writer = self.consumer.handling.schemas.get(letter.writer_schema)
             if writer is not None:  # so that a replay can judge without a registry
                 readers.remember_writer(connection, self.consumer.name, letter.type, (letter.writer_schema, writer))
-            return dead_letters.bury(connection, letter)
+            stored = dead_letters.bury(connection, letter)
+            if stored is not None and self.consumer.copy_to is not None:
+                copies.write(connection, stored, job.delivery, self.consumer.copy_to, writer=writer or "")
+            return stored
 
         buried = await self.patience.run(bury)
         failpoint("dlq.after")
@@ -405,9 +412,12 @@ class _Run:
             job.waiting.first_failed_at if job.waiting else None,
             self.readers.get(letter.type, ("", "")),
         )
-        writer = self.consumer.handling.schemas.get(letter.writer_schema, "")  # known if decoding came so far
+        schemas = self.consumer.handling.schemas  # known if decoding came so far, maybe under a registry's id
+        writer = schemas.get(letter.writer_schema, "")
+        name = readers.fingerprint_of(writer) if writer else letter.writer_schema
+        schemas |= {name: writer} if writer else {}
         problems = readers.problems(text, writer) if text and writer and failed.stage is Stage.DECODE else None
-        return replace(letter, first_failed_at=first, reader_schema=reader, problems=problems)
+        return replace(letter, first_failed_at=first, writer_schema=name, reader_schema=reader, problems=problems)
 
     async def _mourn(self, letter: DeadLetter) -> None:
         mourner = self.consumer.mourners.get(letter.type)

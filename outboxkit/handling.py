@@ -19,7 +19,7 @@ from outboxkit import attempts, context, dead_letters, inbox, readers
 from outboxkit.attempts import Waiting
 from outboxkit.brokers import Delivery
 from outboxkit.dead_letters import Stage
-from outboxkit.errors import DecodeError, InboxConflict, OutboxKitError
+from outboxkit.errors import DecodeError, InboxConflict, OutboxKitError, RegistryUnavailable
 from outboxkit.failpoints import failpoint
 from outboxkit.handlers import DeadLetterRequested, Handler, Handlers, MessageContext, RetryRequested, Want, decode
 from outboxkit.inbox import Admitted
@@ -254,6 +254,7 @@ def failure_of(error: Exception, stage: Stage, poison: tuple[type[BaseException]
     if stage is Stage.ADMIT and isinstance(error, InboxConflict):
         return Failed(Failure.CONFLICT, stage, error)
     is_poison = stage is Stage.READ or isinstance(error, (DeadLetterRequested, *poison))
+    is_poison &= not isinstance(error, RegistryUnavailable)  # an outage, although it is a `SchemaError`
     return Failed(Failure.POISON if is_poison else Failure.HANDLER, stage, error)
 
 

@@ -17,10 +17,11 @@ from uuid import UUID, uuid4
 from sqlalchemy import and_, func, select, true
 
 from outboxkit import tables
-from outboxkit.errors import CodecError, OutboxKitError
+from outboxkit.errors import CodecError, DecodeError, IncompatibleSchema, OutboxKitError
 from outboxkit.handlers import DeadLetterRequested
 from outboxkit.message import Message, from_wire, pack_headers, unpack_headers
 from outboxkit.policy import Failure
+from outboxkit.schemas.frames import frame_of, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -260,12 +261,20 @@ def of_delivery(
         stage=stage,
         error_class=error_class,
         error=words_of(error),
-        path=error.path if isinstance(error, CodecError) else "",
-        byte_offset=error.offset if isinstance(error, CodecError) else None,
+        path=error.path if isinstance(error, CodecError | IncompatibleSchema) else "",
+        byte_offset=error.offset if isinstance(error, CodecError | IncompatibleSchema) else None,
         attempts=attempts,
         fingerprint=_group(consumer, known.type, error_class, place_of(error)),
-        writer_schema=known.schema,
+        writer_schema=known.schema or _writer_of(known),
     )
+
+
+def _writer_of(message: Message) -> str:
+    """The name of the writer's schema, empty when the message names none: an id or GUID of a registry."""
+    try:
+        return "" if "json" in message.content_type else name_of(frame_of(message))
+    except DecodeError:
+        return ""
 
 
 def words_of(error: BaseException) -> str:

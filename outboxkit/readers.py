@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
     from outboxkit.message import Message
 
-__all__ = ["Problems", "Reader", "current", "problems", "record", "refusal", "remember_writer", "schema_text"]
+__all__ = [
+    "Problems",
+    "Reader",
+    "current",
+    "fingerprint_of",
+    "problems",
+    "record",
+    "refusal",
+    "remember_writer",
+    "schema_text",
+]
 
 Reader = tuple[str, str]  #: (fingerprint, text) of a schema
 Problems = list[dict[str, str]]
@@ -46,7 +56,7 @@ def record(connection: Connection, consumer: str, contracts: Iterable[EventType]
         if text is None:
             connection.execute(delete(_SCHEMAS).where(mine))
             continue
-        fingerprint = _fingerprint(text)
+        fingerprint = fingerprint_of(text)
         connection.execute(delete(_SCHEMAS).where(mine, _SCHEMAS.c.fingerprint != fingerprint))
         values = {
             "fingerprint": fingerprint,
@@ -92,7 +102,7 @@ def schema_text(connection: Connection, fingerprint: str, resolve: Callable[[str
         SchemaNotFound: nobody knows it.
     """
     known = select(_SCHEMAS.c.text).where(_SCHEMAS.c.fingerprint == fingerprint)
-    text = next((found for found in connection.scalars(known) if _fingerprint(found) == fingerprint), None)
+    text = next((found for found in connection.scalars(known) if fingerprint_of(found) == fingerprint), None)
     if text is None and resolve is None:
         raise SchemaNotFound(
             f"the schema {fingerprint} is not in outbox_schemas; give resolve=… that finds it in a registry"
@@ -139,7 +149,8 @@ def problems(reader: str, writer: str) -> Problems:
     ]
 
 
-def _fingerprint(text: str) -> str:
+def fingerprint_of(text: str) -> str:
+    """The fingerprint of a schema's text, as messages and tables name it."""
     try:
         return schemas.fingerprint(schemas.parse(text, lenient=True)).hex()
     except SchemaError:

@@ -22,6 +22,8 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from outboxkit.errors import RegistryUnavailable
+
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -47,9 +49,11 @@ class Trouble(StrEnum):
     """Trouble that says nothing about the message at hand: no attempt is spent."""
 
     BUSY = "busy"  #: another transaction is in the way
-    DOWN = "down"  #: the database cannot be reached, or takes no work
+    DOWN = "down"  #: the database, or a schema registry that is needed, cannot be reached or takes no work
 
 
+_LOST: Final[dict[str, str]] = {"database": "consumer.database_away", "registry": "consumer.registry_away"}
+_BACK: Final[dict[str, str]] = {"database": "consumer.database_back", "registry": "consumer.registry_back"}
 _CAPS: Final = {Trouble.BUSY: timedelta(milliseconds=250), Trouble.DOWN: timedelta(seconds=5)}
 
 
@@ -102,11 +106,11 @@ class Transactions:
 
 
 class Stopped(Exception):
-    """Asked to stop while the database was away."""
+    """Asked to stop while the database or the registry was away."""
 
 
 class Patience:
-    """Runs units until the trouble is not the database's.
+    """Runs units until the trouble is not the database's, nor that of a schema registry.
 
     Args:
         transactions: what runs them.
@@ -117,7 +121,7 @@ class Patience:
     def __init__(self, transactions: Transactions, consumer: str, stop: asyncio.Event) -> None:
         self._transactions, self._consumer, self._stop = transactions, consumer, stop
         self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
-        self._is_down = False
+        self._away = ""  # which of the two everybody was told of
 
     async def run(
         self, unit: Callable[[Given], T], gives_up: Callable[[Trouble, int], bool] = lambda _trouble, _number: False
@@ -138,15 +142,15 @@ class Patience:
         while True:
             try:
                 result = await self._transactions.run(unit)
-            except (DBAPIError, PoolTimeout, _Unreachable) as error:
+            except (DBAPIError, PoolTimeout, RegistryUnavailable, _Unreachable) as error:
                 trouble, troubles = trouble_of(error), troubles + 1
                 if trouble is None or gives_up(trouble, troubles):
                     raise
                 await self._ride_out(trouble, troubles, error)
             else:
-                if self._is_down:
-                    self._is_down = False
-                    _log.info("consumer.database_back", extra={"consumer": self._consumer})
+                if troubles and self._away:  # who had no trouble knows nothing of its end
+                    _log.info(_BACK[self._away], extra={"consumer": self._consumer})
+                    self._away = ""
                 return result
 
     async def wait(self, delay: timedelta) -> None:
@@ -157,9 +161,9 @@ class Patience:
             return
 
     async def _ride_out(self, trouble: Trouble, troubles: int, error: Exception) -> None:
-        if trouble is Trouble.DOWN and not self._is_down:
-            self._is_down = True
-            _log.warning("consumer.database_away", extra={"consumer": self._consumer, "error": type(error).__name__})
+        if trouble is Trouble.DOWN and not self._away:
+            self._away = "registry" if isinstance(error, RegistryUnavailable) else "database"
+            _log.warning(_LOST[self._away], extra={"consumer": self._consumer, "error": type(error).__name__})
         if trouble is Trouble.DOWN or troubles > _BUSY_AT_ONCE:
             await self.wait(pause(trouble, troubles, self._rng))
         if trouble is Trouble.DOWN and self._stop.is_set():
@@ -170,7 +174,7 @@ def trouble_of(error: BaseException) -> Trouble | None:
     """What an error says about the database; None when it is about the work itself. Decides by code, never by text."""
     if isinstance(error, PoolTimeout):
         return Trouble.BUSY
-    if isinstance(error, _Unreachable):
+    if isinstance(error, RegistryUnavailable | _Unreachable):
         return Trouble.DOWN
     if isinstance(error, DBAPIError):
         return _of_driver(error, error.orig)

@@ -38,7 +38,7 @@ from outboxkit.schemas import (
 )
 from outboxkit.schemas.binary import encode_default
 from outboxkit.schemas.canonical import wire_form
-from outboxkit.schemas.frames import SCHEMA_HEADER
+from outboxkit.schemas.frames import FRAMED, frame_of, name_of
 from outboxkit.schemas.guard import Refused, scanner
 from outboxkit.schemas.locate import explain, locate, offset_of
 from outboxkit.schemas.nodes import Enum, Field, Fixed, Node, Primitive, Record
@@ -50,12 +50,10 @@ if TYPE_CHECKING:
     from outboxkit.events import EventType
     from outboxkit.message import Message
 
-__all__ = ["CONTENT_TYPE", "AvroCodec", "codec", "decode", "encode", "frame_of", "name_of"]
+__all__ = ["CONTENT_TYPE", "AvroCodec", "codec", "decode", "encode"]
 
 CONTENT_TYPE: Final = "avro/binary"
-_FRAMED: Final = "; frame="  # of a body with a prefix: the header with the fingerprint must not be taken for its frame
 _WRITTEN: Final = (FrameKind.CONFLUENT_ID, FrameKind.SINGLE_OBJECT)
-_KINDS: Final = {kind.value: kind for kind in _WRITTEN}
 MAX_PROBLEMS: Final = 20
 """Lines of a compatibility report that travel with an error into the dead letters."""
 
@@ -149,7 +147,7 @@ class AvroCodec:
             raise ConfigurationError(f"{self.frame.value} frames are read, not written: an event has no headers yet")
         number = self.schema_id(schema) if self.schema_id and self.frame is FrameKind.CONFLUENT_ID else None
         made, _ = write_frame(self.frame, framed_body(self.frame, body, schema), schema_id=number, fingerprint=digest)
-        return Encoded(made, f"{CONTENT_TYPE}{_FRAMED}{self.frame.value}", digest.hex())
+        return Encoded(made, f"{CONTENT_TYPE}{FRAMED}{self.frame.value}", digest.hex())
 
     def decode(self, message: Message, event_type: EventType, resolve: Callable[[str], str]) -> object:
         """Decode a message under its writer's schema and the event's own."""
@@ -177,28 +175,6 @@ class AvroCodec:
         if self.frame is not FrameKind.FINGERPRINT_HEADER:
             return read_frame(message.payload, message.headers, pinned=self.frame)
         return frame_of(message)
-
-
-def frame_of(message: Message) -> Frame:
-    """Take a message apart: as its content type says, where it does, else by its headers and then by its prefix.
-
-    Raises:
-        DecodeError: it names no schema, or not completely.
-    """
-    _, _, told = message.content_type.partition(_FRAMED)
-    if told in _KINDS:
-        return read_frame(message.payload, message.headers, pinned=_KINDS[told])
-    headers = [*message.headers]
-    if message.schema:
-        headers.append((SCHEMA_HEADER, message.schema.encode()))
-    return read_frame(message.payload, headers)
-
-
-def name_of(frame: Frame) -> str:
-    """The name under which a registry knows the schema of a frame: fingerprint, id or GUID."""
-    if frame.fingerprint is not None:
-        return frame.fingerprint.hex()
-    return str(frame.schema_id if frame.guid is None else frame.guid)
 
 
 def _moved(offset: int | None, before: int) -> int | None:

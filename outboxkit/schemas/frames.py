@@ -22,12 +22,25 @@ from typing import Final, Literal, NoReturn, TypeVar
 from uuid import UUID
 
 from outboxkit.errors import DecodeError, EncodeError
+from outboxkit.message import Message
 from outboxkit.schemas.binary import write_long
 from outboxkit.schemas.nodes import Primitive, Schema
 
-__all__ = ["SCHEMA_HEADER", "Frame", "FrameKind", "body_of", "framed_body", "read_frame", "write_frame"]
+__all__ = [
+    "FRAMED",
+    "SCHEMA_HEADER",
+    "Frame",
+    "FrameKind",
+    "body_of",
+    "frame_of",
+    "framed_body",
+    "name_of",
+    "read_frame",
+    "write_frame",
+]
 
 SCHEMA_HEADER: Final = "outboxkit-schema"
+FRAMED: Final = "; frame="  # in the content type of a framed body, whose fingerprint travels in the header as well
 _CONFLUENT_HEADERS: Final = {"value": "__value_schema_id", "key": "__key_schema_id"}
 _SINGLE_OBJECT: Final = b"\xc3\x01"
 
@@ -55,6 +68,7 @@ _CONFLUENT: Final = frozenset({
     FrameKind.CONFLUENT_GUID_HEADER,
 })
 _PREFIXES: Final = frozenset({FrameKind.CONFLUENT_ID, FrameKind.CONFLUENT_GUID, FrameKind.SINGLE_OBJECT})
+_TOLD: Final = {kind.value: kind for kind in _PREFIXES}
 _HEADERS: Final = frozenset(set(FrameKind) - _PREFIXES)
 
 
@@ -142,6 +156,28 @@ def framed_body(kind: FrameKind, body: bytes, writer: Schema) -> bytes:
         return body
     end = next(at for at, byte in enumerate(body, 1) if byte < 0x80)
     return body[end:]
+
+
+def frame_of(message: Message, part: Part = "value") -> Frame:
+    """Take a message apart: as its content type says, where it does, else by its headers and then by its prefix.
+
+    Raises:
+        DecodeError: it names no schema, or not completely.
+    """
+    _, _, told = message.content_type.partition(FRAMED)
+    if told in _TOLD:
+        return read_frame(message.payload, message.headers, pinned=_TOLD[told], part=part)
+    headers: list[tuple[str, bytes | None]] = [*message.headers]
+    if message.schema:
+        headers.append((SCHEMA_HEADER, message.schema.encode()))
+    return read_frame(message.payload, headers, part=part)
+
+
+def name_of(frame: Frame) -> str:
+    """The name under which a registry knows the schema of a frame: fingerprint, id or GUID."""
+    if frame.fingerprint is not None:
+        return frame.fingerprint.hex()
+    return str(frame.schema_id if frame.guid is None else frame.guid)
 
 
 def _is_raw(kind: FrameKind, writer: Schema) -> bool:

@@ -15,6 +15,7 @@ from outboxkit.errors import ConfigurationError, DecodeError, SchemaError, Schem
 from outboxkit.registries import Registry, open_registry
 from outboxkit.registries.directory import ALLOW_FILE, LOCK_FILE, DirectoryRegistry, SchemaFile
 from outboxkit.schemas import Frame, FrameKind, Mode, Schema, body_of, check, fingerprint, identity, parse, read_frame
+from outboxkit.schemas.frames import name_of
 from outboxkit.schemas.gate import Finding, judge, parse_allowed
 from outboxkit.schemas.lint import lint
 from outboxkit.schemas.reports import FORMATS, problem_facts, render
@@ -270,7 +271,7 @@ def _opened(data: bytes, writer: Path | None, url: str) -> tuple[Frame, Schema]:
         # With the schema given the message is a bare body: nothing is guessed from its first bytes.
         return read_frame(data, pinned=FrameKind.BARE), _schema(writer)
     frame = read_frame(data)
-    return frame, parse(open_registry(url).resolve(avro.name_of(frame)), lenient=True)
+    return frame, parse(open_registry(url).resolve(name_of(frame)), lenient=True)
 
 
 def _plain(value: Any) -> Any:
