@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID
 
 from outboxkit.errors import DecodeError, EncodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from uuid import UUID
 
 __all__ = [
     "CONTENT_TYPE",
@@ -62,10 +63,11 @@ _TIMES: Final = {"occurred_at": "ce_time", "recorded_at": "ce_recordedtime", "ex
 _SEQUENCE: Final = "ce_sequence"
 _RECORDED: Final = _TIMES["recorded_at"]
 _SEQUENCE_DIGITS: Final = 20  # CloudEvents orders sequences as text: 20 digits hold every 64-bit position
-_SPLIT: Final = b"\1"
+# The forms of packed headers, by their first byte.
+_PAIRS: Final = b"\1"
 _LENGTHS: Final = b"\2"
-_NAMES: Final[dict[bytes, str]] = {}
-_MOST_NAMES: Final = 1_000  # foreign headers must not fill the memory
+_NAMES_FIRST: Final = b"\3"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DERIVED: Final = frozenset((*_TEXT.values(), *_TIMES.values(), _SEQUENCE, "ce_specversion", "ce_partitionkey"))
 
 
@@ -124,20 +126,55 @@ class Message:
 
 
 class Row(NamedTuple):
-    """One stored outbox row as a relay reads it: raw bytes, because this is the hot path (a tuple costs a tenth)."""
+    """One stored outbox row as a relay reads it: raw values, because this is the hot path.
+
+    It is a tuple of what the driver returns: making a UUID and a datetime of every row would cost more than all else
+    that is done to it. `of` makes one from decoded values.
+    """
 
     position: int
-    id: UUID
+    raw_id: bytes
     topic: str
     key: bytes | None
     type: str
     kind: str
     payload: bytes
     headers: bytes
-    recorded_at: datetime
+    recorded_us: int  # microseconds since 1970
     expires_at: datetime | None
     attempts: int = 0
     waiting_id: int | None = None  # set when it comes from outbox_waiting
+
+    @classmethod
+    def of(  # noqa: PLR0917  the columns in their order
+        cls,
+        position: int,
+        id: UUID,  # noqa: A002
+        topic: str,
+        key: bytes | None,
+        type: str,  # noqa: A002
+        kind: str,
+        payload: bytes,
+        headers: bytes,
+        recorded_at: datetime,
+        expires_at: datetime | None,
+        attempts: int = 0,
+        waiting_id: int | None = None,
+    ) -> Row:
+        """A row of decoded values, in the same order."""
+        recorded_us = (recorded_at - _EPOCH) // timedelta(microseconds=1)
+        sent = (topic, key, type, kind, payload, headers)
+        return cls(position, id.bytes, *sent, recorded_us, expires_at, attempts, waiting_id)
+
+    @property
+    def id(self) -> UUID:
+        """The message's id."""
+        return UUID(bytes=self.raw_id)
+
+    @property
+    def recorded_at(self) -> datetime:
+        """When the row was inserted, by the database's clock."""
+        return _EPOCH + timedelta(microseconds=self.recorded_us)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +237,15 @@ def outgoing_headers(row: Row) -> list[tuple[str, bytes]]:
     """The wire headers of a stored row: those frozen at capture, and the two that only the database knew."""
     headers = unpack_headers(row.headers)
     headers.append(sequence_header(row.position))
-    headers.append((_RECORDED, format_instant(row.recorded_at).encode()))
+    seconds, microseconds = divmod(row.recorded_us, 1_000_000)
+    headers.append((_RECORDED, b"%b.%06dZ" % (_second(seconds), microseconds)))
     return headers
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> bytes:
+    """The beginning of an RFC 3339 time: messages of a batch were recorded within few seconds."""
+    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
 
 def format_instant(instant: datetime) -> str:
@@ -226,38 +270,40 @@ def shard_of(topic: str, key: bytes | None, message_id: UUID, shards: int) -> in
 def pack_headers(headers: Headers) -> bytes:
     """Headers as one value of a column.
 
-    A relay unpacks every message it publishes, so there are two forms: names and values split by NUL, which is read by
-    one call, and lengths (big endian) for headers that hold a NUL themselves. The first byte tells which.
+    A relay unpacks every message it publishes, so the usual form is read by two calls: all names, split by NUL, then
+    two NULs, then all values, split by NUL. Names repeat from message to message and are decoded once. Headers that
+    hold a NUL themselves are written with lengths (big endian). A writer in SQL splits pairs by NUL. The first byte
+    tells which form it is.
     """
-    parts = [part for name, value in headers for part in (name.encode(), value)]
-    if not any(b"\0" in part for part in parts):
-        return b"\0".join((_SPLIT, *parts))
-    return _LENGTHS + b"".join(struct.pack(">I", len(part)) + part for part in parts)
+    names = [name.encode() for name, _ in headers]
+    values = [value for _, value in headers]
+    if not names or b"" in names or b"\0" in b"".join(names + values):
+        parts = [part for pair in zip(names, values, strict=True) for part in pair]
+        return _LENGTHS + b"".join([struct.pack(">I", len(part)) + part for part in parts])
+    return _NAMES_FIRST + b"\0".join(names) + b"\0\0" + b"\0".join(values)
 
 
 def unpack_headers(data: bytes) -> list[tuple[str, bytes]]:
     """The inverse of `pack_headers`."""
-    parts = data.split(b"\0") if data[:1] == _SPLIT else _by_lengths(data)
-    names = iter(parts)
-    next(names)
-    return [(_NAMES.get(name) or _name(name), value) for name, value in zip(names, names, strict=True)]
+    if data[:1] == _NAMES_FIRST:
+        names, _, values = data.partition(b"\0\0")
+        return list(zip(_names(names), values.split(b"\0"), strict=True))
+    parts = data.split(b"\0")[1:] if data[:1] == _PAIRS else _by_lengths(data)
+    return [(name.decode(), value) for name, value in zip(parts[::2], parts[1::2], strict=True)]
+
+
+@lru_cache(maxsize=256)
+def _names(packed: bytes) -> tuple[str, ...]:
+    return tuple(packed[1:].decode().split("\0"))
 
 
 def _by_lengths(data: bytes) -> list[bytes]:
-    parts, at = [data[:1]], 1
+    parts, at = [], 1
     while at < len(data):
         (size,) = struct.unpack_from(">I", data, at)
         parts.append(data[at + 4 : at + 4 + size])
         at += 4 + size
     return parts
-
-
-def _name(name: bytes) -> str:
-    """Header names repeat from message to message: the few that there are need no decoding again."""
-    text = name.decode()
-    if len(_NAMES) < _MOST_NAMES:
-        _NAMES[name] = text
-    return text
 
 
 def check_limits(message: Message, limits: Limits) -> None:

@@ -266,7 +266,7 @@ def remove(connection: Connection, relay: UUID, evidence: Sequence[Evidence]) ->
     Returns:
         How many fresh rows were deleted.
     """
-    fresh = [(row.position, row.id) for batch in evidence for row in batch.rows if row.waiting_id is None]
+    fresh = [(row.position, row.raw_id) for batch in evidence for row in batch.rows if row.waiting_id is None]
     removed = dialect_of(connection).remove(connection, fresh) if fresh else 0
     waited = [row.waiting_id for batch in evidence for row in batch.rows if row.waiting_id is not None]
     if waited:
@@ -278,13 +278,13 @@ def remove(connection: Connection, relay: UUID, evidence: Sequence[Evidence]) ->
 
 
 def _ledger_entry(relay: UUID, batch: Evidence) -> dict[str, Any]:
-    ids = [row.id for row in batch.rows]
+    ids = [row.raw_id for row in batch.rows]
     return {
         "relay": relay,
         "topic": batch.topic,
         "outcome": batch.outcome,
-        "min_id": min(ids),
-        "max_id": max(ids),
+        "min_id": UUID(bytes=min(ids)),
+        "max_id": UUID(bytes=max(ids)),
         "ids": ids,
         "partitions": list(batch.partitions),
         "offsets": list(batch.offsets),

@@ -66,7 +66,7 @@ def row_of(message: Message, position: int = 1) -> Row:
         row_id = UUID(message.id)
     except ValueError:
         row_id = uuid4()
-    return Row(
+    return Row.of(
         position=position,
         id=row_id,
         topic=message.topic,
@@ -166,7 +166,7 @@ class World:
         with self.engine.begin() as connection:
             rows = connection.execute(select(outbox).order_by(outbox.c.position)).all()
             for found in rows:
-                row = Row(
+                row = Row.of(
                     position=found.position,
                     id=found.message_id,
                     topic=found.topic,

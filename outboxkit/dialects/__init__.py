@@ -129,13 +129,13 @@ class Dialect(Protocol):
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """Makes every commit that was read durable; tells how long the relay's lease still holds, None when it ended.
 
-        Transaction: the caller's short one, between reading and publishing; it must be committed before publishing.
+        Transaction: its own, committed when this returns; the connection is outside one.
         Guarantee: a transaction that a crash of the server would lose has not been read, or is durable now.
         """
         ...
 
-    def remove(self, connection: Connection, rows: Sequence[tuple[int, UUID]]) -> int:
-        """Deletes exactly these (position, message id) pairs from ``outbox_messages``; returns how many were there."""
+    def remove(self, connection: Connection, rows: Sequence[tuple[int, bytes]]) -> int:
+        """Deletes exactly these (position, id in 16 bytes) from ``outbox_messages``; returns how many were there."""
         ...
 
     def insert(self, table: Table) -> Insert:

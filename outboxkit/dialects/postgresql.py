@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,27 +17,32 @@ from outboxkit.errors import LeaseLost
 from outboxkit.message import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from uuid import UUID
 
     from sqlalchemy import Connection, Table
 
 __all__ = ["dialect", "refusal"]
 
+_row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
+
 _PING_SECONDS: Final = 3
 
 # --- reading by snapshot rounds: every fragment is constant, the values are bound ------------------------------------
 
+# The first row tells of the statement: its snapshot and the session's marker. Then come rows as `Row` has them; what
+# the driver would make an object of (UUID, time) comes as bytes and number.
 _PAGE: Final = """
-WITH seen AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot)
-SELECT found.*, 0, NULL, seen.snapshot::text, current_setting('outboxkit.session', true)
-FROM seen LEFT JOIN LATERAL (
-    SELECT position, message_id, topic, key, type, kind, payload, headers, recorded_at, expires_at
-    FROM outbox_messages
-    WHERE shard = ANY(%(shards)s::smallint[]) AND position > %(last)s AND ({parts}){rest}
-    ORDER BY position
-    LIMIT %(limit)s
-) AS found ON true
+SELECT 0::bigint AS position, NULL::bytea, pg_current_snapshot()::text, NULL::bytea,
+       current_setting('outboxkit.session', true), NULL, NULL::bytea, NULL::bytea, 0::bigint, NULL::timestamptz, 0, NULL
+UNION ALL
+(SELECT position, uuid_send(message_id), topic, key, type, kind, payload, headers,
+        (date_part('epoch', recorded_at) * 1000000)::bigint, expires_at, 0, NULL
+ FROM outbox_messages
+ WHERE shard = ANY(%(shards)s::smallint[]) AND position > %(last)s AND ({parts}){rest}
+ ORDER BY position
+ LIMIT %(limit)s)
+ORDER BY position
 """
 _ALL_BUT: Final = "topic <> ALL(%({part}_topics)s::text[])"
 _ONLY: Final = "topic = ANY(%({part}_topics)s::text[])"
@@ -75,13 +81,12 @@ def _snapshot(name: str, text: str | None) -> dict[str, Any]:
 
 
 # The transactional message makes this transaction write WAL, so that its synchronous commit flushes all WAL before it.
-_CLAIM: Final = text(
-    """
-    SELECT extract(epoch FROM expires_at - clock_timestamp()), pg_logical_emit_message(true, 'outboxkit', '')
-    FROM outbox_relays
-    WHERE id = :relay AND expires_at > clock_timestamp()
-    """,
-)
+_CLAIM: Final = """
+SELECT date_part('epoch', expires_at - clock_timestamp()), set_config('synchronous_commit', 'on', true),
+       pg_logical_emit_message(true, 'outboxkit', '')
+FROM outbox_relays
+WHERE id = %s AND expires_at > clock_timestamp()
+"""
 
 # The two conditions on the position are one to us; the first one tells the planner that the primary key serves.
 _REMOVE: Final = """
@@ -128,45 +133,49 @@ class PostgreSQL:
         shape = tuple((part.only, part.seen is not None) for part in reading.parts)
         sql = _statement(shape, paging=reading.round is not None, missed=reading.missed)
         marker = _session(connection)
-        driver: Any = connection.connection.driver_connection
-        try:
-            # The driver's own cursor, in binary: what SQLAlchemy adds to each row costs more than the row.
-            with driver.cursor(binary=True) as cursor:
-                found = cursor.execute(sql, _values(reading)).fetchall()
-        except driver.OperationalError as error:
-            connection.invalidate(error)
-            raise OperationalError("reading the outbox", None, error) from error
-        if found[0][-1] != marker:
+        # The driver's own cursor, in binary: what SQLAlchemy adds to each row costs more than the row.
+        with _driver(connection) as driver, driver.cursor(binary=True) as cursor:
+            told, *found = cursor.execute(sql, _values(reading)).fetchall()
+        if told[4] != marker:
             raise LeaseLost("the read connection has reached another server session; it must not go through a pooler")
-        rows = found if found[0][0] is not None else []
-        return Page([Row._make(row[:-2]) for row in rows], found[0][-2])
+        return Page(list(map(_row, found)), told[2])
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.claim`. Reads outbox_relays, writes one WAL record and no row."""
         warnings: list[Any] = []
-        driver: Any = connection.connection.driver_connection
-        driver.add_notice_handler(warnings.append)
-        try:
-            connection.execute(text("SET LOCAL synchronous_commit = on"))
-            found = connection.execute(_CLAIM, {"relay": relay}).one_or_none()
-            connection.commit()
-        finally:
-            driver.remove_notice_handler(warnings.append)
+        with _driver(connection) as driver:
+            driver.add_notice_handler(warnings.append)
+            try:
+                found = driver.execute(_CLAIM, (relay,)).fetchone()
+                driver.commit()
+            finally:
+                driver.remove_notice_handler(warnings.append)
         # A cancelled wait for a synchronous standby *succeeds* with a warning: then nothing is durable there.
         if found is None or any(notice.severity_nonlocalized == "WARNING" for notice in warnings):
             return None
-        return timedelta(seconds=float(found[0]))
+        return timedelta(seconds=found[0])
 
-    def remove(self, connection: Connection, rows: Sequence[tuple[int, UUID]]) -> int:
+    def remove(self, connection: Connection, rows: Sequence[tuple[int, bytes]]) -> int:
         """See `outboxkit.dialects.Dialect.remove`. Writes outbox_messages by its primary key."""
         # Array literals: the driver would adapt each element by itself.
         positions = "{" + ",".join([str(position) for position, _ in rows]) + "}"
-        ids = "{" + ",".join([message_id.hex for _, message_id in rows]) + "}"
+        ids = "{" + ",".join([raw.hex() for _, raw in rows]) + "}"
         return connection.exec_driver_sql(_REMOVE, {"positions": positions, "ids": ids}).rowcount
 
     def insert(self, table: Table) -> Insert:
         """See `outboxkit.dialects.Dialect.insert`."""
         return insert(table)
+
+
+@contextmanager
+def _driver(connection: Connection) -> Iterator[Any]:
+    """The driver's connection, for statements that many messages pass through; its errors are SQLAlchemy's outside."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        yield driver
+    except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
+        connection.invalidate(error)
+        raise OperationalError("a statement of the relay", None, error) from error
 
 
 def _session(connection: Connection) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy import (
     URL,
@@ -31,7 +32,6 @@ from outboxkit.message import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from uuid import UUID
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.exc import DBAPIError
@@ -99,7 +99,7 @@ class SQLite:
         # Without rows the statement tells no snapshot; then what any part has seen is still all there is to see.
         seen = max(int(part.seen or 0) for part in reading.parts)
         snapshot = str(found[0][0] if found else seen)
-        return Page([Row(*row[1:]) for row in found], snapshot)
+        return Page([Row.of(*row[1:]) for row in found], snapshot)
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.claim`. What can be read is durable here: only the lease is looked at."""
@@ -107,13 +107,13 @@ class SQLite:
         connection.commit()
         return timedelta(seconds=float(found[0])) if found else None
 
-    def remove(self, connection: Connection, rows: Sequence[tuple[int, UUID]]) -> int:
+    def remove(self, connection: Connection, rows: Sequence[tuple[int, bytes]]) -> int:
         """See `outboxkit.dialects.Dialect.remove`."""
         pair = delete(tables.outbox_messages).where(
             _HOT.position == bindparam("at"),
             _HOT.message_id == bindparam("id"),
         )
-        return connection.execute(pair, [{"at": position, "id": message_id} for position, message_id in rows]).rowcount
+        return connection.execute(pair, [{"at": position, "id": UUID(bytes=raw)} for position, raw in rows]).rowcount
 
     def insert(self, table: Table) -> Insert:
         """See `outboxkit.dialects.Dialect.insert`."""

@@ -106,7 +106,7 @@ def make_row(
         correlation_id="c-1",
         headers=headers,
     )
-    return Row(
+    return Row.of(
         position=next(_positions),
         id=identity,
         topic=topic,

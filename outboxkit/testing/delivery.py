@@ -157,7 +157,7 @@ class ConsumerHarness:
         )
 
     def _row(self, message: Message) -> Row:
-        return Row(
+        return Row.of(
             position=next(self._positions),
             id=outbox.stored_id(message.id),
             topic=message.topic,

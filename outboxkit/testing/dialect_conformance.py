@@ -197,7 +197,8 @@ class DialectConformance:
         with _reading(engine) as connection:
             first, second, third = _page(connection, _reading_of(_EVERYTHING)).rows
 
-        pairs = [(first.position, first.id), (second.position, third.id), (third.position + 1000, third.id)]
+        ids = (first.raw_id, third.raw_id, third.raw_id)
+        pairs = list(zip((first.position, second.position, third.position + 1000), ids, strict=True))
         with engine.begin() as connection:
             removed = dialect_of(connection).remove(connection, pairs)
             again = dialect_of(connection).remove(connection, pairs)

@@ -128,7 +128,7 @@ def _content_header(row: Row) -> bytes:
         (1 << 12, _PERSISTENT),
         (1 << 10, _property(grouped, "ce_correlationid")),
         (1 << 7, _property(grouped, "ce_id")),
-        (1 << 6, struct.pack(">Q", int(row.recorded_at.timestamp()))),
+        (1 << 6, struct.pack(">Q", row.recorded_us // 1_000_000)),
         (1 << 5, _property(grouped, "ce_type")),
         (1 << 3, _property(grouped, "ce_source")),
     )

@@ -54,7 +54,7 @@ MESSAGE = Message(
 
 
 def row(**changes: object) -> Row:
-    plain = Row(
+    plain = Row.of(
         position=4711,
         id=IDENTITY,
         topic=MESSAGE.topic,
