@@ -104,7 +104,8 @@ class Relay:
         self._id = uuid4()
         self._rng = random.Random()  # noqa: S311  jitter, not cryptography
         self._failures = 0  # of the database, in a row
-        self._arrivals: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        # Not a SimpleQueue: before Python 3.13 its `get` waits for ever when a signal's handler outlasts the time-out.
+        self._arrivals: queue.Queue[Event | BaseException] = queue.Queue()
         self._clock: Callable[[], datetime] = _no_clock
         self._state = State(rules=rules)
         self._tally = Tally()
@@ -177,7 +178,7 @@ class Relay:
         """Hands out what others may know."""
         now, ending = time.monotonic(), self._state.left or self._state.stop_at is not None
         if away or ending or self._snapshot is None or now - self._snapshot.at >= _SHOWN_EVERY:
-            self._snapshot = self._tally.snapshot(self._state, self._id, now, away=away)
+            self._snapshot = self._tally.snapshot(self._state, self._id, (now, self._clock()), away=away)
 
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Publish):
@@ -196,7 +197,8 @@ class Relay:
 
     def _next_event(self) -> Event:
         """The next thing that happened, or a tick when it is time for something else."""
-        pause = min(_LONGEST_SLEEP, max(0.0, (self._state.wake_at - self._clock()).total_seconds()))
+        due = min(self._state.wake_at, self._state.pace_at or self._state.wake_at)
+        pause = min(_LONGEST_SLEEP, max(0.0, (due - self._clock()).total_seconds()))
         try:
             event = self._arrivals.get(timeout=pause) if pause > 0 else self._arrivals.get_nowait()
         except queue.Empty:
