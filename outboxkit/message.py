@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
@@ -60,6 +61,8 @@ _TEXT: Final = {
     "content_type": CONTENT_TYPE,
 }
 _TIMES: Final = {"occurred_at": "ce_time", "recorded_at": "ce_recordedtime", "expires_at": "ce_expirytime"}
+_texts: Final = attrgetter(*_TEXT)
+_times: Final = attrgetter(*_TIMES)
 _SEQUENCE: Final = "ce_sequence"
 _RECORDED: Final = _TIMES["recorded_at"]
 _SEQUENCE_DIGITS: Final = 20  # CloudEvents orders sequences as text: 20 digits hold every 64-bit position
@@ -190,9 +193,8 @@ class Limits:
 def wire_headers(message: Message) -> Headers:
     """All headers of a message as they go to the broker (Kafka spelling), ours first."""
     ours: list[tuple[str, bytes]] = [("ce_specversion", b"1.0")]
-    ours += [(name, getattr(message, field).encode()) for field, name in _TEXT.items() if getattr(message, field)]
-    for field, name in _TIMES.items():
-        instant: datetime | None = getattr(message, field)
+    ours += [(name, text.encode()) for name, text in zip(_TEXT.values(), _texts(message), strict=True) if text]
+    for name, instant in zip(_TIMES.values(), _times(message), strict=True):
         if instant is not None:
             ours.append((name, format_instant(instant).encode()))
     if message.key is not None:
@@ -250,7 +252,8 @@ def _second(seconds: int) -> bytes:
 
 def format_instant(instant: datetime) -> str:
     """RFC 3339 in UTC with microseconds: ``2026-11-24T08:30:00.000000Z``."""
-    return instant.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+    utc = instant if instant.tzinfo is UTC else instant.astimezone(UTC)
+    return utc.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def content_hash(message: Message) -> bytes:
@@ -314,6 +317,8 @@ def check_limits(message: Message, limits: Limits) -> None:
     """
     _bound(message, "payload", len(message.payload), limits.payload)
     _bound(message, "key", len(message.key or b""), limits.key)
+    if not message.headers:
+        return
     _bound(message, "number of headers", len(message.headers), limits.header_count)
     size = sum(len(name) + len(value) for name, value in message.headers)
     _bound(message, "headers", size, limits.header_bytes)

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID
 
-from sqlalchemy import bindparam, delete, insert, literal, select
+from sqlalchemy import delete, insert, literal, select
 
-from outboxkit import tables
+from outboxkit import rows, tables
 from outboxkit.dialects import Page, Reading, dialect_of
 from outboxkit.errors import ConfigurationError, LeaseLost
-from outboxkit.message import Message, Row, from_wire, pack_headers, shard_of, wire_headers
+from outboxkit.message import Message, Row, from_wire, pack_headers, shard_of
+from outboxkit.rows import stored_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Dialect
 
     from outboxkit.message import Headers
 
@@ -45,7 +46,7 @@ __all__ = [
 
 _WAITING: Final = tables.outbox_waiting
 
-_SHARDS: weakref.WeakKeyDictionary[Engine, int] = weakref.WeakKeyDictionary()
+_RIGHT: Final[weakref.WeakSet[Dialect]] = weakref.WeakSet()  # databases whose tables have our version
 
 
 def write(connection: Connection, messages: Sequence[Message]) -> None:
@@ -57,9 +58,9 @@ def write(connection: Connection, messages: Sequence[Message]) -> None:
     Raises:
         ConfigurationError: the tables are missing or have another version.
     """
-    shards = shards_of(connection)
+    _require_version(connection)
     if messages:
-        connection.execute(tables.outbox_messages.insert().inline(), [_values(message, shards) for message in messages])
+        rows.insert(connection, messages)
 
 
 def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime | timedelta]]) -> None:
@@ -68,14 +69,9 @@ def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime 
     Transaction: joins the caller's; does not commit.
     Guarantee: as `write`.
     """
-    shards = shards_of(connection)
-    waiting = tables.outbox_waiting
-    for message, due in messages:
-        due_at = (
-            tables.database_now(due) if isinstance(due, timedelta) else bindparam("due", due, waiting.c.due_at.type)
-        )
-        row = _values(message, shards)
-        connection.execute(waiting.insert().inline().values(reason="scheduled", due_at=due_at, **row))
+    _require_version(connection)
+    if messages:
+        rows.insert_waiting(connection, messages)
 
 
 def rewrite(
@@ -143,50 +139,29 @@ def stored(
 
 
 def shards_of(connection: Connection) -> int:
-    """The number of shards of this database; read once per engine.
+    """The number of shards of this database, as it is now.
 
     Transaction: joins the caller's.
 
     Raises:
         ConfigurationError: the tables are missing or have another version.
     """
-    engine = connection.engine
-    if engine not in _SHARDS:
-        version = tables.outbox_version
-        found = connection.execute(select(version.c.version, version.c.shards)).one_or_none()
-        if found is None or found.version != tables.VERSION:
-            raise ConfigurationError(
-                f"the outbox tables have version {found.version if found else 'none'}, expected {tables.VERSION}: "
-                "run `outboxkit init` (or your migration)",
-            )
-        _SHARDS[engine] = found.shards
-    return _SHARDS[engine]
+    version = tables.outbox_version
+    found = connection.execute(select(version.c.version, version.c.shards)).one_or_none()
+    if found is None or found.version != tables.VERSION:
+        raise ConfigurationError(
+            f"the outbox tables have version {found.version if found else 'none'}, expected {tables.VERSION}: "
+            "run `outboxkit init` (or your migration)",
+        )
+    _RIGHT.add(connection.dialect)
+    shards: int = found.shards
+    return shards
 
 
-def stored_id(message_id: str) -> UUID:
-    """The id of a row: the message's own when it is a UUID, else derived from it (foreign messages in a replay)."""
-    try:
-        return UUID(message_id)
-    except ValueError:
-        return uuid5(NAMESPACE_URL, message_id)
-
-
-def _values(message: Message, shards: int) -> dict[str, Any]:
-    message_id = stored_id(message.id)
-    return {
-        "shard": shard_of(message.topic, message.key, message_id, shards),
-        "message_id": message_id,
-        "topic": message.topic,
-        "key": message.key,
-        "type": message.type,
-        "kind": message.kind.value,
-        "payload": message.payload,
-        "headers": pack_headers(wire_headers(message)),
-        "content_type": message.content_type,
-        "schema_fingerprint": message.schema or None,
-        "occurred_at": message.occurred_at or datetime.now(UTC),  # no expression: one statement takes many rows
-        "expires_at": message.expires_at,
-    }
+def _require_version(connection: Connection) -> None:
+    """Looks once for each engine; copies of it with other execution options share its dialect."""
+    if connection.dialect not in _RIGHT:
+        shards_of(connection)
 
 
 # --- relays ------------------------------------------------------------------------------------------------------

@@ -175,9 +175,15 @@ def _sqlite_now(element: _DatabaseNow, compiler: Any, **options: Any) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f', 'now'{shift})"
 
 
-def database_now(offset: timedelta | None = None) -> ColumnElement[datetime]:
-    """The database's own clock, plus an offset: the only clock that leases, retries and due times are compared with."""
-    return _DatabaseNow(literal(offset.total_seconds())) if offset is not None else _DatabaseNow()
+def database_now(offset: timedelta | ColumnElement[float] | None = None) -> ColumnElement[datetime]:
+    """The database's own clock, plus an offset: the only clock that leases, retries and due times are compared with.
+
+    Args:
+        offset: added to it; an expression is a number of seconds, and null makes the whole null.
+    """
+    if offset is None:
+        return _DatabaseNow()
+    return _DatabaseNow(literal(offset.total_seconds()) if isinstance(offset, timedelta) else offset)
 
 
 _Big: Final = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up only an INTEGER PRIMARY KEY

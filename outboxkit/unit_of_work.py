@@ -5,7 +5,7 @@ How it works, and why nothing is lost or invented:
 - What is emitted waits in a list that is an attribute of the current `SessionTransaction`, a savepoint's own or the
   root's. A rollback throws the transaction away, and the list with it; there is nothing to clean up.
 - A pending marker object makes the session dirty, so that a flush happens (before a query, a savepoint, a commit) even
-  if nothing else changed. It leaves the session before the flush looks at it.
+  if nothing else is new. It leaves the session before the flush looks at it.
 - `after_flush` writes the list by one INSERT: keys that the database made are known, and the locks of the domain's rows
   are already taken, so that the order of positions is the order of those locks. A flush without other work has no
   `after_flush`: then `before_flush` writes at once. What any path left over, `before_commit` writes.
@@ -126,6 +126,10 @@ class _Waiting:
         self.writing = False
         self.finished = False
 
+    def is_due(self) -> bool:
+        """Whether the next flush has something to write."""
+        return any(not emission.late for emission in self.emissions)
+
 
 def _current(session: Session) -> SessionTransaction | None:
     return session.get_nested_transaction() or session.get_transaction()
@@ -151,6 +155,10 @@ def _found(transaction: SessionTransaction | None) -> _Waiting | None:
 
 def _flushing(session: Session) -> bool:
     return session._flushing  # noqa: SLF001 # there is no public way to ask
+
+
+def _has_new_objects(session: Session) -> bool:
+    return bool(session._new)  # noqa: SLF001 # session.new makes a copy, and this is asked for every event
 
 
 def _is_clean(session: Session) -> bool:
@@ -180,7 +188,7 @@ def _map_marker() -> None:
 
 
 def _mark(session: Session, waiting: _Waiting) -> None:
-    if waiting.marker is not None and waiting.marker in session:
+    if waiting.marker is not None or _has_new_objects(session):
         return
     waiting.marker = _Marker()
     try:
@@ -254,11 +262,18 @@ def _after_rollback(session: Session) -> None:
         waiting.finished = True
 
 
-def _pending_to_transient(session: Session, marker: object) -> None:
-    if isinstance(marker, _Marker) and not marker.leaving:  # expunge_all() takes objects away, not what was emitted
-        transaction = _current(session)
-        if transaction is not None and transaction.is_active:
-            _mark(session, _waiting(transaction))
+def _pending_to_transient(session: Session, entity: object) -> None:
+    """A new object, or the marker itself, leaves: expunge_all() takes objects away, not what was emitted."""
+    if isinstance(entity, _Marker) and entity.leaving:
+        return
+    transaction = _current(session)
+    waiting = _found(transaction)
+    if transaction is None or waiting is None:
+        return
+    if waiting.marker is entity:
+        waiting.marker = None
+    if transaction.is_active and not _flushing(session) and waiting.is_due():
+        _mark(session, waiting)
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
@@ -269,7 +284,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         if transaction.parent is None and spoken and not known:
             warnings.warn("a session was closed without commit: its events are dropped", ResourceWarning, stacklevel=2)
     waiting = _found(_current(session))
-    if waiting is not None and session.is_active and any(not emission.late for emission in waiting.emissions):
+    if waiting is not None and session.is_active and waiting.is_due():
         _mark(session, waiting)  # emitted while a flush ran, too late for it: the next flush takes it
 
 
@@ -287,15 +302,17 @@ _LISTENERS: Final[dict[str, Callable[..., None]]] = {
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
+_CLAUSE: Final = tables.outbox_messages.insert()  # what a routing session is asked about
 _MAX_ROUNDS: Final = 100  # events that emit events; what is left then waits for the next flush, as SQLAlchemy bounds it
 
 
 def _prepare(session: Session, transaction: SessionTransaction, emissions: Iterable[Emission]) -> None:
     """Refuses autocommit before the domain's rows are written, and lets objects speak that the flush will delete."""
+    for mapper in dict.fromkeys([emission.mapper for emission in emissions]):
+        _connection(transaction, mapper)
     deleted = session.deleted
-    for emission in emissions:
-        _connection(transaction, emission.mapper)
-        if deleted and not emission.late and emission.entity is not None and emission.entity in deleted:
+    for emission in emissions if deleted else ():
+        if not emission.late and emission.entity is not None and emission.entity in deleted:
             emission.complete = partial(_identity, emission.complete())
 
 
@@ -323,14 +340,20 @@ def _write(session: Session, transaction: SessionTransaction, *, final: bool = F
 
 
 def _insert(transaction: SessionTransaction, batch: list[Emission]) -> None:
-    groups: dict[Connection, list[tuple[Message, Any]]] = {}
+    fresh: dict[Connection, list[Message]] = {}
+    scheduled: dict[Connection, list[tuple[Message, datetime | timedelta]]] = {}
     for emission in batch:
-        group = groups.setdefault(_connection(transaction, emission.mapper), [])
-        if (message := emission.complete()) is not None:
-            group.append((message, emission.due))
-    for connection, messages in groups.items():
-        outbox.write(connection, [message for message, due in messages if due is None])
-        outbox.schedule(connection, [(message, due) for message, due in messages if due is not None])
+        connection = _connection(transaction, emission.mapper)
+        if (message := emission.complete()) is None:
+            continue
+        if emission.due is None:
+            fresh.setdefault(connection, []).append(message)
+        else:
+            scheduled.setdefault(connection, []).append((message, emission.due))
+    for connection, messages in fresh.items():
+        outbox.write(connection, messages)
+    for connection, later in scheduled.items():
+        outbox.schedule(connection, later)
 
 
 def _connection(transaction: SessionTransaction, mapper: Mapper[Any] | None) -> Connection:
@@ -344,7 +367,7 @@ def _connection(transaction: SessionTransaction, mapper: Mapper[Any] | None) -> 
 
 def _connect(transaction: SessionTransaction, mapper: Mapper[Any] | None) -> Connection:
     try:
-        connection = transaction.connection(mapper, clause=tables.outbox_messages.insert())
+        connection = transaction.connection(mapper, clause=_CLAUSE)
     except exc.UnboundExecutionError as error:
         raise CaptureError(f"the session cannot say which database the message belongs to: {error}") from error
     if connection.get_execution_options().get("isolation_level") == _AUTOCOMMIT or _psycopg_autocommit(connection):

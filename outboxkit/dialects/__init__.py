@@ -42,11 +42,13 @@ class Features:
         name: ``postgresql``, ``sqlite``.
         concurrent_writers: whether two transactions can write at once, so that a smaller position may commit later.
         notifies: whether it can wake a relay.
+        arrays: whether a list can be one value, so that many rows are one statement of constant text.
     """
 
     name: str
     concurrent_writers: bool
     notifies: bool
+    arrays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

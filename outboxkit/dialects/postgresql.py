@@ -100,7 +100,7 @@ WHERE row.position = ANY(%(positions)s::bigint[])
 class PostgreSQL:
     """The production database."""
 
-    features = Features(name="postgresql", concurrent_writers=True, notifies=True)
+    features = Features(name="postgresql", concurrent_writers=True, notifies=True, arrays=True)
 
     def engine(self, url: URL, patience: timedelta) -> Engine:
         """See `outboxkit.dialects.Dialect.engine`."""

@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sqlalchemy import Engine, delete, event, select
@@ -34,6 +33,15 @@ class Life:
     def forget(self) -> None:
         self.savepoints.clear()
         self.stack = [[]]
+
+
+def failed(session: Session, error: type[Exception]) -> bool:
+    """Whether a flush fails like this; `pytest.raises` has an exception of its own, which is no AssertionError."""
+    try:
+        session.flush()
+    except error:
+        return True
+    return False
 
 
 class CaptureMachine(RuleBasedStateMachine):
@@ -145,8 +153,7 @@ class CaptureMachine(RuleBasedStateMachine):
         publish(life.session, OrderPlaced(None, number), topic="machine")
         life.emitted(number)
         event.listen(life.session, "before_flush", refuse)
-        with pytest.raises(RuntimeError):
-            life.session.flush()
+        assert failed(life.session, RuntimeError), "the session does not know that there is something to write"
         event.remove(life.session, "before_flush", refuse)
 
     # --- ends
@@ -179,8 +186,7 @@ class CaptureMachine(RuleBasedStateMachine):
         life.session.flush()
         life.session.add(Plain(text="taken"))
         publish(life.session, OrderPlaced(None, next(self.numbers)), topic="machine")
-        with pytest.raises(IntegrityError):
-            life.session.flush()
+        assert failed(life.session, IntegrityError)
         if life.savepoints:
             self.roll_back_the_savepoint(which)
         else:
