@@ -48,7 +48,10 @@ class Screen:
     def show(self, command: str, output: str) -> None:
         """A command as a person types it, and what it answers."""
         self._console.print(Text(f"\n{_INDENT}$ {command}", style="bold"), soft_wrap=True)
-        self._console.print(Text(textwrap.indent(output.rstrip(), _INDENT)), soft_wrap=True)
+        lines = output.rstrip().splitlines()
+        if self.columns:
+            lines = [textwrap.fill(line, self.columns) if len(line) > self.columns else line for line in lines]
+        self._console.print(Text(textwrap.indent("\n".join(lines), _INDENT)), soft_wrap=True)
         self._showed = True
 
     def say_facts(self, facts: Mapping[str, int]) -> None:

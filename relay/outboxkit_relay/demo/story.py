@@ -245,7 +245,7 @@ class _Story:
         with self.engine.connect() as connection:
             letter = str(connection.execute(_LETTER).scalar_one()).replace("-", "")[:8]
         self._show("dlq", "show", letter)
-        self._show("dlq", "replay", letter, "--yes")
+        self._show("dlq", "replay", letter, "--yes", code=1)  # it is refused: nothing is repaired yet
         return letter
 
     def _repair(self, letter: str) -> None:
@@ -258,6 +258,7 @@ class _Story:
 
     def _stop(self, relay: Child) -> None:
         world.until(lambda: self._count(_UNSENT) == 0, self.world, "the outbox is empty")
+        self._say("the last order is confirmed: the relay and the services stop, and everything is counted")
         for name in list(self.consumers):
             self._retire(name)
         if code := self.world.end(relay):
@@ -320,11 +321,17 @@ class _Story:
 
     # --- what is said --------------------------------------------------------------------------------------------
 
-    def _show(self, *arguments: str) -> None:
-        """Runs a command for the reader to see."""
+    def _show(self, *arguments: str, code: int = 0) -> None:
+        """Runs a command for the reader to see.
+
+        Raises:
+            Failed: it ends with another exit code than it should.
+        """
         done = self.world.command(*arguments, columns=self.screen.columns)
         quoted = " ".join(f'"{part}"' if " " in part else part for part in arguments)
         self.screen.show(f"outboxkit {quoted}", f"{done.stdout}{done.stderr}")
+        if done.returncode != code:
+            raise Failed(f"outboxkit {quoted} ended with exit code {done.returncode}: {done.stderr.strip()}")
 
     def _say(self, line: str) -> None:
         self.screen.say(time.monotonic() - self.began, line)

@@ -14,6 +14,8 @@ FACTS = {"placed": 200, "published": 800, "redelivered": 7, "duplicates caught":
 
 def _tell(screen: Screen) -> None:
     screen.say(3.2, LONG)
+    screen.show("outboxkit dlq", f"{LONG}\nshort")
+    screen.say(3.5, "next")
     screen.say_facts(FACTS)
     screen.say_verdict("✓", LONG)
 
@@ -30,7 +32,7 @@ def test_no_line_is_longer_than_the_terminal(
 
     lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= columns
-    assert (len(lines) > 5) is (columns < 140)
+    assert (len(lines) > 11) is (columns < 140)
     assert "duplicates caught 7" in " ".join(lines)
 
 
@@ -40,7 +42,8 @@ def test_without_a_terminal_a_line_is_a_line(capsys: pytest.CaptureFixture[str])
         _tell(screen)
 
     facts = "placed 200   published 800   redelivered 7   duplicates caught 7   handled 800   replayed 1"
-    assert capsys.readouterr().out == f"  3.2 s  {LONG}\n\n{facts}\n✓ {LONG}\n"
+    shown = f"\n  $ outboxkit dlq\n  {LONG}\n  short\n"
+    assert capsys.readouterr().out == f"  3.2 s  {LONG}\n{shown}\n  3.5 s  next\n\n{facts}\n✓ {LONG}\n"
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
