@@ -14,7 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from outboxkit import errors
 from outboxkit_relay.cli.program import COMMANDS, program
-from outboxkit_relay.settings import PREFIX, Settings
+from outboxkit_relay.settings import PREFIX, DestinationSettings, Settings
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -57,8 +57,11 @@ def _option(option: click.Option, ctx: click.Context) -> str:
 
 def settings() -> Iterator[str]:
     """Every setting: its key in the file, its variable, its default."""
-    yield from ("| key | variable | default | meaning |", "|---|---|---|---|")
+    head = ("| key | variable | default | meaning |", "|---|---|---|---|")
+    yield from head
     yield from _settings(Settings, "", PREFIX)
+    yield from ("", "Of one topic or queue:", "", *head)
+    yield from _settings(DestinationSettings, "destinations.NAME.", f"{PREFIX}DESTINATIONS__NAME__")
 
 
 def _settings(model: type[BaseModel], key: str, variable: str) -> Iterator[str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from outboxkit.policy import Failure, Order
+from outboxkit_relay.breaker import Breaker, CircuitRule, CircuitState
+from outboxkit_relay.pace import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from outboxkit.brokers import Receipts
     from outboxkit.message import Row
 
-__all__ = ["Destination", "Flight", "Key", "Trouble", "key_of"]
+__all__ = ["Destination", "Flight", "Key", "Limits", "Trouble", "key_of"]
 
 Key = tuple[str, bytes | int]
 
@@ -39,14 +41,33 @@ class Flight:
     receipts: Receipts | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one destination may take of the relay.
+
+    Attributes:
+        in_flight: messages at the broker; None: as many as the window holds.
+        rate: messages a second; None: as fast as it goes.
+        circuit: when it is left alone; None: only for the pause that every trouble brings.
+    """
+
+    in_flight: int | None = None
+    rate: float | None = None
+    circuit: CircuitRule | None = None
+
+
+_NO_LIMITS: Final = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A destination that is not used until an instant: how often in a row, and why."""
+    """A destination that is not used until an instant: how often in a row, why, and since when."""
 
     until: datetime
     times: int
     failure: Failure
     text: str
+    since: datetime
 
 
 @dataclass(slots=True)
@@ -56,6 +77,7 @@ class Destination:
     Attributes:
         topic: its name.
         order: how much of a key may be in flight.
+        limits: what it may take.
         queue: rows that may go out, in order.
         behind: (strict) rows behind one of their key that is queued or in flight.
         flights: by number, in the order of hand-over.
@@ -68,6 +90,7 @@ class Destination:
 
     topic: str
     order: Order
+    limits: Limits = _NO_LIMITS
     queue: deque[Row] = field(default_factory=deque)
     behind: dict[Key, deque[Row]] = field(default_factory=dict)
     flights: dict[int, Flight] = field(default_factory=dict)
@@ -76,6 +99,26 @@ class Destination:
     broken: set[Key] = field(default_factory=set)
     failing: bool = False
     trouble: Trouble | None = None
+    bucket: Bucket | None = field(init=False)
+    breaker: Breaker | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bucket = None if self.limits.rate is None else Bucket(self.limits.rate)
+        self.breaker = None if self.limits.circuit is None else Breaker(self.limits.circuit)
+
+    def circuit(self, now: datetime) -> CircuitState:
+        """Whether it is used."""
+        if self.trouble is None:
+            return CircuitState.CLOSED
+        return CircuitState.OPEN if self.trouble.until > now else CircuitState.HALF_OPEN
+
+    def allowance(self, most: int, now: datetime) -> int:
+        """How many rows may be handed over now, at most so many."""
+        if self.limits.in_flight is not None:
+            most = min(most, self.limits.in_flight - self.flying)
+        if self.bucket is not None and most > 0:
+            return self.bucket.allow(min(most, len(self.queue)), now)
+        return max(0, most)
 
     def takes_more(self, given_up: int) -> bool:
         """Whether a batch may be handed over: not behind one that was refused, or given up, and does not count yet.
@@ -116,6 +159,8 @@ class Destination:
 
     def fly(self, flight: Flight) -> None:
         """A batch was handed over."""
+        if self.bucket is not None:
+            self.bucket.take(len(flight.rows))
         self.flights[flight.number] = flight
         self.flying += len(flight.rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from outboxkit import policy
@@ -43,6 +43,8 @@ def judge(state: State, destination: Destination, flight: Flight, *, now: dateti
     assert receipts is not None  # noqa: S101  only answered flights land
     if not receipts.refusals and not destination.broken:
         destination.trouble = None
+        if destination.breaker is not None:
+            destination.breaker.passed(len(flight.rows), now)
         destination.free(flight.rows)
         return _publication(flight.rows, receipts)
     outcome = _Outcome()
@@ -56,6 +58,7 @@ def judge(state: State, destination: Destination, flight: Flight, *, now: dateti
         else:
             _sentence(state, destination, row, refusal, outcome=outcome, now=now, rng=rng)
     published = [flight.rows[index] for index in outcome.published]
+    _look_at_circuit(destination, len(published), receipts, now)
     state.forget(outcome.unknown)
     destination.free(published)
     if destination.failing:
@@ -110,7 +113,16 @@ def _sentence(
         destination.broken.add(key_of(row))
         if not destination.failing:
             until = decision.until if isinstance(decision, Pause) else now
-            destination.failing, destination.trouble = True, Trouble(until, times, failure, refusal.text)
+            since = before.since if before else now
+            destination.failing, destination.trouble = True, Trouble(until, times, failure, refusal.text, since)
+
+
+def _look_at_circuit(destination: Destination, published: int, receipts: Receipts, now: datetime) -> None:
+    """Leaves the destination alone for longer when it refuses too much."""
+    breaker, trouble = destination.breaker, destination.trouble
+    refused = sum(refusal.failure.of_destination for refusal in receipts.refusals)
+    if breaker is not None and refused and breaker.refused(refused, published, now) and trouble is not None:
+        destination.trouble = replace(trouble, until=max(trouble.until, now + breaker.rule.open_for))
 
 
 def _stop(state: State, destination: Destination, head: Row) -> tuple[Row, ...]:

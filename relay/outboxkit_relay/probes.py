@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outboxkit import tables
 from outboxkit.errors import ConfigurationError
+from outboxkit_relay.breaker import CircuitState
 from outboxkit_relay.snapshot import MOST_TOPICS, Snapshot
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ _AT_ONCE: Final = 8  # requests; more are turned away, so that no client can exh
 _LONGEST_REQUEST: Final = 10.0  # seconds, then the connection is cut
 _FRESH_FOR: Final = 5.0  # seconds: however often it is asked, the database counts no more often than this
 
+_CIRCUITS: Final = {CircuitState.CLOSED: 0, CircuitState.HALF_OPEN: 1, CircuitState.OPEN: 2}
 _HOT: Final = tables.outbox_messages.c
 _STOPPED: Final = tables.outbox_stopped_keys.c
 _LETTERS: Final = tables.dead_letters.c
@@ -217,9 +219,15 @@ def _of_relay(found: Snapshot, transport: str) -> Iterator[Metric]:
     yield _gauge("relay_in_flight_messages", "Messages at the broker.", (), {(): found.in_flight})
     yield _gauge(
         "destination_paused",
-        "Whether the broker takes no messages for it.",
+        "Whether nothing goes out to it: the broker takes nothing, or an operator has paused it.",
         ("destination",),
-        {(topic,): topic in paused for topic in found.destinations},
+        {(topic,): topic in paused or topic in found.held for topic in {*found.destinations, *found.held}},
+    )
+    yield _gauge(
+        "circuit_state",
+        "Whether the relay uses it: 0 closed (as usual), 1 half-open (a few messages probe), 2 open (not at all).",
+        ("destination",),
+        {(topic,): _CIRCUITS[state] for topic, state in found.circuits.items()},
     )
     yield _counter(
         "relay_published",

@@ -52,7 +52,7 @@ from outboxkit_relay.dialogue import (
     Watch,
 )
 from outboxkit_relay.snapshot import Snapshot, Tally
-from outboxkit_relay.state import Rules, State
+from outboxkit_relay.state import LONG_AGO, Rules, State
 from outboxkit_relay.step import step
 from outboxkit_relay.worker import Worker
 
@@ -178,7 +178,8 @@ class Relay:
         """Hands out what others may know."""
         now, ending = time.monotonic(), self._state.left or self._state.stop_at is not None
         if away or ending or self._snapshot is None or now - self._snapshot.at >= _SHOWN_EVERY:
-            self._snapshot = self._tally.snapshot(self._state, self._id, (now, self._clock()), away=away)
+            today = self._clock() if self._state.joined else LONG_AGO
+            self._snapshot = self._tally.snapshot(self._state, self._id, (now, today), away=away)
 
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Publish):

@@ -7,6 +7,7 @@ in ``pyproject.toml``), defaults. An unknown key is an error that names it.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -35,8 +36,27 @@ PREFIX: Final = "OUTBOXKIT_"
 Duration = Annotated[timedelta, BeforeValidator(lambda value: duration(value) if isinstance(value, str) else value)]
 
 
+def _rate(value: object) -> object:
+    """Messages a second, from a text such as ``200/s``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)", value.strip()) if isinstance(value, str) else None
+    if isinstance(value, str) and match is None:
+        raise ValueError("expected a rate such as 200/s, 5000/m or 100/h")
+    return value if match is None else float(match[1]) / {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+Rate = Annotated[float, BeforeValidator(_rate), Field(gt=0)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CircuitSettings(_Section):
+    """``[relay.circuit]`` and ``[destinations.NAME.circuit]``: when a destination that refuses is left alone."""
+
+    failure_rate: float = Field(0.5, gt=0, le=1, description="it opens when so much of a window's messages is refused")
+    window: Duration = Field(timedelta(seconds=30), description="how far it looks back")
+    open_for: Duration = Field(timedelta(seconds=5), description="how long it stays open before a few messages probe")
 
 
 class RelaySettings(_Section):
@@ -55,6 +75,15 @@ class RelaySettings(_Section):
     retry_base: Duration = Field(timedelta(milliseconds=100), description="full jitter: base of the delay")
     retry_cap: Duration = Field(timedelta(seconds=5), description="full jitter: the longest delay")
     retry_attempts: int = Field(8, ge=1, le=1000, description="tries after the first before a message is dead")
+    circuit: CircuitSettings = Field(default_factory=CircuitSettings)
+
+
+class DestinationSettings(_Section):
+    """``[destinations.NAME]``: what one topic or queue may take of each relay."""
+
+    rate: Rate | None = Field(None, description="messages per time: 200/s, 5000/m; default: as fast as it goes")
+    in_flight: int | None = Field(None, ge=1, le=1_000_000, description="messages at the broker; default: the window")
+    circuit: CircuitSettings | None = Field(None, description="default: [relay.circuit]")
 
 
 class Retention(_Section):
@@ -103,6 +132,9 @@ class Settings(BaseSettings):
         default_factory=dict, description="client settings by their own names, by allow-list"
     )
     relay: RelaySettings = Field(default_factory=RelaySettings)
+    destinations: dict[str, DestinationSettings] = Field(
+        default_factory=dict, description="limits of single topics and queues, see below"
+    )
     retention: Retention = Field(default_factory=Retention)
     log: LogSettings = Field(default_factory=LogSettings)
     probes: ProbeSettings = Field(default_factory=ProbeSettings)

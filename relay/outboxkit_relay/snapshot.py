@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from outboxkit_relay.breaker import CircuitState
 from outboxkit_relay.dialogue import Answered, Claimed, Fetched, Missed, Owned, Settled
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ class Snapshot:
         in_flight: messages at the broker.
         found_by_rescan: messages that only the watchdog has found.
         destinations: topics it knows.
-        paused: those that are paused.
+        paused: those that the broker takes nothing for.
+        circuits: the circuit of each.
+        held: destinations that operators have paused.
         published: acknowledged messages, by topic.
         failures: refused messages, by topic and reason.
     """
@@ -70,6 +74,8 @@ class Snapshot:
     paused: tuple[Paused, ...]
     published: Mapping[str, int]
     failures: Mapping[tuple[str, str], int]
+    circuits: Mapping[str, CircuitState] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -90,8 +96,9 @@ class Tally:
             if found is not None:
                 self._answered(found.topic, len(found.flights[event.number].rows), event.receipts)
 
-    def snapshot(self, state: State, relay: UUID, at: float, *, away: bool) -> Snapshot:
-        """The relay as it is now."""
+    def snapshot(self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool) -> Snapshot:
+        """The relay as it is now, by the machine's monotonic clock and by the database's."""
+        at, today = now
         destinations = list(state.destinations.values())[:MOST_TOPICS]
         return Snapshot(
             relay=relay,
@@ -110,6 +117,8 @@ class Tally:
                 for one in destinations
                 if one.trouble is not None
             ),
+            circuits={one.topic: one.circuit(today) for one in destinations},
+            held=state.holds.destinations,
             published=dict(self.published),
             failures=dict(self.failures),
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from outboxkit.control import NOTHING_PAUSED, Holds
 from outboxkit.policy import Order, RetryPolicy
-from outboxkit_relay.destinations import Destination, Flight, Key
+from outboxkit_relay.destinations import Destination, Flight, Key, Limits
 from outboxkit_relay.lanes import MAIN, Lanes
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Rules:
         patience: a batch that is not answered for so long is given up and sent again.
         lease: its length; renewed every third of it.
         once: leave as soon as nothing is left to publish.
+        limits: of every destination that has none of its own.
+        destinations: limits of those that have.
     """
 
     batch_size: int = 1000
@@ -46,6 +48,8 @@ class Rules:
     patience: timedelta = timedelta(seconds=30)
     lease: timedelta = timedelta(seconds=10)
     once: bool = False
+    limits: Limits = field(default_factory=Limits)
+    destinations: Mapping[str, Limits] = field(default_factory=dict)
 
     @property
     def budget(self) -> int:
@@ -95,6 +99,7 @@ class State:
     latest_lane: str = MAIN
     lease_until: datetime = LONG_AGO
     wake_at: datetime = LONG_AGO
+    pace_at: datetime | None = None  # when a destination with a rate may go on
     flowing_until: datetime = LONG_AGO
     idle: timedelta = timedelta(0)
     look_at: datetime = LONG_AGO
@@ -139,7 +144,8 @@ class State:
         """The destination of that topic."""
         found = self.destinations.get(topic)
         if found is None:
-            found = self.destinations[topic] = Destination(topic, self.rules.order)
+            limits = self.rules.destinations.get(topic, self.rules.limits)
+            found = self.destinations[topic] = Destination(topic, self.rules.order, limits)
         return found
 
     def forget(self, rows: Iterable[Row]) -> None:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from outboxkit.control import Holds
     from outboxkit.message import Row
     from outboxkit.waiting import StoppedKey
+    from outboxkit_relay.destinations import Destination
 
 __all__ = ["step"]
 
@@ -338,19 +339,30 @@ def _give_up(state: State, commands: list[Command], now: datetime) -> None:
 
 
 def _hand_over(state: State, commands: list[Command], now: datetime) -> None:
-    rules = state.rules
+    rules, state.pace_at = state.rules, None
     for destination in state.destinations.values():
         limit, window = (rules.batch_size, rules.window) if destination.trouble is None else (_PROBE, 1)
         while destination.queue and len(destination.flights) < window and destination.takes_more(state.given_up):
+            count = destination.allowance(limit, now)
+            if not count:
+                _wait_for_pace(state, destination)
+                break
             if now >= state.lease_until:
                 if not state.busy and not state.reading:
                     state.busy = True
                     commands.append(Claim())
                 return
             state.number += 1
-            rows = destination.take(limit)
+            rows = destination.take(count)
             destination.fly(Flight(state.number, rows, now + rules.patience))
             commands.append(Publish(state.number, Batch(destination.topic, rows)))
+
+
+def _wait_for_pace(state: State, destination: Destination) -> None:
+    """Without a bucket it is an answer that makes room."""
+    if destination.bucket is not None:
+        ready_at = destination.bucket.ready_at
+        state.pace_at = ready_at if state.pace_at is None else min(state.pace_at, ready_at)
 
 
 def _read(state: State, commands: list[Command], now: datetime) -> None:

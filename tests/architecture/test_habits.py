@@ -21,6 +21,7 @@ CORES = files(
     "relay/outboxkit_relay/state.py",
     "relay/outboxkit_relay/step.py",
     "relay/outboxkit_relay/breaker.py",
+    "relay/outboxkit_relay/pace.py",
 )
 
 # Around the user's handler, around one relay cycle, in the command line's main.

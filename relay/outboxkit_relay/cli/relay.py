@@ -13,12 +13,15 @@ from outboxkit import failpoints, tables
 from outboxkit.brokers import open_publisher
 from outboxkit.policy import Backoff, RetryPolicy
 from outboxkit_relay import lifecycle, probes
+from outboxkit_relay.breaker import CircuitRule
 from outboxkit_relay.cli import database, pauses
+from outboxkit_relay.destinations import Limits
 from outboxkit_relay.relay import Relay
+from outboxkit_relay.settings import DestinationSettings
 from outboxkit_relay.state import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy import Engine
 
@@ -58,8 +61,23 @@ def run(invocation: Invocation, *, once: bool) -> None:
             publisher.close()
 
 
-def rules_of(settings: RelaySettings, publisher: Publisher, *, once: bool = False) -> Rules:
-    """What the core goes by, from the settings and from what the broker can do."""
+def rules_of(
+    settings: RelaySettings,
+    publisher: Publisher,
+    *,
+    destinations: Mapping[str, DestinationSettings] | None = None,
+    once: bool = False,
+) -> Rules:
+    """What the core goes by, from the settings and from what the broker can do.
+
+    Args:
+        settings: of the relay.
+        publisher: with nothing in flight yet.
+        destinations: settings of single ones.
+        once: leave when nothing is left.
+    """
+    room = publisher.capacity("")  # of any destination
+    everywhere = DestinationSettings()
     delayed = Backoff(base=settings.retry_base, cap=settings.retry_cap, attempts=settings.retry_attempts)
     return Rules(
         batch_size=settings.batch_size,
@@ -70,11 +88,23 @@ def rules_of(settings: RelaySettings, publisher: Publisher, *, once: bool = Fals
         patience=settings.patience,
         lease=settings.lease,
         once=once,
+        limits=_limits(everywhere, settings, room),
+        destinations={name: _limits(own, settings, room) for name, own in (destinations or {}).items()},
+    )
+
+
+def _limits(own: DestinationSettings, settings: RelaySettings, room: int) -> Limits:
+    circuit = own.circuit or settings.circuit
+    return Limits(
+        in_flight=min(own.in_flight or room, room),
+        rate=own.rate,
+        circuit=CircuitRule(failure_rate=circuit.failure_rate, window=circuit.window, open_for=circuit.open_for),
     )
 
 
 def _run(engine: Engine, publisher: Publisher, settings: Settings, stop: threading.Event, *, once: bool) -> None:
-    rules, release = rules_of(settings.relay, publisher, once=once), version("outboxkit")
+    rules = rules_of(settings.relay, publisher, destinations=settings.destinations, once=once)
+    release = version("outboxkit")
     relay = Relay(engine, publisher, rules, drain=settings.relay.drain, version=release)
     subject = probes.Subject(
         look=lambda: relay.snapshot,

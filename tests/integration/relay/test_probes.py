@@ -28,6 +28,7 @@ from outboxkit.brokers import memory, open_publisher
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure
 from outboxkit_relay import probes, settings
+from outboxkit_relay.breaker import CircuitState
 from outboxkit_relay.relay import Relay
 from outboxkit_relay.settings import ProbeSettings
 from outboxkit_relay.snapshot import MOST_TOPICS, OTHER_TOPICS, Snapshot, Tally
@@ -95,6 +96,22 @@ def test_a_relay_that_publishes_is_alive_and_ready_and_counts(engine: Engine, mo
     assert found["outboxkit_relay_found_by_rescan_total",] == 0
     assert found["outboxkit_build_info", "1.2.3", sys.version.split()[0]] == 1
     assert ("outboxkit_outbox_pending_messages", "orders") not in found
+
+
+def test_the_circuit_of_each_destination_and_what_operators_paused_are_told(engine: Engine) -> None:
+    found = replace(
+        HEALTHY,
+        destinations=("orders", "payments"),
+        circuits={"orders": CircuitState.CLOSED, "payments": CircuitState.OPEN, "mails": CircuitState.HALF_OPEN},
+        held=frozenset({"stock"}),
+    )
+    with _serving(engine, lambda: found) as port:
+        metrics = _metrics(port)
+
+    states = {name: metrics["outboxkit_circuit_state", name] for name in found.circuits}
+    assert states == {"orders": 0, "payments": 2, "mails": 1}
+    assert metrics["outboxkit_destination_paused", "stock"] == 1
+    assert metrics["outboxkit_destination_paused", "orders"] == 0
 
 
 def test_a_paused_destination_is_named_with_its_reason_and_the_relay_stays_ready(engine: Engine) -> None:

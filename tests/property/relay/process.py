@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Generator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -74,6 +74,7 @@ class Process:
         arrivals: what the dispatcher finds in its queue.
         restarts_at: it waits for the database until then; None while it runs.
         told: the pauses that it knows of.
+        sent: by topic, since when and how many messages.
         holding: its session holds the lock on its lease.
         waits: for a lock that another session holds.
         found_by_rescan: rows that only the watchdog has found: none, ever.
@@ -88,6 +89,7 @@ class Process:
         self.id = UUID(int=0)
         self.epoch = database.epoch
         self.told = NOTHING_PAUSED
+        self.sent: dict[str, tuple[datetime, int]] = {}
         self.to_do: Command | None = Rejoin()
         self.restarts_at = database.now
         self.holding = self.waits = False
@@ -160,7 +162,20 @@ class Process:
         rows, told = command.batch.rows, self.told
         if paused := [row.id.int for row in rows if told.hold(row) or row.topic in told.destinations]:
             self.database.wrongs.append(f"paused, and handed over: {paused}")
+        self._check_limits(command.batch.destination, len(rows))
         self.client.publish(command.number, command.batch)
+
+    def _check_limits(self, topic: str, rows: int) -> None:
+        limits = self.rules.limits
+        here = [len(batch.rows) for batch in self.client.pending.values() if batch.rows[0].topic == topic]
+        if limits.in_flight is not None and sum(here) + rows > limits.in_flight:
+            self.database.wrongs.append(f"{sum(here) + rows} in flight, allowed are {limits.in_flight}")
+        if limits.rate is not None:
+            since, sent = self.sent.get(topic, (self.database.now, 0))
+            self.sent[topic] = since, sent + rows
+            most = max(1, limits.rate * 0.1) + limits.rate * (self.database.now - since).total_seconds()
+            if sent + rows > most + 0.001:
+                self.database.wrongs.append(f"{sent + rows} sent, the rate allows {most}")
 
     def _enter_or_leave(self, what: Command) -> bool:
         if not (self.reader.is_idle and self.settler.is_idle):
@@ -176,6 +191,7 @@ class Process:
             self.over = True
         else:
             self.id = UUID(int=self.rng.getrandbits(64))
+            self.sent.clear()
             self.database.put(self.database.leases, self.id, self.database.now + self.rules.lease)
             self.reader.tasks.append(Balance(release=True))
         self.database.commit(xid, flush=True)

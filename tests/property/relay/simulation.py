@@ -13,13 +13,15 @@ import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from outboxkit.control import Holds
 from outboxkit.message import Row
 from outboxkit.policy import Backoff, Failure, Followers, Order, RetryPolicy
+from outboxkit_relay.breaker import CircuitRule
+from outboxkit_relay.destinations import Limits
 from outboxkit_relay.dialogue import Command, Event, Tick
 from outboxkit_relay.state import Rules
 from tests.property.relay.broker import Broker
@@ -67,7 +69,10 @@ class World:
         self.database = Database(_START)
         self.broker = Broker(rng)
         self.lax = not self.calm and rng.random() < 0.5  # writers commit without waiting for the disk
-        self.rules = _rules(rng, timedelta(minutes=1) if self.calm else timedelta(seconds=rng.choice((5, 30))))
+        rules = _rules(rng, timedelta(minutes=1) if self.calm else timedelta(seconds=rng.choice((5, 30))))
+        # Chances of their own: what the others decide under a seed stays what it was.
+        self.operators = random.Random(f"operators of {seed}")
+        self.rules = replace(rules, limits=_limits(self.operators))
         topics = ["a", "b", "c"][: rng.randint(1, 3)]
         keys = [b"k%d" % number for number in range(rng.randint(1, 3))]
         self.keys: list[Key] = [(topic, key) for topic in topics for key in keys]
@@ -84,8 +89,6 @@ class World:
         self.fault_rate = rng.choice((0.01, 0.03))
         self.hurry_until = _START
         self.trouble_rate = 0.0 if self.calm or rng.random() < 0.3 else 0.25
-        # Chances of their own: what the others decide under a seed stays what it was.
-        self.operators = random.Random(f"operators of {seed}")
         self.pauses_rate = self.operators.choice((0.0, 0.0, 0.02))
 
     def new_process(self) -> Process:
@@ -386,6 +389,14 @@ def _rules(rng: random.Random, patience: timedelta) -> Rules:
         retry=RetryPolicy(immediate=rng.randint(0, 1), delayed=delayed, followers=followers),
         patience=patience,
         lease=_LEASE,
+    )
+
+
+def _limits(rng: random.Random) -> Limits:
+    return Limits(
+        in_flight=rng.choice((None, None, 1, 3)),
+        rate=rng.choice((None, None, 30.0)),
+        circuit=rng.choice((None, CircuitRule(least=4, open_for=timedelta(seconds=2)))),
     )
 
 

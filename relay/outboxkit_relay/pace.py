@@ -1,0 +1,48 @@
+"""How fast a destination may be used: a token bucket. Pure: ``now`` is an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+__all__ = ["Bucket"]
+
+_BURST: Final = 0.1  # seconds of the rate that may go out at once: batches, and yet an even flow
+_EMPTY_SINCE: Final = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Lets ``rate`` messages a second through, in bursts of at most a tenth of a second's worth, at least one message.
+
+    Attributes:
+        rate: messages a second, above 0.
+        tokens: messages that may go now, as of `at`.
+        at: when `tokens` was right.
+        ready_at: when it makes sense to ask again, after it has let nothing through.
+    """
+
+    rate: float
+    tokens: float = 0.0
+    at: datetime = _EMPTY_SINCE
+    ready_at: datetime = _EMPTY_SINCE
+
+    @property
+    def burst(self) -> float:
+        """The most that it lets through at once."""
+        return max(1.0, self.rate * _BURST)
+
+    def allow(self, wanted: int, now: datetime) -> int:
+        """How many of ``wanted`` messages may go now: all of them or a whole burst, or none until `ready_at`."""
+        self.tokens = min(self.burst, self.tokens + max(0.0, (now - self.at).total_seconds()) * self.rate)
+        self.at = now
+        least = min(float(wanted), self.burst)
+        if self.tokens >= least:
+            return min(wanted, int(self.tokens))
+        self.ready_at = now + timedelta(seconds=(least - self.tokens) / self.rate, microseconds=1)
+        return 0
+
+    def take(self, number: int) -> None:
+        """So many went."""
+        self.tokens -= number
