@@ -162,8 +162,10 @@ class Patience:
 
     async def _ride_out(self, trouble: Trouble, troubles: int, error: Exception) -> None:
         if trouble is Trouble.DOWN and not self._away:
-            self._away = "registry" if isinstance(error, RegistryUnavailable) else "database"
-            _log.warning(_LOST[self._away], extra={"consumer": self._consumer, "error": type(error).__name__})
+            self._away, words = "database", type(error).__name__
+            if isinstance(error, RegistryUnavailable):
+                self._away, words = "registry", error.message
+            _log.warning(_LOST[self._away], extra={"consumer": self._consumer, "error": words})
         if trouble is Trouble.DOWN or troubles > _BUSY_AT_ONCE:
             await self.wait(pause(trouble, troubles, self._rng))
         if trouble is Trouble.DOWN and self._stop.is_set():

@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_facts: Server
 
     def do_GET(self) -> None:
-        certificate = self.connection.getpeercert()  # type: ignore[attr-defined]  # a TLS connection
+        certificate = self.connection.getpeercert()
         ((_, name),) = certificate["subject"][0]
         self.server_facts.seen.append((name, self.path, self.headers.get("Authorization", "")))
         body = json.dumps({"schema": '"int"'}).encode()
@@ -106,7 +106,7 @@ class _Listening(ThreadingHTTPServer):
         except OSError:
             return  # the handshake failed: that is what most of these tests are about
         with wrapped:
-            super().finish_request(wrapped, client_address)  # type: ignore[arg-type]
+            super().finish_request(wrapped, client_address)
 
 
 @pytest.fixture

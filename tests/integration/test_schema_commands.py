@@ -17,6 +17,8 @@ from sqlalchemy import create_engine, insert
 
 from outboxkit import tables
 from outboxkit.codecs.avro import encode
+from outboxkit.message import pack_headers
+from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.registries.directory import LOCK_FILE
 from outboxkit.schemas import FrameKind, fingerprint, parse, write_frame
 from outboxkit.testing.schema_gate import _gate
@@ -124,7 +126,9 @@ def test_an_unreleased_file_is_found(outboxkit: Run, folder: Path) -> None:
     assert outboxkit("schema", "lock", "--check").code == 0
 
 
-def test_schemas_are_registered_in_a_real_registry_and_checked_against_it(outboxkit: Run, folder: Path) -> None:
+def test_schemas_are_registered_in_a_real_registry_and_checked_against_it(
+    outboxkit: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = f"Order{os.urandom(6).hex()}"
     (folder / "order.avsc").write_text(_text(name, ID))
     url = server.find().url
@@ -136,6 +140,9 @@ def test_schemas_are_registered_in_a_real_registry_and_checked_against_it(outbox
     (folder / "order.avsc").write_text(_text(name, ID, MUST))
     assert outboxkit("schema", "check", "--against", url).code == 3
     assert outboxkit("schema", "register", "--registry", url).code == 1
+    assert outboxkit("schema", "check", "--against", "registry").code == 2
+    monkeypatch.setenv("OUTBOXKIT_REGISTRY_URL", url)
+    assert outboxkit("schema", "check", "--against", "registry").code == 3
 
 
 def test_the_matrix_tells_which_version_reads_which(outboxkit: Run, folder: Path) -> None:
@@ -223,7 +230,40 @@ def test_what_is_stored_is_held_against_the_new_file(outboxkit: Run, folder: Pat
     said = outboxkit("--database-url", url, "schema", "check", "--against", "stored", "--mode", "BACKWARD")
 
     assert said.code == 3
-    assert f"against: stored messages (fingerprint {_digest(ID)})" in said.out
+    assert f"against: stored messages (schema {_digest(ID)})" in said.out
+
+
+def test_a_foreign_message_that_waits_for_its_next_try_names_its_schema_by_a_number(
+    outboxkit: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"Order{os.urandom(6).hex()}"
+    registry = ConfluentRegistry(server.find().url)
+    number = registry.register(f"shop.{name}", _text(name, ID)).schema_id or 0
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    assert outboxkit("--database-url", url, "init").code == 0
+    payload, _ = write_frame(FrameKind.CONFLUENT_ID, b"\x06o-1", schema_id=number)
+    row: dict[str, Any] = {
+        "consumer": "c",
+        "topic": "orders",
+        "headers": pack_headers(()),
+        "payload": payload,
+        "reason": "retry",
+    }
+    row |= {"origin": "orders[0]@1", "partition": 0, "offset": 1, "attempts": 1}
+    with create_engine(url).begin() as connection:
+        connection.execute(insert(tables.inbox_waiting).values(**row))
+    (folder / "order.avsc").write_text(_text(name, ID, MUST))
+
+    unknown = outboxkit("--database-url", url, "schema", "check", "--against", "stored")
+    monkeypatch.setenv("OUTBOXKIT_REGISTRY_URL", server.find().url)
+    said = outboxkit("--database-url", url, "schema", "check", "--against", "stored")
+
+    assert (unknown.code, unknown.err) == (
+        0,
+        f"warning: stored messages name the schema {number}, which nobody knows\n",
+    )
+    assert said.code == 3
+    assert f"against: stored messages (schema {number})" in said.out
 
 
 def test_the_fixture_for_test_suites_fails_a_test_that_breaks_a_schema(outboxkit: Run, folder: Path) -> None:

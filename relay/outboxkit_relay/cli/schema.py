@@ -49,7 +49,9 @@ def command() -> None:
 
 @command.command("check")
 @_FOLDER
-@click.option("--against", multiple=True, default=["lock"], show_default=True, help="lock, git:REF, stored, or a URL.")
+@click.option(
+    "--against", multiple=True, default=["lock"], show_default=True, help="lock, git:REF, stored, registry, or URL."
+)
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), help="Instead of each subject's own mode.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")

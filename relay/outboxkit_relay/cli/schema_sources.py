@@ -1,11 +1,12 @@
 """Where `schema check` finds the versions that a schema file is held against.
 
 ``lock``: the released versions in the lock file. ``git:REF``: the files at a commit. ``stored``: every writer's schema
-that still waits in outbox, inbox retries and open dead letters. A URL: a registry.
+that still waits in outbox, inbox retries and open dead letters. ``registry``: the one in the settings. A URL: that one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-from sqlalchemy import select, union
+from sqlalchemy import func, select, union
 
 from outboxkit import readers, tables
-from outboxkit.errors import ConfigurationError, SchemaNotFound
-from outboxkit.message import unpack_headers
+from outboxkit.errors import ConfigurationError, DecodeError, SchemaNotFound
+from outboxkit.message import from_wire, unpack_headers
 from outboxkit.registries import Registry, open_registry
 from outboxkit.registries.directory import DirectoryRegistry, SchemaFile
 from outboxkit.schemas import Mode, Version, parse
+from outboxkit.schemas.frames import frame_of, name_of
 from outboxkit_relay.cli import database
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Baseline", "baseline"]
 
 _GIT_SECONDS: Final = 30
-_HEADER: Final = "outboxkit-schema"
+_LONGEST_FRAME: Final = 17  # bytes before a body
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,18 @@ def baseline(against: str, folder: DirectoryRegistry, invocation: Invocation) ->
         return Baseline(
             lambda subject: [one for name, one in stored if name == subject], lambda _: Mode.BACKWARD_TRANSITIVE
         )
+    if against == "registry":
+        return _of_registry(_configured(invocation))
     if ":" in against:
         return _of_registry(open_registry(against))
-    raise ConfigurationError(f"--against {against!r} is none of lock, git:REF, stored, or a registry's URL")
+    raise ConfigurationError(f"--against {against!r} is none of lock, git:REF, stored, registry, or a registry's URL")
+
+
+def _configured(invocation: Invocation) -> Registry:
+    url = invocation.settings.registry_url
+    if url is None:
+        raise ConfigurationError("--against registry needs a registry: set OUTBOXKIT_REGISTRY_URL, or give its URL")
+    return open_registry(url.get_secret_value())
 
 
 def _of_registry(registry: Registry) -> Baseline:
@@ -108,16 +119,31 @@ def _stored(invocation: Invocation, folder: DirectoryRegistry) -> list[tuple[str
     with database.reading(invocation) as connection:
         for name in sorted(_waiting(connection)):
             try:
-                schema = parse(readers.schema_text(connection, name, folder.resolve), lenient=True)
+                schema = parse(readers.schema_text(connection, name, _resolver(invocation, folder)), lenient=True)
             except SchemaNotFound:
                 click.echo(f"warning: stored messages name the schema {name}, which nobody knows", err=True)
                 continue
-            found.append((schema.name, Version(schema=schema, label=f"stored messages (fingerprint {name})")))
+            found.append((schema.name, Version(schema=schema, label=f"stored messages (schema {name})")))
     return found
 
 
+def _resolver(invocation: Invocation, folder: DirectoryRegistry) -> Callable[[str], str]:
+    """Where to look for what no table has: in the folder, then in the registry of the settings."""
+    if invocation.settings.registry_url is None:
+        return folder.resolve
+    registry = _configured(invocation)
+
+    def resolve(name: str) -> str:
+        try:
+            return folder.resolve(name)
+        except SchemaNotFound:
+            return registry.resolve(name)
+
+    return resolve
+
+
 def _waiting(connection: Connection) -> set[str]:
-    """The fingerprints of all writers whose messages are still stored.
+    """The names of all writers' schemas whose messages are still stored: fingerprints, and a registry's ids.
 
     Transaction: joins the caller's; reads only.
     """
@@ -128,11 +154,15 @@ def _waiting(connection: Connection) -> set[str]:
         select(letters.c.writer_schema).where(letters.c.state == "dead"),
     )
     names = {str(name) for (name,) in connection.execute(statement) if name}
-    return names | set(_of_headers(connection))
+    return names | set(_of_retries(connection))
 
 
-def _of_headers(connection: Connection) -> Iterator[str]:
-    for (packed,) in connection.execute(select(tables.inbox_waiting.c.headers).distinct()):
-        for name, value in unpack_headers(packed):
-            if name == _HEADER:
-                yield value.decode("ascii", "replace")
+def _of_retries(connection: Connection) -> Iterator[str]:
+    """What deliveries say themselves: they are kept as they came, and foreign ones may name no fingerprint."""
+    room = tables.inbox_waiting
+    frames = select(room.c.topic, room.c.headers, func.substr(room.c.payload, 1, _LONGEST_FRAME))
+    for topic, packed, start in connection.execute(frames):
+        with contextlib.suppress(DecodeError):  # it has no frame, or a broken envelope: it will not be decoded
+            message = from_wire(topic, None, unpack_headers(packed), start or b"")
+            if "json" not in message.content_type:
+                yield name_of(frame_of(message))
