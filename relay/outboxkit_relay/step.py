@@ -342,7 +342,12 @@ def _hand_over(state: State, commands: list[Command], now: datetime) -> None:
     rules, state.pace_at = state.rules, None
     for destination in state.destinations.values():
         limit, window = (rules.batch_size, rules.window) if destination.trouble is None else (_PROBE, 1)
-        while destination.queue and len(destination.flights) < window and destination.takes_more(state.given_up):
+        while (
+            destination.queue
+            and len(destination.flights) < window
+            and state.settling < rules.window  # a crash repeats what is acknowledged and not settled: that is bounded
+            and destination.takes_more(state.given_up)
+        ):
             count = destination.allowance(limit, now)
             if not count:
                 _wait_for_pace(state, destination)

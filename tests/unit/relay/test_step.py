@@ -237,3 +237,15 @@ def test_a_row_in_hand_is_dropped_from_whatever_read_finds_it_again() -> None:
     assert sent(core.fetched(row(1))) == [[1]]
 
     assert sent(core.fetched(row(1), row(2))) == [[2]]
+
+
+def test_what_a_crash_would_send_again_is_bounded_though_the_settler_is_slow() -> None:
+    """No more batches than the window may be acknowledged and not settled when another one goes out."""
+    core, window, unsettled = Core(Order.PIPELINED), Rules().window, list[Settle]()
+    for number in range(1, 4 * window):
+        for batch in sent(core.fetched(row(number))):
+            (position,) = batch
+            unsettled.append(only(Settle, core.answered(position, 1)))
+    assert len(unsettled) == window
+
+    assert sent(core.on(Settled(unsettled[0], None)))[0] == [window + 1, window + 2]
