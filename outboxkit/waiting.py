@@ -245,10 +245,12 @@ def due_rows(
     without: Collection[str],
     limit: int,
     holds: Holds = NOTHING_PAUSED,
+    most_bytes: int = 16 << 20,
 ) -> list[Row]:
     """Waiting rows whose time has come: heads of stopped keys, and rows without a key. At most one row a key.
 
-    What operators have paused is not among them, and what stands behind it in its key is no head.
+    No more of them than have payloads of so many bytes together, but one. What operators have paused is not among them,
+    and what stands behind it in its key is no head.
 
     Transaction: joins the caller's; reads only.
     """
@@ -268,7 +270,7 @@ def due_rows(
     )
     alone = and_(waits.key.is_(None), waits.reason == "retry", waits.due_at <= tables.database_now())
     statement = (
-        select(*_row_columns())
+        select(waits.id, func.length(waits.payload))
         .outerjoin(_STOPPED, key_is_due)
         .where(
             waits.shard.in_(sorted(shards)),
@@ -279,7 +281,15 @@ def due_rows(
         .order_by(waits.position)
         .limit(limit)
     )
-    return [Row.of(*row) for row in connection.execute(statement)]
+    due: list[int] = []
+    size = 0
+    for waiting_id, length in connection.execute(statement):
+        size += length
+        if due and size > most_bytes:
+            break
+        due.append(waiting_id)
+    rows = select(*_row_columns()).where(waits.id.in_(due)).order_by(waits.position)
+    return [Row.of(*row) for row in connection.execute(rows)] if due else []
 
 
 def _not_held(holds: Holds) -> list[Any]:

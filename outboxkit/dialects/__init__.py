@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError
 from outboxkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
     from uuid import UUID
 
@@ -29,7 +29,20 @@ if TYPE_CHECKING:
 
     from outboxkit.message import Row
 
-__all__ = ["Dialect", "Features", "Page", "Part", "Reading", "dialect_of", "insert_ignoring", "open_engine", "refusal"]
+__all__ = [
+    "HEAVY",
+    "Dialect",
+    "Features",
+    "Page",
+    "Part",
+    "Reading",
+    "dialect_of",
+    "insert_ignoring",
+    "open_engine",
+    "refusal",
+]
+
+HEAVY: Final = 4096  #: bytes; payloads above are counted by their size, all others by their number
 
 _GROUP: Final = "outboxkit.dialects"
 
@@ -76,6 +89,7 @@ class Reading:
         round: snapshot of the round's first page: what it did not see belongs to the next round; None on that page.
         last: only positions above, 0 on the first page.
         limit: at most so many rows.
+        most_bytes: no more heavy payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
         missed: the complement instead: rows that are present although the snapshots saw them.
     """
 
@@ -84,6 +98,7 @@ class Reading:
     round: str | None = None
     last: int = 0
     limit: int
+    most_bytes: int = 16 << 20
     missed: bool = False
 
 
@@ -94,10 +109,14 @@ class Page:
     Attributes:
         rows: in position order.
         snapshot: what this statement could see; told also when there are no rows.
+        heavy: the payloads above `HEAVY` bytes: their sizes by position.
+        cut: the page ends here although more was asked for and may be there.
     """
 
     rows: list[Row]
     snapshot: str
+    heavy: Mapping[int, int] = field(default_factory=dict)
+    cut: bool = False
 
 
 class Dialect(Protocol):
@@ -106,12 +125,13 @@ class Dialect(Protocol):
     @property
     def features(self) -> Features: ...
 
-    def engine(self, url: URL, patience: timedelta) -> Engine:
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool) -> Engine:
         """An engine for daemons: time-outs on statements, locks and connections; parameters hidden in errors.
 
         Args:
             url: of the database; an async driver is replaced by the blocking one.
             patience: no statement, lock or connection attempt takes longer.
+            pooled: whether the URL leads to a pooler in transaction mode: nothing may rest on a session of its own.
         """
         ...
 
@@ -159,8 +179,13 @@ def insert_ignoring(connection: Connection, table: Table) -> Insert:
     return dialect_of(connection).insert(table).on_conflict_do_nothing()
 
 
-def open_engine(url: str, *, patience: timedelta) -> Engine:
+def open_engine(url: str, *, patience: timedelta, pooled: bool = False) -> Engine:
     """A daemon's engine for a database URL; nothing is connected yet.
+
+    Args:
+        url: of the database.
+        patience: no statement, lock or connection attempt takes longer.
+        pooled: whether the URL leads to a pooler in transaction mode, such as PgBouncer.
 
     Raises:
         ConfigurationError: unparsable URL, unsupported database, or a missing extra.
@@ -175,7 +200,7 @@ def open_engine(url: str, *, patience: timedelta) -> Engine:
         ) from None
     dialect = _dialect(parsed.get_backend_name())
     try:
-        return dialect.engine(parsed, patience)
+        return dialect.engine(parsed, patience, pooled=pooled)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"{parsed.get_backend_name()} needs the module {error.name}; install it: pip install 'outboxkit[postgres]'",

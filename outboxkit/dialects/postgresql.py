@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
+import operator
 import secrets
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from outboxkit.dialects import Features, Page, Reading
+from outboxkit.dialects import HEAVY, Features, Page, Reading
 from outboxkit.errors import LeaseLost
 from outboxkit.message import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import Connection, Table
@@ -36,14 +37,19 @@ _PAGE: Final = """
 SELECT 0::bigint AS position, NULL::bytea, pg_current_snapshot()::text, NULL::bytea,
        current_setting('outboxkit.session', true), NULL, NULL::bytea, NULL::bytea, 0::bigint, NULL::timestamptz, 0, NULL
 UNION ALL
-(SELECT position, uuid_send(message_id), topic, key, type, kind, payload, headers,
-        (date_part('epoch', recorded_at) * 1000000)::bigint, expires_at, 0, NULL
+(SELECT position, uuid_send(message_id), topic, key, type, kind,
+        CASE WHEN octet_length(payload) <= %(heavy)s THEN payload END, headers,
+        (date_part('epoch', recorded_at) * 1000000)::bigint, expires_at,
+        CASE WHEN octet_length(payload) <= %(heavy)s THEN 0 ELSE octet_length(payload) END, NULL
  FROM outbox_messages
  WHERE shard = ANY(%(shards)s::smallint[]) AND position > %(last)s AND ({parts}){rest}
  ORDER BY position
  LIMIT %(limit)s)
 ORDER BY position
 """
+# Heavy payloads are left out there, and their size stands in the place of the attempts, which fresh rows have none of.
+_SIZE: Final = operator.itemgetter(Row._fields.index("attempts"))
+_PAYLOADS: Final = "SELECT position, payload FROM outbox_messages WHERE position = ANY(%(positions)s)"
 _ALL_BUT: Final = "topic <> ALL(%({part}_topics)s::text[])"
 _ONLY: Final = "topic = ANY(%({part}_topics)s::text[])"
 # What a snapshot did not see. Not pg_visible_in_snapshot: only this form uses the index, and its complement also finds
@@ -66,6 +72,7 @@ def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bo
 
 def _values(reading: Reading) -> dict[str, Any]:
     values: dict[str, Any] = {"shards": list(reading.shards), "last": reading.last, "limit": reading.limit}
+    values["heavy"] = HEAVY
     for number, part in enumerate(reading.parts):
         values[f"p{number}_topics"] = list(part.topics)
         values |= _snapshot(f"p{number}", part.seen)
@@ -97,33 +104,34 @@ WHERE row.position = ANY(%(positions)s::bigint[])
 """
 
 
+_SET_LOCALLY: Final = """
+SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS wanted (name, value)
+"""
+
+
 class PostgreSQL:
     """The production database."""
 
     features = Features(name="postgresql", concurrent_writers=True, notifies=True, arrays=True)
 
-    def engine(self, url: URL, patience: timedelta) -> Engine:
-        """See `outboxkit.dialects.Dialect.engine`."""
-        milliseconds = int(patience.total_seconds() * 1000)
-        seconds = max(2, int(patience.total_seconds()))  # libpq takes whole seconds, below 2 means 2
-        return create_engine(
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool) -> Engine:
+        """See `outboxkit.dialects.Dialect.engine`.
+
+        A pooler refuses start-up options, and its sessions are anybody's: there each transaction sets what it needs,
+        and nothing is prepared.
+        """
+        settings = _session_settings(int(patience.total_seconds() * 1000))
+        own: dict[str, Any] = {"options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
+        engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             hide_parameters=True,
             pool_pre_ping=False,  # a lost connection is an event to react to, not to hide
             pool_timeout=patience.total_seconds(),
-            connect_args={
-                "application_name": "outboxkit",
-                "connect_timeout": seconds,
-                # A half-open connection is noticed within about the patience, not after minutes.
-                "keepalives": 1,
-                "keepalives_idle": seconds,
-                "keepalives_interval": 1,
-                "keepalives_count": 3,
-                "tcp_user_timeout": max(1000, milliseconds * 2),
-                "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} "
-                f"-c idle_in_transaction_session_timeout={milliseconds * 4} -c timezone=UTC",
-            },
+            connect_args=_connection_settings(patience) | ({"prepare_threshold": None} if pooled else own),
         )
+        if pooled:
+            event.listen(engine, "begin", functools.partial(_set_locally, settings))
+        return engine
 
     def read(self, connection: Connection, reading: Reading) -> Page:
         """See `outboxkit.dialects.Dialect.read`. Reads outbox_messages; locks nothing.
@@ -136,9 +144,12 @@ class PostgreSQL:
         # The driver's own cursor, in binary: what SQLAlchemy adds to each row costs more than the row.
         with _driver(connection) as driver, driver.cursor(binary=True) as cursor:
             told, *found = cursor.execute(sql, _values(reading)).fetchall()
-        if told[4] != marker:
-            raise LeaseLost("the read connection has reached another server session; it must not go through a pooler")
-        return Page(list(map(_row, found)), told[2])
+            if told[4] != marker:
+                raise LeaseLost(
+                    "the read connection has reached another server session; it must not go through a pooler"
+                )
+            rows = list(map(_row, found))
+            return _with_heavy(cursor, rows, told[2], reading) if any(map(_SIZE, rows)) else Page(rows, told[2])
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.claim`. Reads outbox_relays, writes one WAL record and no row."""
@@ -165,6 +176,56 @@ class PostgreSQL:
     def insert(self, table: Table) -> Insert:
         """See `outboxkit.dialects.Dialect.insert`."""
         return insert(table)
+
+
+def _with_heavy(cursor: Any, rows: list[Row], snapshot: str, reading: Reading) -> Page:
+    """The page with its heavy payloads, up to the first that does not fit; what is gone by now is published."""
+    heavy: dict[int, int] = {}
+    end = len(rows)
+    for at, row in enumerate(rows):
+        if size := _SIZE(row):
+            if heavy and sum(heavy.values()) + size > reading.most_bytes:
+                end = at
+                break
+            heavy[row.position] = size
+    payloads = dict(cursor.execute(_PAYLOADS, {"positions": list(heavy)}).fetchall())
+    whole = [
+        row._replace(payload=payloads[row.position], attempts=0) if row.position in heavy else row
+        for row in rows[:end]
+        if row.position not in heavy or row.position in payloads
+    ]
+    # A full page that lost a row is no short one: the round goes on.
+    return Page(whole, snapshot, heavy, cut=len(rows) == reading.limit or end < len(rows))
+
+
+def _connection_settings(patience: timedelta) -> dict[str, Any]:
+    """What is agreed with the client library."""
+    seconds = max(2, int(patience.total_seconds()))  # libpq takes whole seconds, below 2 means 2
+    return {
+        "application_name": "outboxkit",
+        "connect_timeout": seconds,
+        # A half-open connection is noticed within about the patience, not after minutes.
+        "keepalives": 1,
+        "keepalives_idle": seconds,
+        "keepalives_interval": 1,
+        "keepalives_count": 3,
+        "tcp_user_timeout": max(1000, int(patience.total_seconds() * 2000)),
+    }
+
+
+def _session_settings(milliseconds: int) -> dict[str, str]:
+    """What is agreed with the server."""
+    return {
+        "statement_timeout": str(milliseconds),
+        "lock_timeout": str(milliseconds),
+        "idle_in_transaction_session_timeout": str(milliseconds * 4),
+        "timezone": "UTC",
+    }
+
+
+def _set_locally(settings: Mapping[str, str], connection: Connection) -> None:
+    """For one transaction, in one statement."""
+    connection.exec_driver_sql(_SET_LOCALLY, {"names": list(settings), "values": list(settings.values())})
 
 
 @contextmanager

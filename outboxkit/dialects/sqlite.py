@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from outboxkit import tables
-from outboxkit.dialects import Features, Page, Part, Reading
+from outboxkit.dialects import HEAVY, Features, Page, Part, Reading
 from outboxkit.message import Row
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ class SQLite:
 
     features = Features(name="sqlite", concurrent_writers=False, notifies=False)
 
-    def engine(self, url: URL, patience: timedelta) -> Engine:
-        """See `outboxkit.dialects.Dialect.engine`."""
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool) -> Engine:
+        """See `outboxkit.dialects.Dialect.engine`. There is no pooler for a file."""
+        del pooled
         engine = create_engine(
             url.set(drivername="sqlite"),
             hide_parameters=True,
@@ -95,11 +96,20 @@ class SQLite:
             wanted.append(_HOT.position <= int(reading.round))
         highest = select(func.coalesce(func.max(_HOT.position), 0)).scalar_subquery()
         statement = select(highest, *_ROW).where(*wanted).order_by(_HOT.position).limit(reading.limit)
-        found = connection.execute(statement).all()
+        rows: list[Row] = []
+        heavy: dict[int, int] = {}
         # Without rows the statement tells no snapshot; then what any part has seen is still all there is to see.
-        seen = max(int(part.seen or 0) for part in reading.parts)
-        snapshot = str(found[0][0] if found else seen)
-        return Page([Row.of(*row[1:]) for row in found], snapshot)
+        snapshot = max(int(part.seen or 0) for part in reading.parts)
+        with connection.execute(statement) as found:  # one after the other: the file is not read into memory
+            for told, *values in found:
+                snapshot, row = told, Row.of(*values)
+                size = len(row.payload)
+                if size > HEAVY:
+                    if heavy and sum(heavy.values()) + size > reading.most_bytes:
+                        return Page(rows, str(snapshot), heavy, cut=True)
+                    heavy[row.position] = size
+                rows.append(row)
+        return Page(rows, str(snapshot), heavy)
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.claim`. What can be read is durable here: only the lease is looked at."""

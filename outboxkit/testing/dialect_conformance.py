@@ -24,7 +24,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, Engine, delete, insert, select
 
 from outboxkit import outbox, tables
-from outboxkit.dialects import Page, Part, Reading, dialect_of, insert_ignoring
+from outboxkit.dialects import HEAVY, Page, Part, Reading, dialect_of, insert_ignoring
 from outboxkit.message import Message, Row
 
 __all__ = ["DialectConformance"]
@@ -63,6 +63,31 @@ class DialectConformance:
         assert rows[0].expires_at == expires
         assert rows[0].recorded_at.tzinfo is not None
         assert (rows[1].key, rows[1].expires_at, rows[1].waiting_id, rows[1].attempts) == (None, None, None, 0)
+
+    def test_a_page_has_a_size_in_bytes_and_the_round_goes_on_behind_it(self, engine: Engine) -> None:
+        heavy, light = "x" * (3 * HEAVY), "light"
+        _write(engine, light, heavy, heavy, light, heavy, light)
+
+        with _reading(engine) as connection:
+            pages = _round(connection, _reading_of(_EVERYTHING, most_bytes=7 * HEAVY))
+
+        assert [len(page.rows) for page in pages] == [4, 2]
+        assert [page.cut for page in pages] == [True, False]
+        assert _payloads(pages) == [light, heavy, heavy, light, heavy, light]
+        assert [list(page.heavy.values()) for page in pages] == [[3 * HEAVY] * 2, [3 * HEAVY]]
+        assert [row.position for page in pages for row in page.rows if len(row.payload) > HEAVY] == [
+            position for page in pages for position in page.heavy
+        ]
+        assert all(row.attempts == 0 for page in pages for row in page.rows)
+
+    def test_a_payload_above_the_size_of_a_page_is_a_page(self, engine: Engine) -> None:
+        heavy = "x" * (3 * HEAVY)
+        _write(engine, heavy, heavy)
+
+        with _reading(engine) as connection:
+            pages = _round(connection, _reading_of(_EVERYTHING, most_bytes=1))
+
+        assert [len(page.rows) for page in pages] == [1, 1]
 
     def test_a_round_finds_what_the_one_before_did_not_see(self, engine: Engine) -> None:
         _write(engine, "a", "b")
@@ -225,8 +250,8 @@ def _reading(engine: Engine) -> Connection:
     return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
-def _reading_of(*parts: Part, limit: int = 100) -> Reading:
-    return Reading(shards=_SHARDS, parts=parts, limit=limit)
+def _reading_of(*parts: Part, limit: int = 100, most_bytes: int = 1 << 20) -> Reading:
+    return Reading(shards=_SHARDS, parts=parts, limit=limit, most_bytes=most_bytes)
 
 
 def _page(connection: Connection, reading: Reading) -> Page:
@@ -236,7 +261,7 @@ def _page(connection: Connection, reading: Reading) -> Page:
 def _round(connection: Connection, reading: Reading) -> list[Page]:
     """The pages of a round, or what is left of it."""
     pages = [_page(connection, reading)]
-    while len(pages[-1].rows) == reading.limit:
+    while len(pages[-1].rows) == reading.limit or pages[-1].cut:
         snapshot = reading.round or pages[0].snapshot
         pages.append(_page(connection, replace(reading, round=snapshot, last=pages[-1].rows[-1].position)))
     return pages

@@ -83,6 +83,7 @@ class Destination:
         flights: by number, in the order of hand-over.
         held: rows in `queue` and `behind`.
         flying: rows in flight.
+        heavy: bytes of heavy payloads among both, and among what is being settled.
         broken: keys with a row whose outcome is bad or unknown: what follows must not count as published.
         failing: in trouble, and not all outcomes are known yet: nothing is handed over.
         trouble: the latest trouble; cleared by the first success after it.
@@ -96,6 +97,7 @@ class Destination:
     flights: dict[int, Flight] = field(default_factory=dict)
     held: int = 0
     flying: int = 0
+    heavy: int = 0
     broken: set[Key] = field(default_factory=set)
     failing: bool = False
     trouble: Trouble | None = None

@@ -45,11 +45,11 @@ class Lane:
         return self.seen is not None and self.round is None
 
     def after(self, page: Page, limit: int) -> Lane:
-        """The memory after a page. A page below the limit ends the round."""
+        """The memory after a page. A page below the limit ends the round, unless it was cut because of its bytes."""
         snapshot = self.round or page.snapshot
-        if len(page.rows) < limit:
+        if len(page.rows) < limit and not page.cut:
             return Lane(seen=snapshot)
-        return replace(self, round=snapshot, last=page.rows[-1].position)
+        return replace(self, round=snapshot, last=page.rows[-1].position if page.rows else self.last)
 
 
 @dataclass(slots=True)

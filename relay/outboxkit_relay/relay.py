@@ -301,7 +301,12 @@ class Relay:
             outbox.fence(connection, self._id)
             waiting.enqueue_scheduled(connection, reading.shards, reading.limit)
             return waiting.due_rows(
-                connection, reading.shards, without=command.without, limit=reading.limit, holds=command.holds
+                connection,
+                reading.shards,
+                without=command.without,
+                limit=reading.limit,
+                holds=command.holds,
+                most_bytes=reading.most_bytes,
             )
 
     def _balance(self, _connection: Connection, command: Balance) -> Owned:

@@ -34,6 +34,7 @@ class Rules:
         slow: the longest time between two empty reads.
         patience: a batch that is not answered for so long is given up and sent again.
         lease: its length; renewed every third of it.
+        most_bytes: of heavy payloads in hand; what is above is not read yet, but for the rest of a page.
         once: leave as soon as nothing is left to publish.
         limits: of every destination that has none of its own.
         destinations: limits of those that have.
@@ -47,6 +48,7 @@ class Rules:
     slow: timedelta = timedelta(milliseconds=250)
     patience: timedelta = timedelta(seconds=30)
     lease: timedelta = timedelta(seconds=10)
+    most_bytes: int = 64 << 20
     once: bool = False
     limits: Limits = field(default_factory=Limits)
     destinations: Mapping[str, Limits] = field(default_factory=dict)
@@ -55,6 +57,11 @@ class Rules:
     def budget(self) -> int:
         """Rows that may be queued for one destination before it gets a lane of its own."""
         return 4 * self.batch_size
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of heavy payloads in a page, and what one destination may have queued of them in the main lane."""
+        return self.most_bytes // 4
 
     @property
     def room(self) -> int:
@@ -69,6 +76,8 @@ class State:
     Attributes:
         positions: fresh rows in hand: queued, in flight or being settled. What a scan finds of them is dropped.
         fading: settled positions, with the number of the latest read that had begun by then: it may still find them.
+        heavy: of these, rows with a heavy payload: how many bytes.
+        heavy_bytes: their sum.
         waiting: ids of waiting rows in hand.
         stopped_lately: keys that settlements have stopped since the latest balance was asked for.
         holds: what operators have paused.
@@ -89,6 +98,8 @@ class State:
     setting_aside: Counter[Key] = field(default_factory=Counter)
     positions: set[int] = field(default_factory=set)
     fading: list[tuple[int, list[int]]] = field(default_factory=list)
+    heavy: dict[int, int] = field(default_factory=dict)
+    heavy_bytes: int = 0
     waiting: set[int] = field(default_factory=set)
     settling: int = 0
     number: int = 0
@@ -150,8 +161,28 @@ class State:
 
     def forget(self, rows: Iterable[Row]) -> None:
         """These rows are no longer in hand; they are still in the table and will be read again."""
+        rows = list(rows)
+        self.lighten(rows)
         for row in rows:
             if row.waiting_id is None:
                 self.positions.discard(row.position)
             else:
                 self.waiting.discard(row.waiting_id)
+
+    def weigh(self, rows: Iterable[Row], heavy: Mapping[int, int]) -> None:
+        """These rows are in hand now, some with heavy payloads."""
+        for row in rows:
+            if row.position in heavy:
+                self.heavy[row.position] = size = heavy[row.position]
+                self.heavy_bytes += size
+                self.destination(row.topic).heavy += size
+
+    def lighten(self, rows: Iterable[Row]) -> None:
+        """The payloads of these rows are let go."""
+        if not self.heavy:
+            return
+        for row in rows:
+            size = self.heavy.pop(row.position, 0) if row.waiting_id is None else 0
+            if size:
+                self.heavy_bytes -= size
+                self.destination(row.topic).heavy -= size

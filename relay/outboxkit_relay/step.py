@@ -13,6 +13,7 @@ more than all the rest.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -100,6 +101,8 @@ def _fetched(state: State, event: Fetched, commands: list[Command], now: datetim
     state.lease_until = event.until or state.lease_until
     # A scan finds what is in hand, too; and every read finds rows with transaction ids from another cluster.
     rows = [row for row in event.page.rows if row.position not in state.positions]
+    if event.page.heavy:
+        state.weigh([row for row in rows if state.lanes.reads(row.topic)], event.page.heavy)
     state.lanes.went_on(event.lane, event.page, state.rules.batch_size)
     _fade(state)
     _take_in(state, rows, commands, now)
@@ -147,6 +150,7 @@ def _answered(state: State, event: Answered, commands: list[Command], *, now: da
 def _settled(state: State, event: Settled, _commands: list[Command], _now: datetime) -> None:
     rows = list(event.settlement.rows())
     state.settling -= 1
+    state.lighten(rows)
     state.fading.append((state.reads, [row.position for row in rows if row.waiting_id is None]))
     state.waiting.difference_update(row.waiting_id for row in rows if row.waiting_id is not None)
     state.setting_aside.subtract(keys_aside(event.settlement))
@@ -208,7 +212,7 @@ def _hold(state: State, holds: Holds, commands: list[Command], now: datetime) ->
     if holds.single_out:
         for destination in state.destinations.values():
             queued = destination.drop()
-            state.forget(queued)
+            state.forget([row for row in queued if row.waiting_id is not None])  # what is not paused is still due
             _take_in(state, [row for row in queued if row.waiting_id is None], commands, now)
 
 
@@ -260,7 +264,7 @@ def _take_in(state: State, rows: Sequence[Row], commands: list[Command], now: da
             wanted = [row for row in wanted if row.expires_at is None or row.expires_at > now]
         destination = state.destination(topic)
         destination.add(wanted)
-        if destination.held > state.rules.budget:
+        if destination.held > state.rules.budget or destination.heavy > state.rules.page_bytes:
             state.lanes.set_aside(topic)
     _settle(state, Settle(evidence=expiries(expired), aside=tuple(aside)), commands)
 
@@ -386,7 +390,7 @@ def _read(state: State, commands: list[Command], now: datetime) -> None:
         look = now >= state.look_at and not state.waiting and state.lanes.main.has_scanned
         if look:
             state.look_at, state.touched = now + _WAITING_ROOM_EVERY, set(state.setting_aside)
-        reading = state.lanes.reading(lane, state.rules.batch_size)
+        reading = replace(state.lanes.reading(lane, state.rules.batch_size), most_bytes=state.rules.page_bytes)
         commands.append(Fetch(lane, reading, state.lanes.not_scanned, look, state.holds))
     elif now >= state.watch_at and state.is_quiet and not state.held and state.lanes.main.is_through:
         _watch(state, commands, now)
@@ -404,15 +408,22 @@ def _read_again(state: State, now: datetime) -> None:
 def _next_lane(state: State, now: datetime) -> str | None:
     """Main lane and catch-up lanes take turns, so that none waits for another's backlog."""
     lanes, rules = state.lanes, state.rules
+    if state.heavy_bytes >= rules.most_bytes:
+        return None
     main = state.held < rules.room and (lanes.main.round is not None or now >= state.wake_at)
     catching_up = (
         topic
         for topic, lane in lanes.topics.items()
-        if lane is not None and not lane.is_through and state.destination(topic).held <= rules.budget // 2
+        if lane is not None and not lane.is_through and _has_room(state, state.destination(topic))
     )
     if not main or state.latest_lane == MAIN:
         return next(catching_up, MAIN if main else None)
     return MAIN
+
+
+def _has_room(state: State, destination: Destination) -> bool:
+    rules = state.rules
+    return destination.held <= rules.budget // 2 and destination.heavy <= rules.page_bytes // 2
 
 
 def _watch(state: State, commands: list[Command], now: datetime) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -231,3 +232,19 @@ def test_a_fenced_relay_changes_nothing_forgets_and_joins_again(engine: Engine) 
         assert relay.state.lanes.shards
 
     assert count(engine, tables.dead_letters) == 0
+
+
+def test_memory_does_not_depend_on_the_size_of_the_backlog(engine: Engine) -> None:
+    publisher, size, mebibyte = ScriptedPublisher(), 300_000, 1 << 20
+    publisher.hold = True
+    for number in range(40):
+        write(engine, replace(message(number, key=str(number)), payload=b"%d " % number + b"x" * size))
+
+    with relaying(engine, publisher, Rules(most_bytes=2 * mebibyte)) as relay:
+        until(lambda: "orders" in relay.state.lanes.topics, "it reads no more of it")
+        until(lambda: relay.state.empty_rounds > 1, "and goes on with others")
+        assert 0 < sum(len(row.payload) for row in publisher.sent) <= mebibyte + size
+        publisher.release()
+        until(lambda: count(engine, tables.outbox_messages) == 0)
+
+    assert sorted(int(row.payload.split()[0]) for row in publisher.accepted) == list(range(40))

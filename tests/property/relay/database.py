@@ -168,19 +168,25 @@ class Database:
 
     def read(self, reading: Reading) -> Page:
         """See `outboxkit.dialects.Dialect.read`."""
-        found = []
+        found: list[Row] = []
+        heavy: dict[int, int] = {}
         for position in sorted(self.hot):
             stored = self.hot[position]
+            size = len(stored.row.payload)
             if (
                 position > reading.last
                 and stored.shard in reading.shards
                 and any(_wanted(part, stored, missed=reading.missed) for part in reading.parts)
                 and (reading.round is None or not unseen(reading.round, stored.xid))
             ):
+                if size:
+                    if heavy and sum(heavy.values()) + size > reading.most_bytes:
+                        return Page(found, self.snapshot(), heavy, cut=True)
+                    heavy[position] = size
                 found.append(stored.row)
                 if len(found) == reading.limit:
                     break
-        return Page(found, self.snapshot())
+        return Page(found, self.snapshot(), heavy)
 
     def claim(self, relay: UUID) -> timedelta:
         """See `outboxkit.outbox.claim`."""

@@ -5,6 +5,7 @@ Reader and settler are queues of generators; wherever one yields, anything else 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Generator
@@ -142,6 +143,7 @@ class Process:
 
     def _advance(self, event: Event) -> bool:
         commands = self.step(event)
+        self._check_bytes()
         for command in commands:
             self._carry_out(command)
         return bool(commands)
@@ -176,6 +178,18 @@ class Process:
             most = max(1, limits.rate * 0.1) + limits.rate * (self.database.now - since).total_seconds()
             if sent + rows > most + 0.001:
                 self.database.wrongs.append(f"{sent + rows} sent, the rate allows {most}")
+
+    def _check_bytes(self) -> None:
+        """What is queued and in flight is bounded, and counted rightly."""
+        state = self.state
+        rows = [
+            row for one in state.destinations.values() for row in (*one.queue, *itertools.chain(*one.behind.values()))
+        ]
+        rows += [row for flight in state.flights() for row in flight.rows]
+        size = sum(len(row.payload) for row in rows if row.waiting_id is None)
+        most = self.rules.most_bytes + self.rules.page_bytes + len(b"heavy!")
+        if size > most or size > state.heavy_bytes or state.heavy_bytes != sum(state.heavy.values()):
+            self.database.wrongs.append(f"{size} bytes in hand, {state.heavy_bytes} counted, {most} allowed")
 
     def _enter_or_leave(self, what: Command) -> bool:
         if not (self.reader.is_idle and self.settler.is_idle):

@@ -72,7 +72,8 @@ class World:
         rules = _rules(rng, timedelta(minutes=1) if self.calm else timedelta(seconds=rng.choice((5, 30))))
         # Chances of their own: what the others decide under a seed stays what it was.
         self.operators = random.Random(f"operators of {seed}")
-        self.rules = replace(rules, limits=_limits(self.operators))
+        self.rules = replace(rules, limits=_limits(self.operators), most_bytes=self.operators.choice((24, 48, 1_000)))
+        self.heavy_rate = self.operators.choice((0.0, 0.3, 0.9))
         topics = ["a", "b", "c"][: rng.randint(1, 3)]
         keys = [b"k%d" % number for number in range(rng.randint(1, 3))]
         self.keys: list[Key] = [(topic, key) for topic in topics for key in keys]
@@ -206,13 +207,19 @@ class World:
         position = database.position
         kind = "command" if rng.random() < 0.1 else "event"
         expires = database.now + timedelta(milliseconds=rng.randint(1, 400)) if rng.random() < 0.05 else None
-        row = Row.of(position, UUID(int=self.number), topic, key, self._type(), kind, b"", b"", database.now, expires)
+        row = Row.of(
+            position, UUID(int=self.number), topic, key, self._type(), kind, self._payload(), b"", database.now, expires
+        )
         writer.rows.append(Stored(row, writer.xid, shard_of(topic, key, position)))
         if rng.random() < self.trouble_rate:
             self.broker.plans[self.number] = self._plan()
 
     def _type(self) -> str:
         return self.operators.choice(_TYPES) if self.pauses_rate else _TYPES[0]
+
+    def _payload(self) -> bytes:
+        """All but the empty one are heavy."""
+        return b"heavy!" if self.heavy_rate and self.operators.random() < self.heavy_rate else b""
 
     def _plan(self) -> list[Failure]:
         rng = self.rng
@@ -425,6 +432,8 @@ def verdict(world: World, *, drained: bool) -> list[str]:
         wrongs.append(f"I4: {copies} copies after {faults} faults, window {window}")
     if found := sum(process.state.found_by_rescan for process in world.processes):
         wrongs.append(f"the watchdog found {found} rows that the lanes had missed")
+    if drained and (left := [process.state.heavy for process in world.processes if process.state.heavy]):
+        wrongs.append(f"bytes in hand that are not: {left}")
     return wrongs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -82,3 +83,10 @@ def test_a_page_of_a_lane_that_was_forgotten_meanwhile_changes_nothing() -> None
     found.went_on("a", page("6:6:", 7), 1)
 
     assert found.topics == {"a": None}
+
+
+def test_a_page_that_was_cut_because_of_its_bytes_does_not_end_the_round() -> None:
+    cut = replace(page("5:5:", 1, 2), cut=True)
+
+    assert Lane().after(cut, 10) == Lane(round="5:5:", last=2)
+    assert Lane(round="5:5:", last=2).after(Page([], "6:6:", cut=True), 10) == Lane(round="5:5:", last=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,11 +14,12 @@ from outboxkit.dialects import Page
 from outboxkit.policy import Failure, Order
 from outboxkit_relay.breaker import Breaker, CircuitRule, CircuitState
 from outboxkit_relay.destinations import Limits
-from outboxkit_relay.dialogue import Fetch, Fetched, Owned, Publish, Tick
+from outboxkit_relay.dialogue import Command, Fetch, Fetched, Owned, Publish, Settle, Settled, Tick
+from outboxkit_relay.lanes import MAIN
 from outboxkit_relay.pace import Bucket
 from outboxkit_relay.state import Rules, State
 from outboxkit_relay.step import step
-from tests.unit.relay.test_step import ALL, NOW, Core, row, sent
+from tests.unit.relay.test_step import ALL, NOW, Core, only, row, sent
 
 SECOND = timedelta(seconds=1)
 RULE = CircuitRule(failure_rate=0.5, window=timedelta(seconds=10), open_for=timedelta(seconds=5), least=4)
@@ -144,3 +146,53 @@ def test_the_same_trouble_without_a_circuit_is_a_short_pause() -> None:
     assert trouble is not None
     assert trouble.until - core.now <= timedelta(milliseconds=100)
     assert step(core.state, Tick(), core.now, random.Random(1))
+
+
+# --- bytes -------------------------------------------------------------------------------------------------------
+
+
+def heavy(core: Core, sizes: dict[int, int], lane: str = MAIN) -> list[Command]:
+    """A page with a row of its own key for each size; those of the size 0 are light."""
+    rows = [row(number, b"%d" % number) for number in sizes]
+    page = Page(rows, "5:5:", {number: size for number, size in sizes.items() if size})
+    return core.on(Fetched(lane, page, (), core.now + SECOND))
+
+
+def reads(commands: list[Command]) -> list[str]:
+    return [command.lane for command in commands if isinstance(command, Fetch)]
+
+
+def test_nothing_more_is_read_while_the_bytes_in_hand_are_at_their_bound() -> None:
+    core = limited()
+    core.state.rules = replace(core.state.rules, most_bytes=100, batch_size=4)
+
+    commands = heavy(core, {1: 60, 2: 60, 3: 0})
+
+    assert core.state.heavy_bytes == 120
+    assert not reads(commands)
+    settle = only(Settle, core.answered(1, 3))
+    assert reads(core.on(Settled(settle, None)))
+    assert core.state.heavy_bytes == core.state.destinations["orders"].heavy == 0
+
+
+def test_a_destination_with_many_bytes_goes_on_in_a_lane_of_its_own() -> None:
+    core = limited(in_flight=1)
+    core.state.rules = replace(core.state.rules, most_bytes=100, batch_size=4)
+
+    commands = heavy(core, {1: 20, 2: 20})
+
+    assert "orders" in core.state.lanes.topics
+    assert reads(commands) == [MAIN], "the others flow"
+    assert core.state.lanes.topics["orders"] is not None
+    (reading,) = [command.reading for command in commands if isinstance(command, Fetch)]
+    assert reading.most_bytes == 25
+
+
+def test_what_is_dropped_counts_no_longer() -> None:
+    core = limited()
+    core.state.rules = replace(core.state.rules, most_bytes=1_000)
+    heavy(core, {1: 60, 2: 60})
+
+    core.answered(1, 2, (0, Failure.BROKER_DOWN), (1, Failure.BROKER_DOWN))
+
+    assert core.state.heavy_bytes == core.state.destinations["orders"].heavy == 0
