@@ -58,7 +58,8 @@ class EventType:
         name: the type on the wire, for people and routing: ``order.placed``.
         version: of its contract, from 1.
         cls: the class; ``dict`` for events without one.
-        schema: an ``.avsc`` file (path), or the schema itself as parsed JSON; None for codecs without schemas.
+        schema: an ``.avsc`` file (path), or the schema itself as parsed JSON; None for codecs without schemas, and for
+            Avro when the class is the contract.
         codec: name of the codec, ``json`` or ``avro``; or a codec, as in ``AvroCodec(frame=…)``.
         canary: who gets this version, while not all do.
     """

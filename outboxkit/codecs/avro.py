@@ -38,6 +38,7 @@ from outboxkit.schemas import (
 )
 from outboxkit.schemas.binary import encode_default
 from outboxkit.schemas.canonical import wire_form
+from outboxkit.schemas.classes import schema_of
 from outboxkit.schemas.frames import FRAMED, frame_of, name_of
 from outboxkit.schemas.guard import Refused, scanner
 from outboxkit.schemas.locate import explain, locate, offset_of
@@ -125,7 +126,9 @@ def decode(writer: Schema, reader: Schema, data: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class AvroCodec:
-    """Events as Avro: the codec ``avro``, or ``@event(…, codec=AvroCodec(frame=…))`` for another way to name schemas.
+    """Events as Avro, by the schema that they declare, else by one made of the class (`outboxkit.schemas.classes`).
+
+    It is the codec ``avro``, or ``@event(…, codec=AvroCodec(frame=…))`` for another way to name schemas.
 
     Attributes:
         frame: how a message names its schema. With the default the fingerprint travels in the header
@@ -153,7 +156,7 @@ class AvroCodec:
         """Decode a message under its writer's schema and the event's own."""
         frame = self._frame(message)
         writer = _parsed(resolve(name_of(frame)))
-        reader = writer if event_type.schema is None else _declared(event_type)
+        reader = _declared(event_type) if _has_schema(event_type) else writer
         body = body_of(frame, writer)
         before = frame.offset + len(frame.payload) - len(body)
         try:
@@ -169,7 +172,7 @@ class AvroCodec:
 
     def schema_text(self, event_type: EventType) -> str | None:
         """The declared schema, whole: with defaults, aliases and docs."""
-        return None if event_type.schema is None else json.dumps(_declared(event_type).source)
+        return json.dumps(_declared(event_type).source) if _has_schema(event_type) else None
 
     def _frame(self, message: Message) -> Frame:
         if self.frame is not FrameKind.FINGERPRINT_HEADER:
@@ -181,13 +184,25 @@ def _moved(offset: int | None, before: int) -> int | None:
     return None if offset is None else max(0, offset + before)
 
 
+def _has_schema(event_type: EventType) -> bool:
+    """Whether it declares one, or chose Avro for a class that says enough to make one."""
+    return event_type.schema is not None or (event_type.codec != "json" and event_type.cls is not dict)
+
+
 def _declared(event_type: EventType) -> Schema:
     declared = event_type.schema
-    if declared is None:
+    if not _has_schema(event_type):
         raise ConfigurationError(f"the event {event_type.name} uses Avro but declares no schema")
+    if declared is None:
+        return _derived(event_type.cls)
     if isinstance(declared, Mapping):
         return _parsed(json.dumps(declared))
     return _loaded(Path(declared))
+
+
+@functools.lru_cache(_CACHED)
+def _derived(cls: type) -> Schema:
+    return parse(schema_of(cls))
 
 
 @functools.lru_cache(_CACHED)
