@@ -2,21 +2,26 @@
 
 A ``code-block`` with a caption is a file, whatever its language. A ``python`` block runs. A ``console`` block is a
 session: lines that begin with ``$`` are typed, the others are what must come; ``…`` stands for anything, alone on a
-line for any lines. A command with ``&`` at its end runs on. A command is tried again until its output fits, because
-the daemons need their time.
+line for any lines. A command with ``&`` at its end runs on. ``pip install`` is done only where asked. A command is
+tried again until its output fits, because the daemons need their time.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
-__all__ = ["Block", "Reader", "Untrue", "blocks", "fits"]
+from tests.servers.processes import free_ports
+
+__all__ = ["Block", "Reader", "Untrue", "apart", "blocks", "environment", "fits"]
 
 DEADLINE = 180.0  # the demo, on a busy machine
 _FENCE = re.compile(r"^```(?:\{(\S+)\}\s*)?(\w[\w-]*)?\s*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -67,6 +72,20 @@ def fits(promised: str, found: str) -> bool:
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines)) is not None
 
 
+def environment(programs: Path) -> dict[str, str]:
+    """What a reader's terminal knows whose Python and programs are in that folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOXKIT_", "PYTHON"))}
+    return kept | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "80"}
+
+
+def apart(page: str) -> str:
+    """The page with topics and ports of its own: other tests use the same broker and machine."""
+    page = page.replace("shop.orders", f"shop.orders.{uuid4().hex[:8]}")
+    for port, free in zip(("8000", "8001"), free_ports(2), strict=True):
+        page = page.replace(f"localhost:{port}", f"127.0.0.1:{free}").replace(f"--port {port}", f"--port {free}")
+    return page
+
+
 class Untrue(AssertionError):
     """The page says one thing, the program another."""
 
@@ -74,8 +93,11 @@ class Untrue(AssertionError):
 class Reader:
     """A person with a folder, a terminal and the page."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], instead: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], instead: Mapping[str, str], *, installs: bool = False
+    ) -> None:
         self._folder = folder
+        self._installs = installs
         self._environment = dict(environment)
         self._instead = instead
         self._jobs: list[subprocess.Popen[bytes]] = []
@@ -109,13 +131,16 @@ class Reader:
 
     def _type(self, command: Command) -> None:
         if command.line.startswith("pip install"):
-            return  # the test's environment has it
+            if self._installs:  # otherwise the test's environment has it
+                argv = ["sh", "-c", command.line]
+                subprocess.run(argv, cwd=self._folder, env=self._environment, timeout=DEADLINE, check=True)
+            return
         if assigned := re.fullmatch(r"export (\w+)=(\S+)", command.line):
             self._environment[assigned[1]] = self._instead.get(assigned[1], assigned[2])
-        elif number := re.fullmatch(r"kill %(\d+)", command.line):
-            job = self._jobs[int(number[1]) - 1]
-            job.terminate()
-            if code := job.wait(DEADLINE):
+        elif asked := re.fullmatch(r"kill (-9 )?%(\d+)", command.line):
+            job = self._jobs[int(asked[2]) - 1]
+            job.send_signal(signal.SIGKILL if asked[1] else signal.SIGTERM)
+            if (code := job.wait(DEADLINE)) and not asked[1]:
                 raise Untrue(f"{command.line}: it ended with {code}\n{self._logs()}")
         elif command.line.endswith(" &"):
             line = f"exec {command.line.removesuffix(' &')}"

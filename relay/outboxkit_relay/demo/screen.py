@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,8 @@ class Screen:
     @property
     def columns(self) -> int | None:
         """Room for what a command says; None when nobody needs to care."""
-        return self._width - len(_INDENT) if self._width else None
+        width = self._width or shutil.get_terminal_size((0, 0)).columns  # COLUMNS may say it where no terminal is
+        return width - len(_INDENT) if width else None
 
     def say(self, seconds: float, line: str) -> None:
         """A line of the story."""

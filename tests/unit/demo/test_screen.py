@@ -36,7 +36,10 @@ def test_no_line_is_longer_than_the_terminal(
     assert "duplicates caught 7" in " ".join(lines)
 
 
-def test_without_a_terminal_a_line_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_a_line_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     screen = Screen(quiet=False)
     with screen.watching(lambda: {"placed": 1}, 2):
         _tell(screen)
