@@ -77,9 +77,11 @@ PACKED = {
 def outboxkit(database: str, broker: str, _count: int) -> None:
     from outboxkit.brokers import open_publisher
     from outboxkit.dialects import open_engine
+    from outboxkit_relay import lifecycle
     from outboxkit_relay.relay import Relay
     from outboxkit_relay.state import Rules
 
+    lifecycle.collect_rarely()  # as the daemon does
     publisher = open_publisher(broker)
     engine = open_engine(database, patience=timedelta(seconds=10))
     Relay(engine, publisher, Rules(once=True, order=publisher.features.order)).run(threading.Event())

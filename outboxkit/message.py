@@ -65,11 +65,12 @@ _texts: Final = attrgetter(*_TEXT)
 _times: Final = attrgetter(*_TIMES)
 _SEQUENCE: Final = "ce_sequence"
 _RECORDED: Final = _TIMES["recorded_at"]
-_SEQUENCE_DIGITS: Final = 20  # CloudEvents orders sequences as text: 20 digits hold every 64-bit position
+_SEQUENCE_DIGITS: Final = 20
 # The forms of packed headers, by their first byte.
 _PAIRS: Final = b"\1"
 _LENGTHS: Final = b"\2"
 _NAMES_FIRST: Final = b"\3"
+_END: Final = b"\0\0"  # of the names: none is empty
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DERIVED: Final = frozenset((*_TEXT.values(), *_TIMES.values(), _SEQUENCE, "ce_specversion", "ce_partitionkey"))
 
@@ -200,7 +201,7 @@ def wire_headers(message: Message) -> Headers:
     if message.key is not None:
         ours.append(("ce_partitionkey", message.key))
     if message.sequence is not None:
-        ours.append(sequence_header(message.sequence))
+        ours.append((_SEQUENCE, _sequence_of(message.sequence)))
     return (*ours, *message.headers)
 
 
@@ -230,18 +231,26 @@ def from_wire(topic: str, key: bytes | None, headers: Iterable[tuple[str, bytes 
     )
 
 
-def sequence_header(position: int) -> tuple[str, bytes]:
-    """The ``ce_sequence`` header of a position: zero-padded, so that text order is number order."""
-    return _SEQUENCE, b"%0*d" % (_SEQUENCE_DIGITS, position)
+def _sequence_of(position: int) -> bytes:
+    """Zero-padded: CloudEvents orders sequences as text."""
+    return b"%020d" % position  # 20 digits hold every 64-bit position
 
 
 def outgoing_headers(row: Row) -> list[tuple[str, bytes]]:
     """The wire headers of a stored row: those frozen at capture, and the two that only the database knew."""
-    headers = unpack_headers(row.headers)
-    headers.append(sequence_header(row.position))
     seconds, microseconds = divmod(row.recorded_us, 1_000_000)
-    headers.append((_RECORDED, b"%b.%06dZ" % (_second(seconds), microseconds)))
-    return headers
+    sequence, recorded = _sequence_of(row.position), b"%b.%06dZ" % (_second(seconds), microseconds)
+    if row.headers[:1] == _NAMES_FIRST:  # in one go: this is done for every message
+        packed, _, joined = row.headers.partition(_END)
+        values = joined.split(b"\0")
+        values += (sequence, recorded)
+        return list(zip(_outgoing_names(packed), values, strict=False))
+    return [*unpack_headers(row.headers), (_SEQUENCE, sequence), (_RECORDED, recorded)]
+
+
+@lru_cache(maxsize=256)
+def _outgoing_names(packed: bytes) -> tuple[str, ...]:
+    return *_names(packed), _SEQUENCE, _RECORDED
 
 
 @lru_cache(maxsize=64)
@@ -283,13 +292,13 @@ def pack_headers(headers: Headers) -> bytes:
     if not names or b"" in names or b"\0" in b"".join(names + values):
         parts = [part for pair in zip(names, values, strict=True) for part in pair]
         return _LENGTHS + b"".join([struct.pack(">I", len(part)) + part for part in parts])
-    return _NAMES_FIRST + b"\0".join(names) + b"\0\0" + b"\0".join(values)
+    return _NAMES_FIRST + b"\0".join(names) + _END + b"\0".join(values)
 
 
 def unpack_headers(data: bytes) -> list[tuple[str, bytes]]:
     """The inverse of `pack_headers`."""
     if data[:1] == _NAMES_FIRST:
-        names, _, values = data.partition(b"\0\0")
+        names, _, values = data.partition(_END)
         return list(zip(_names(names), values.split(b"\0"), strict=True))
     parts = data.split(b"\0")[1:] if data[:1] == _PAIRS else _by_lengths(data)
     return [(name.decode(), value) for name, value in zip(parts[::2], parts[1::2], strict=True)]

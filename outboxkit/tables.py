@@ -126,7 +126,8 @@ def _array_literal(items: list[Any] | None) -> str | None:
     """A list of numbers or of ids (16 bytes each) as PostgreSQL writes it."""
     if items is None:
         return None
-    return "{" + ",".join([item.hex() if isinstance(item, bytes) else str(item) for item in items]) + "}"
+    text = bytes.hex if items and isinstance(items[0], bytes) else str
+    return "{" + ",".join(map(text, items)) + "}"
 
 
 class _Xid8(UserDefinedType[int]):

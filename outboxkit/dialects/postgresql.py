@@ -95,11 +95,15 @@ FROM outbox_relays
 WHERE id = %s AND expires_at > clock_timestamp()
 """
 
-# The two conditions on the position are one to us; the first one tells the planner that the primary key serves.
+# The two conditions on the position are one to us; the first one tells the planner that the primary key serves. It is a
+# sub-select because for a literal the planner would look up how frequent each of its positions is.
 _REMOVE: Final = """
+WITH acknowledged AS MATERIALIZED (
+    SELECT * FROM unnest(%(positions)s::bigint[], %(ids)s::uuid[]) AS pair (position, message_id)
+)
 DELETE FROM outbox_messages AS row
-USING unnest(%(positions)s::bigint[], %(ids)s::uuid[]) AS acknowledged (position, message_id)
-WHERE row.position = ANY(%(positions)s::bigint[])
+USING acknowledged
+WHERE row.position = ANY(ARRAY(SELECT position FROM acknowledged))
   AND row.position = acknowledged.position AND row.message_id = acknowledged.message_id
 """
 

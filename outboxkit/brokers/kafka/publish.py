@@ -252,7 +252,7 @@ class KafkaPublisher:
             return
         self._produced.add(pending)
         limit = self._topics.limit(destination) or 0
-        report, produce = partial(self._delivered, pending), producer.produce
+        report, produce = self._delivered, producer.produce
         for index, row in enumerate(pending.batch.rows):
             # A lower bound of the record's size; what passes and is too large after all, the broker refuses alone,
             # because a record of about batch.size gets a batch of its own.
@@ -261,9 +261,9 @@ class KafkaPublisher:
                 continue
             headers: Any = outgoing_headers(row)  # the stub asks for a wider list
             try:
-                produce(destination, row.payload, row.key, on_delivery=partial(report, index), headers=headers)
+                produce(destination, row.payload, row.key, on_delivery=partial(report, pending, index), headers=headers)
             except (BufferError, KafkaException):
-                again = partial(produce, destination, row.payload, row.key, on_delivery=partial(report, index))
+                again = partial(produce, destination, row.payload, row.key, on_delivery=partial(report, pending, index))
                 if not self._insist(partial(again, headers=headers), pending, index):
                     break
         producer.poll(0)

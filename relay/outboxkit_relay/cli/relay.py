@@ -51,6 +51,7 @@ def run(invocation: Invocation, *, once: bool) -> None:
     """
     settings = invocation.settings
     failpoints.enable(settings.failpoints)
+    lifecycle.collect_rarely()
     url, patience = settings.broker_address(), settings.relay.lease / 3
     stop = threading.Event()
     with lifecycle.stop_on_signals(stop.set), database.opened(invocation, patience=patience) as engine:
