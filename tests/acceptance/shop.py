@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from outboxkit import Consumer, Outbox, OutboxMixin, event, outbox_tables
 
 DATABASE_URL = os.environ.get("OUTBOXKIT_DATABASE_URL", "sqlite://")
-TOPIC = "orders"
+TOPIC = "shop-orders"  # no other test uses this topic or this consumer
 
 
 class Base(DeclarativeBase):
@@ -53,8 +53,11 @@ class Invoice(Base):
     ordinal: Mapped[int]
 
 
-engine = create_engine(DATABASE_URL)
-billing = Consumer("billing", sessions=sessionmaker(engine))
+# Nothing prepared, so that it also works through PgBouncer in transaction mode.
+engine = create_engine(
+    DATABASE_URL, connect_args={} if DATABASE_URL.startswith("sqlite") else {"prepare_threshold": None}
+)
+billing = Consumer("shop-billing", sessions=sessionmaker(engine))
 
 
 @billing.on(OrderPlaced, topic=TOPIC)

@@ -22,17 +22,20 @@ from typing import Any
 
 import aiokafka
 import pika
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from tests import servers
-from tests.acceptance.shop import TOPIC, Base, Order
+from tests.acceptance.shop import TOPIC, Base, Order, billing
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0
-AUDIT_QUEUE = "audit"
+ENDLESS = 1_000_000  # orders, more than any test lets a writer place
+PAUSE = 0.01  # seconds between two orders of a thread: steady, and the machine has time for the others
+AUDIT_QUEUE = f"{TOPIC}.audit"
 # A killed member of a Kafka group is missed after its session time-out, 45 s by default.
 QUICK_GROUP = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
 
@@ -132,6 +135,7 @@ class World:
         }
         self.engine: Engine = create_engine(database_url)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._writers: list[Writer] = []
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command that ends by itself; its failure fails the test."""
@@ -161,12 +165,26 @@ class World:
         self._processes.append(process)
         return process
 
+    def writer(self, orders: int, keys: int) -> Writer:
+        """Who places so many orders, as quickly as it can; ends with the world at the latest."""
+        self._writers.append(Writer(self.engine, orders, keys))
+        return self._writers[-1]
+
+    def load(self, keys: int, *, patient: bool = False) -> Writer:
+        """Who places orders steadily until it is told to finish, and has begun already."""
+        writer = Writer(self.engine, ENDLESS, keys, patient=patient, pause=PAUSE)
+        self._writers.append(writer)
+        writer.start(ENDLESS)
+        return writer
+
     def stop(self, process: subprocess.Popen[bytes]) -> None:
         """SIGTERM, and the clean exit that must follow."""
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0, self.logs()
 
     def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
@@ -196,25 +214,26 @@ class World:
 
     def until(self, fact: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
         """Waits for a fact; a failure shows what the daemons said."""
-        end = time.monotonic() + deadline
-        pause = threading.Event()
-        while not fact():
-            assert time.monotonic() < end, f"not within {deadline} s: {what}\n{self.logs()}"
-            pause.wait(0.05)
+        assert comes_true(fact, deadline), f"not within {deadline} s: {what}\n{self.logs()}"
 
 
 class Writer:
     """Places orders in small transactions, each key by one thread, as a row lock of the customer would do.
 
-    A database that is away fails it, unless it is patient.
+    It stops at the end of what it is allowed, or when it is told to finish. A database that is away fails it, unless it
+    is patient.
     """
 
-    def __init__(self, engine: Engine, orders: int, keys: int, *, threads: int = 2, patient: bool = False) -> None:
-        self._engine, self._orders, self._keys, self._patient = engine, orders, keys, patient
+    def __init__(
+        self, engine: Engine, orders: int, keys: int, *, threads: int = 2, patient: bool = False, pause: float = 0.0
+    ) -> None:
+        self._engine, self._orders, self._keys = engine, orders, keys
+        self._patient, self._pause = patient, pause
         self.failures = 0
         self.errors: list[BaseException] = []
         self.written = 0
         self._allowed = 0
+        self._finishing = False
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._run, args=(index, threads)) for index in range(threads)]
 
@@ -230,8 +249,19 @@ class Writer:
             self._allowed = orders
             self._changed.notify_all()
 
-    def _is_allowed(self, number: int) -> bool:
-        return number < self._allowed
+    def _may_go_on(self, number: int) -> bool:
+        return number < self._allowed or self._finishing
+
+    def finish(self) -> None:
+        """Places no further order; what was placed is in the database."""
+        self.close()
+        self.join()
+
+    def close(self) -> None:
+        """Tells it to place no further order."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
 
     def join(self) -> None:
         for thread in self._threads:
@@ -241,16 +271,24 @@ class Writer:
     def _run(self, index: int, threads: int) -> None:
         try:
             for number in range(self._orders):
-                key = number % self._keys
-                if key % threads == index:
+                if number % self._keys % threads == index:
                     with self._changed:
-                        self._changed.wait_for(partial(self._is_allowed, number), DEADLINE)
-                    while not self._place(number):
-                        self.failures += 1
+                        self._changed.wait(self._pause)
+                        self._changed.wait_for(partial(self._may_go_on, number), DEADLINE)
+                    if not self._place_at_last(number):
+                        return
                     with self._changed:
                         self.written += 1
         except BaseException as error:  # noqa: BLE001  join() shows it
             self.errors.append(error)
+
+    def _place_at_last(self, number: int) -> bool:
+        """Places an order, however often that takes; False when there is to be no further one."""
+        while not self._finishing:
+            if self._place(number):
+                return True
+            self.failures += 1
+        return False
 
     def _place(self, number: int) -> bool:
         """Places an order; False when the database was away, and perhaps has it."""
@@ -266,24 +304,53 @@ class Writer:
         return True
 
 
+def comes_true(fact: Callable[[], object], deadline: float = DEADLINE) -> bool:
+    """Whether a fact comes true in time."""
+    end = time.monotonic() + deadline
+    pause = threading.Event()
+    while not fact():
+        if time.monotonic() > end:
+            return False
+        pause.wait(0.05)
+    return True
+
+
 def forget(broker: servers.Server) -> None:
-    """Each test begins with a topic of its own name that is empty."""
+    """Each test begins with a topic of its own name that is empty, and with a group that has read nothing."""
     if broker.url.startswith("kafka"):
         admin = AdminClient({"bootstrap.servers": broker.bootstrap})
         if TOPIC in admin.list_topics(timeout=10).topics:
             admin.delete_topics([TOPIC])[TOPIC].result(30)
-            while TOPIC in admin.list_topics(timeout=10).topics:
-                pass
-        groups = [group.group_id for group in admin.list_consumer_groups().result(30).valid]
-        if "billing" in groups:
-            admin.delete_consumer_groups(["billing"])["billing"].result(30)
+        assert comes_true(lambda: TOPIC not in admin.list_topics(timeout=10).topics)
+        assert comes_true(partial(_forgets_group, admin, billing.name)), "a consumer of an earlier test still runs"
     else:
         connection = pika.BlockingConnection(pika.URLParameters(broker.url))
         channel = connection.channel()
-        for queue in (AUDIT_QUEUE, f"{TOPIC}.billing"):
+        for queue in (AUDIT_QUEUE, f"{TOPIC}.{billing.name}"):
             channel.queue_delete(queue)
         channel.exchange_delete(TOPIC)
         connection.close()
+
+
+# Beside a group with members: one whose coordinator has just started.
+_NOT_YET = (
+    KafkaError.NON_EMPTY_GROUP,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
+
+
+def _forgets_group(admin: AdminClient, group: str) -> bool:
+    """False while it has a member: one that was killed is missed only after its session time-out."""
+    try:
+        admin.delete_consumer_groups([group])[group].result(30)
+    except KafkaException as error:
+        if error.args[0].code() in _NOT_YET:
+            return False
+        if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
+            raise
+    return True
 
 
 def ordinal(message: Seen) -> int:

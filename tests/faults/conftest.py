@@ -1,4 +1,4 @@
-"""The faults' world: the acceptance tests' own, on Kafka in the short profile, on both brokers in the full one."""
+"""The faults' world: the acceptance tests' own. A test says on which brokers it runs in the short profile."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from outboxkit_relay.cli import application
 from tests import servers
 from tests.acceptance.shop import billing
 from tests.acceptance.world import QUICK_GROUP, Kafka, RabbitMQ, World, forget
+from tests.faults.traffic import is_kafka
 
 
-@pytest.fixture(params=["kafka", pytest.param("rabbitmq", marks=pytest.mark.full)])
+@pytest.fixture
 def broker(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
     """Up at the beginning, whatever the test before did to it."""
     found: servers.Server = request.getfixturevalue(request.param)
@@ -27,14 +28,14 @@ def broker(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
 
 @pytest.fixture
 def reader(broker: servers.Server) -> Kafka | RabbitMQ:
-    return Kafka(broker) if broker.url.startswith("kafka") else RabbitMQ(broker)
+    return Kafka(broker) if is_kafka(broker) else RabbitMQ(broker)
 
 
 @pytest.fixture
 def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, tmp_path: Path) -> Iterator[World]:
     """Tables, topology and an audit of what is published."""
     forget(broker)
-    made = World(database_url, broker.url + QUICK_GROUP if broker.url.startswith("kafka") else broker.url, tmp_path)
+    made = World(database_url, broker.url + QUICK_GROUP if is_kafka(broker) else broker.url, tmp_path)
     made.create_tables()
     with made.engine.begin() as connection:
         migrations.upgrade(connection)

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-import pika
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 import outboxkit_relay
 from outboxkit import failpoints, migrations, outbox, tables
-from outboxkit.message import Message
 from tests import servers
-from tests.acceptance.world import (
-    QUICK_GROUP,
-    Kafka,
-    RabbitMQ,
-    World,
-    by_key,
-    first_occurrences,
-    numbers,
-    ordinal,
-)
+from tests.acceptance.world import Kafka, RabbitMQ, World, by_key, first_occurrences, numbers, ordinal
 from tests.conftest import PROFILE
+from tests.faults.brokers import on_brokers
+from tests.faults.traffic import LARGEST, LEFT, OURS, evidenced, message, open_destination, with_limit
 from tests.servers.postgres import create_database, drop_database
-
-pytestmark = pytest.mark.full  # minutes of kills and restarts: not in the short profile
 
 POINTS = tuple(name for name in failpoints.NAMES if re.match(r"(claim|publish|settle|lease|dead)\.", name))
 # The short profile sweeps one place of each family, the full one all of them, at the first three hits.
@@ -44,9 +31,9 @@ SHORT = ("claim.after_commit", "publish.after_ack", "settle.before_commit", "dea
 SWEPT, HITS = (POINTS, (1, 2, 3)) if PROFILE == "full" else (SHORT, (1,))
 EVENTS, KEYS = 50, 5
 UNDELIVERABLE = 3  # more than there are hits
-LARGEST = 2_000  # bytes
 BATCH, WINDOW = 5, 8
 SIDE_BY_SIDE = 4
+STOPPED_WITHIN = 15.0  # seconds; nothing is in flight, so that the drain limit of 20 s must not be needed
 KILLED = 137  # by the failpoint; a signal would be negative
 # At these places nothing of a first batch is at the broker, and at those a batch is acknowledged and not settled.
 NOTHING_SENT = {"claim.before_commit", "claim.after_commit", "publish.before_send"}
@@ -75,6 +62,7 @@ def test_the_sweep_knows_every_failpoint_of_the_relays_code() -> None:
 
 
 @pytest.mark.timeout(1800)
+@on_brokers("kafka", "rabbitmq")
 def test_a_relay_killed_at_every_failpoint_loses_nothing_and_reorders_nothing(
     postgres: servers.Server,
     broker: servers.Server,
@@ -104,32 +92,31 @@ def _crash(postgres: servers.Server, broker: servers.Server, folder: Path, plan:
         victim = world.start("relay", "run", OUTBOXKIT_FAILPOINTS=f"{point}=exit:{hit}")
         status = victim.wait(60)
         # What its server sessions had begun is committed or rolled back when they are gone.
-        world.until(lambda: world.scalar(f"SELECT count(*) FROM pg_stat_activity WHERE {_OURS}") == 0, "it is gone")
-        settled = _evidenced(world)
+        world.until(lambda: world.scalar(f"SELECT count(*) FROM pg_stat_activity WHERE {OURS}") == 0, "it is gone")
+        settled = evidenced(world)
         second = world.start("relay", "run")
         world.until(lambda: world.said(second, "relay.joined"), "another one has joined")
-        world.until(lambda: world.scalar(_LEFT) == 0, f"everything is published after {point}")
+        world.until(lambda: world.scalar(LEFT) == 0, f"everything is published after {point}")
+        asked = time.monotonic()
         world.stop(second)
+        stopping = time.monotonic() - asked
 
         seen = reader.read()
         first = first_occurrences(seen)
-        times = Counter(message.id for message in seen)
-        copies = {message for message, count in times.items() if count > 1}
+        times = Counter(one.id for one in seen)
+        copies = {name for name, count in times.items() if count > 1}
         dead = _dead(world)
         wrong = {
+            "slow to stop": stopping > STOPPED_WITHIN,
             "lost or invented": sorted(numbers(first)) != list(range(EVENTS)),
             "an id of its own": sorted(times) != sorted(written[:EVENTS]),
             "reordered": any(places != sorted(places) for places in by_key(first, ordinal).values()),
             "more than was in flight": len(copies) > BATCH * WINDOW or max(times.values()) > 2,
             "settled and sent again": not copies.isdisjoint(settled),
-            "false evidence": _evidenced(world) != set(times),
+            "false evidence": evidenced(world) != set(times),
             "dead letters": dead != Counter(written[EVENTS:]),
         }
         return Crash(point, hit, status, len(copies), len(settled), tuple(name for name, bad in wrong.items() if bad))
-
-
-_OURS = "datname = current_database() AND application_name = 'outboxkit'"
-_LEFT = "SELECT (SELECT count(*) FROM outbox_messages) + (SELECT count(*) FROM outbox_waiting)"
 
 
 @contextmanager
@@ -139,62 +126,26 @@ def _world(
     """A database and a topic of its own."""
     folder.mkdir()
     url, topic = create_database(postgres.url), f"sweep-{uuid4().hex}"
-    is_kafka = broker.url.startswith("kafka")
-    world = World(url, broker.url + QUICK_GROUP if is_kafka else f"{broker.url}?max_message_bytes={LARGEST}", folder)
+    world = World(url, with_limit(broker), folder)
     world.environment["OUTBOXKIT_RELAY__BATCH_SIZE"] = str(BATCH)
     world.environment["OUTBOXKIT_RELAY__LEASE"] = "3s"
     try:
         with world.engine.begin() as connection:
             migrations.upgrade(connection)
-        yield world, _topic(broker, topic) if is_kafka else _exchange(broker, topic), topic
+        yield world, open_destination(broker, topic), topic
     finally:
         world.close()
         drop_database(url)
 
 
-def _topic(broker: servers.Server, topic: str) -> Kafka:
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    admin.create_topics([NewTopic(topic, 2, config={"max.message.bytes": str(LARGEST)})])[topic].result(30)
-    return Kafka(broker, topic)
-
-
-def _exchange(broker: servers.Server, topic: str) -> RabbitMQ:
-    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
-    connection.channel().exchange_declare(topic, "topic", durable=True)
-    connection.close()
-    reader = RabbitMQ(broker, topic, f"audit.{topic}")
-    reader.prepare()
-    return reader
-
-
 def _write(world: World, topic: str) -> list[str]:
     """Fifty events over five keys, and between them a few that no broker takes; returns their ids, those last."""
-    good = [_message(topic, f"k{number % KEYS}", number, number // KEYS) for number in range(EVENTS)]
-    bad = [_message(topic, f"bad{number}", number, 0, filler="x" * 2 * LARGEST) for number in range(UNDELIVERABLE)]
+    good = [message(topic, f"k{number % KEYS}", number, number // KEYS) for number in range(EVENTS)]
+    bad = [message(topic, f"bad{number}", number, 0, filler="x" * 2 * LARGEST) for number in range(UNDELIVERABLE)]
     for start in range(0, EVENTS, 10):
         with world.engine.begin() as connection:
             outbox.write(connection, [*good[start : start + 10], *bad[start // 10 : start // 10 + 1]])
-    return [message.id for message in (*good, *bad)]
-
-
-def _message(topic: str, key: str, number: int, place: int, *, filler: str = "") -> Message:
-    body = {"number": number, "ordinal": place, "filler": filler}
-    return Message(
-        id=str(uuid4()),
-        type="order.placed",
-        topic=topic,
-        payload=json.dumps(body).encode(),
-        key=key.encode(),
-        source="shop",
-        content_type="application/json",
-        occurred_at=datetime.now(UTC),
-    )
-
-
-def _evidenced(world: World) -> set[str]:
-    """What the ledger says was published."""
-    with world.engine.connect() as connection:
-        return {str(row) for row in connection.execute(text("SELECT unnest(ids) FROM outbox_ledger")).scalars()}
+    return [one.id for one in (*good, *bad)]
 
 
 def _dead(world: World) -> Counter[str]:

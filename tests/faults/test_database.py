@@ -4,49 +4,34 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from tests import servers
-from tests.acceptance.world import Kafka, RabbitMQ, World, Writer
-from tests.faults.test_relays import EVIDENCED, KEYS, LEFT, OURS, are_right
+from tests.acceptance.world import ENDLESS, Kafka, RabbitMQ, World, Writer
+from tests.faults.brokers import on_brokers
+from tests.faults.traffic import EVIDENCED, LEFT, OURS, are_right
 from tests.servers import processes
 from tests.servers.local import LocalServer
 
-pytestmark = pytest.mark.full  # minutes of kills and restarts: not in the short profile
-
-ORDERS = 2_000
-ROUNDS = 4
+KEYS = 20
 
 
-@pytest.mark.timeout(300)
-def test_a_database_that_is_restarted_under_load_costs_no_message(
-    world: World,
-    reader: Kafka | RabbitMQ,
-    postgres: servers.Server,
-) -> None:
-    """One session is ended, then the server stops at once, twice: sessions die, what was committed is recovered."""
-    writer = Writer(world.engine, ORDERS, KEYS, patient=True)
-    relay = world.start("relay", "run")
-    writer.start(ORDERS // ROUNDS)
-    world.until(lambda: world.scalar(EVIDENCED) > 0, "it publishes")
-
+def end_sessions(world: World, _postgres: servers.Server) -> None:
+    """Every session of the relay is ended by an administrator."""
     assert world.scalar(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {OURS}") > 0, "void"
-    for fault in (1, 2, 3):
-        world.until(lambda: len(world.said(relay, "relay.joined")) > fault, "it has joined again")  # noqa: B023  at once
-        so_far = world.scalar(EVIDENCED)
-        writer.go_on(ORDERS * (fault + 1) // ROUNDS)
-        world.until(lambda: world.scalar(EVIDENCED) > so_far, "it publishes again")  # noqa: B023  at once
-        if fault < 3:
-            assert world.scalar(LEFT) > 0 or writer.written < ORDERS * (fault + 1) // ROUNDS, "void: no load"
-            restart(world, postgres)
-    writer.join()
 
-    world.until(lambda: world.scalar(LEFT) == 0, "everything published")
-    world.stop(relay)
-    assert writer.failures > 0, "void: the writer did not notice"
-    assert len(world.said(relay, "database.away")) >= 3
-    are_right(world, reader, ORDERS)
+
+def kill_a_backend(world: World, postgres: servers.Server) -> None:
+    """One server process of the relay dies: the server ends all others, too, and recovers from its log."""
+    if isinstance(postgres, LocalServer):
+        os.kill(
+            world.scalar(f"SELECT pid FROM pg_stat_activity WHERE {OURS} ORDER BY random() LIMIT 1"), signal.SIGKILL
+        )
+    else:
+        restart(world, postgres)
 
 
 def restart(world: World, postgres: servers.Server) -> None:
@@ -56,5 +41,44 @@ def restart(world: World, postgres: servers.Server) -> None:
         os.kill(pid, signal.SIGQUIT)
         world.until(lambda: not processes.tree(pid), "the server is down")
     postgres.kill()
-    world.engine.dispose()
     postgres.start()
+
+
+FAULTS: tuple[Callable[[World, servers.Server], None], ...] = (end_sessions, kill_a_backend, restart, restart)
+
+
+@pytest.mark.timeout(300)
+@on_brokers("rabbitmq")
+def test_a_database_that_is_restarted_under_load_costs_no_message(
+    world: World,
+    reader: Kafka | RabbitMQ,
+    postgres: servers.Server,
+) -> None:
+    writer = Writer(world.engine, ENDLESS, KEYS, patient=True)
+    relay = world.start("relay", "run")
+    writer.start(ENDLESS)
+    world.until(lambda: world.scalar(EVIDENCED) > 0, "it publishes")
+
+    for fault in FAULTS:
+        joined, failures = len(world.said(relay, "relay.joined")), writer.failures
+        fault(world, postgres)
+        if fault is not end_sessions:
+            world.until(lambda: writer.failures > failures, "the writer has noticed")  # noqa: B023  at once
+        world.until(lambda: len(world.said(relay, "relay.joined")) > joined, "it has joined again")  # noqa: B023
+        world.until(lambda: answers(world), "the database answers")
+        so_far = world.scalar(EVIDENCED)
+        world.until(lambda: world.scalar(EVIDENCED) > so_far, "it publishes again")  # noqa: B023  at once
+    writer.finish()
+
+    world.until(lambda: world.scalar(LEFT) == 0, "everything published")
+    world.stop(relay)
+    assert len(world.said(relay, "database.away")) >= len(FAULTS)
+    are_right(world, reader)
+
+
+def answers(world: World) -> bool:
+    """Whether the database is up again."""
+    try:
+        return world.scalar("SELECT 1") == 1
+    except DBAPIError:
+        return False
