@@ -10,7 +10,7 @@ from sqlalchemy import text
 from outboxkit import outbox
 from outboxkit.policy import Failure
 from tests import servers
-from tests.acceptance.world import ENDLESS, Kafka, RabbitMQ, World, Writer, by_key, numbers, ordinal
+from tests.acceptance.world import Kafka, RabbitMQ, World, by_key, numbers, ordinal
 from tests.conftest import PROFILE
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import (
@@ -31,15 +31,14 @@ BATCH, WINDOW = 100, 8
 
 
 @pytest.mark.timeout(600)
-@on_brokers("kafka", "rabbitmq")
+@on_brokers("kafka")
 def test_a_broker_that_is_killed_under_load_costs_no_message(
     world: World,
     reader: Kafka | RabbitMQ,
     broker: servers.Server,
 ) -> None:
-    writer = Writer(world.engine, ENDLESS, KEYS)
     relay = world.start("relay", "run")
-    writer.start(ENDLESS)
+    writer = world.load(KEYS)
 
     for _ in range(KILLS):
         before = world.scalar(EVIDENCED)
@@ -59,7 +58,7 @@ def test_a_broker_that_is_killed_under_load_costs_no_message(
 
 
 @pytest.mark.timeout(300)
-@on_brokers("kafka", "rabbitmq")
+@on_brokers("rabbitmq")
 def test_trouble_is_told_by_its_class_and_holds_up_no_other_destination(world: World, broker: servers.Server) -> None:
     flowing, missing, unroutable = (f"{name}-{uuid4().hex}" for name in ("flowing", "missing", "unroutable"))
     troubled = {missing: Failure.UNKNOWN_TOPIC.value}

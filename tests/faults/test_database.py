@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from tests import servers
-from tests.acceptance.world import ENDLESS, Kafka, RabbitMQ, World, Writer
+from tests.acceptance.world import Kafka, RabbitMQ, World
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import EVIDENCED, LEFT, OURS, are_right
 from tests.servers import processes
@@ -54,9 +54,8 @@ def test_a_database_that_is_restarted_under_load_costs_no_message(
     reader: Kafka | RabbitMQ,
     postgres: servers.Server,
 ) -> None:
-    writer = Writer(world.engine, ENDLESS, KEYS, patient=True)
     relay = world.start("relay", "run")
-    writer.start(ENDLESS)
+    writer = world.load(KEYS, patient=True)
     world.until(lambda: world.scalar(EVIDENCED) > 0, "it publishes")
 
     for fault in FAULTS:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from tests import servers
-from tests.acceptance.world import ENDLESS, Kafka, RabbitMQ, World, Writer, effects_are_in_order
+from tests.acceptance.world import Kafka, RabbitMQ, World, effects_are_in_order
 from tests.conftest import PROFILE
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import EVIDENCED, LEFT, OURS, are_right
@@ -30,11 +30,10 @@ def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joi
     world: World,
     reader: Kafka | RabbitMQ,
 ) -> None:
-    writer = Writer(world.engine, ENDLESS, KEYS)
     consumer = world.start("consume", "tests.acceptance.shop:billing")
     zombie = world.start("relay", "run")
     world.until(lambda: world.said(zombie, "relay.joined"), "the relay has joined")
-    writer.start(ENDLESS)
+    writer = world.load(KEYS)
     world.until(lambda: world.scalar(EVIDENCED) > 0, "it publishes")
     freeze_between_transactions(world, zombie)
 
@@ -80,11 +79,10 @@ def freeze_between_transactions(world: World, relay: subprocess.Popen[bytes]) ->
 @pytest.mark.timeout(600)
 @on_brokers("rabbitmq")
 def test_three_relays_are_rolled_under_load_without_one_copy(world: World, reader: Kafka | RabbitMQ) -> None:
-    writer = Writer(world.engine, ENDLESS, KEYS)
     relays = [world.start("relay", "run") for _ in range(3)]
     for relay in relays:
         world.until(lambda: world.said(relay, "relay.joined"), "joined")  # noqa: B023  at once
-    writer.start(ENDLESS)
+    writer = world.load(KEYS)
 
     for _ in range(ROLLS):
         before = world.scalar(EVIDENCED)
@@ -106,7 +104,7 @@ def test_three_relays_are_rolled_under_load_without_one_copy(world: World, reade
 
 
 @pytest.mark.timeout(300)
-@on_brokers("kafka")
+@on_brokers()
 def test_a_stop_while_the_broker_is_silent_ends_within_the_drain_limit_and_a_second_signal_ends_it_at_once(
     world: World,
     reader: Kafka | RabbitMQ,
@@ -114,7 +112,7 @@ def test_a_stop_while_the_broker_is_silent_ends_within_the_drain_limit_and_a_sec
 ) -> None:
     orders, unsent = 400, 200
     world.environment["OUTBOXKIT_RELAY__DRAIN"] = f"{DRAIN}s"
-    writer = Writer(world.engine, orders, KEYS)
+    writer = world.writer(orders, KEYS)
     patient, hasty = [world.start("relay", "run") for _ in range(2)]
     each_has_half = "SELECT count(*) FROM (SELECT owner FROM outbox_shards GROUP BY owner HAVING count(*) = 32) AS half"
     world.until(lambda: world.scalar(each_has_half) == 2, "they share the work")
