@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, ClassVar, Final, Literal, NamedTuple, TypedDict
 from uuid import UUID, uuid5
 
@@ -162,7 +161,7 @@ def publish(session: AnySession, event: object, *, topic: str = "", **options: U
         CaptureError: the session's transaction cannot take the message.
         EncodeError: the event cannot be encoded or is too large; the path says where.
     """
-    return _say(session, event, _draft(Kind.EVENT, topic, options), options)
+    return _say(session, _draft(Kind.EVENT, topic, event, options), options)
 
 
 def send(session: AnySession, command: object, *, to: str, **options: Unpack[MessageOptions]) -> str:
@@ -184,7 +183,7 @@ def send(session: AnySession, command: object, *, to: str, **options: Unpack[Mes
         CaptureError: the session's transaction cannot take the message.
         EncodeError: the command cannot be encoded or is too large; the path says where.
     """
-    return _say(session, command, _draft(Kind.COMMAND, to, options), options)
+    return _say(session, _draft(Kind.COMMAND, to, command, options), options)
 
 
 def emission_of(
@@ -198,16 +197,15 @@ def emission_of(
     """
     entity = state.obj()
     route = route_of(type(entity))
-    key_of = None if route.key is None else partial(_key_of, entity, route.key)
-    draft = _draft(Kind.EVENT, topic or route.topic, options, route=route, key_of=key_of)
-    return draft.id, Emission(_freeze(draft, event), entity, state.mapper, _due(options))
+    draft = _draft(Kind.EVENT, topic or route.topic, event, options, route=route, entity=entity)
+    return draft.id, Emission(draft.make, entity, state.mapper, _due(options))
 
 
 # --- from an event to a message ----------------------------------------------------------------------------------
 
 
 class _Draft(NamedTuple):  # a tuple, because one is made for every event
-    """What is known of a message when it is emitted: all but its event, and the key that only the flush may know."""
+    """What is known of a message when it is emitted."""
 
     id: str
     kind: Kind
@@ -219,90 +217,98 @@ class _Draft(NamedTuple):  # a tuple, because one is made for every event
     correlation_id: str
     causation_id: str
     headers: Headers
-    key: bytes | None
-    key_of: Callable[[], bytes | None] | None
     limits: Limits
+    key: bytes | None
+    entity: object  # has the key, None when that is known
+    key_of: Key
+    event: Callable[[], object] | tuple[Written, ...]
+
+    def make(self) -> Message:
+        """The message, once the flush has given it its key."""
+        written = self.event if isinstance(self.event, tuple) else _encode(self.event(), self.type)
+        return self.message(written, self.key if self.entity is None else _key_of(self.entity, self.key_of))
+
+    def message(self, written: tuple[Written, ...], key: bytes | None) -> Message:
+        chooses = self.id.encode() if key is None else key
+        declared, encoded = written[0] if len(written) == 1 else canaries.version_for(chooses, written)
+        message = Message(
+            id=self.id,
+            type=declared.name,
+            topic=self.topic or declared.name,
+            payload=encoded.payload,
+            key=key,
+            kind=self.kind,
+            source=self.source,
+            content_type=encoded.content_type,
+            schema=encoded.schema,
+            dataschema=declared.dataschema,
+            occurred_at=self.occurred_at,
+            expires_at=self.expires_at,
+            correlation_id=self.correlation_id,
+            causation_id=self.causation_id,
+            headers=self.headers,
+        )
+        check_limits(message, self.limits)
+        return message
 
 
 def _draft(
     kind: Kind,
     topic: str,
+    event: object,
     options: MessageOptions,
     *,
     route: Outbox = _NO_ROUTE,
-    key_of: Callable[[], bytes | None] | None = None,
+    entity: object = None,
 ) -> _Draft:
-    now, headers = datetime.now(UTC), context.trace_headers()
+    """Encodes the event now, so that it can no longer change; a function is called and encoded after the flush."""
+    now, headers, type_name = datetime.now(UTC), context.trace_headers(), options.get("type", "")
     if route.headers or "headers" in options:
         headers = (*_headers(route.headers), *_headers(options.get("headers", {})), *headers)
     source = options.get("source") or route.source or context.source()
     unique, expires, key = options.get("unique_key"), options.get("expires"), options.get("key")
-    return _Draft(
+    later = callable(event) and not isinstance(event, type) and not is_event(event)
+    draft = _Draft(
         str(uuid5(_UNIQUE, f"{source}\0{topic}\0{unique}") if unique else new_id()),
         kind,
         topic,
-        options.get("type", ""),
+        type_name,
         source,
         now,
         now + expires if isinstance(expires, timedelta) else _instant("expires", expires),
         context.correlation_id(),
         context.causation_id(),
         headers,
-        key.encode() if isinstance(key, str) else key,
-        None if "key" in options else key_of,
         options.get("limits", route.limits),
+        key.encode() if isinstance(key, str) else key,
+        None if route.key is None or "key" in options else entity,
+        route.key,
+        event if later else _encode(event, type_name),  # type: ignore[arg-type] # a function, as `later` has found
     )
+    if isinstance(draft.event, tuple):
+        draft.message(draft.event, draft.key)  # what is too large is refused here
+    return draft
 
 
-def _freeze(draft: _Draft, event: object) -> Callable[[], Message]:
-    """Encodes the event now, so that it can no longer change; a function is called and encoded after the flush."""
-    if callable(event) and not isinstance(event, type) and not is_event(event):
-        return lambda: _message(draft, _encode(draft, event()))
-    written = _encode(draft, event)
-    message = _message(draft, written, keyed=False)
-    return (lambda: message) if draft.key_of is None else lambda: _message(draft, written)
-
-
-def _encode(draft: _Draft, event: object) -> Sequence[Written]:
+def _encode(event: object, type_name: str) -> tuple[Written, ...]:
     if not isinstance(event, Mapping):
         declared = event_type(event)
-    elif draft.type:
-        declared = EventType(name=draft.type)
+    elif type_name:
+        declared = EventType(name=type_name)
     else:
         raise CaptureError("an event that is a mapping needs its type: publish(session, {...}, type='order.placed')")
     written = (declared, codecs.codec_named(declared.codec).encode(event, declared))
-    return (written,) if declared.canary is None else canaries.all_versions(written)
+    return (written,) if declared.canary is None else tuple(canaries.all_versions(written))
 
 
-def _message(draft: _Draft, written: Sequence[Written], *, keyed: bool = True) -> Message:
-    key = draft.key_of() if keyed and draft.key_of is not None else draft.key
-    chooses = draft.id.encode() if key is None else key
-    declared, encoded = written[0] if len(written) == 1 else canaries.version_for(chooses, written)
-    message = Message(
-        id=draft.id,
-        type=declared.name,
-        topic=draft.topic or declared.name,
-        payload=encoded.payload,
-        key=key,
-        kind=draft.kind,
-        source=draft.source,
-        content_type=encoded.content_type,
-        schema=encoded.schema,
-        dataschema=declared.dataschema,
-        occurred_at=draft.occurred_at,
-        expires_at=draft.expires_at,
-        correlation_id=draft.correlation_id,
-        causation_id=draft.causation_id,
-        headers=draft.headers,
-    )
-    check_limits(message, draft.limits)
-    return message
-
-
-def _key_of(entity: object, key: str | Sequence[str] | Callable[[Any], object]) -> bytes | None:
+def _key_of(entity: object, key: Key) -> bytes | None:
+    if key is None:
+        return None
     if callable(key):
         found = key(entity)
         return found if isinstance(found, bytes) or found is None else str(found).encode()
+    if isinstance(key, str) and (value := getattr(entity, key)) is not None:
+        return str(value).encode()
     names = [key] if isinstance(key, str) else key
     values = [getattr(entity, name) for name in names]
     if None in values:
@@ -331,8 +337,8 @@ def _instant(name: str, instant: datetime | None) -> datetime | None:
 # --- to a session ------------------------------------------------------------------------------------------------
 
 
-def _say(session: AnySession, event: object, draft: _Draft, options: MessageOptions) -> str:
-    unit_of_work.add(_sync(session), Emission(_freeze(draft, event), due=_due(options)))
+def _say(session: AnySession, draft: _Draft, options: MessageOptions) -> str:
+    unit_of_work.add(_sync(session), Emission(draft.make, due=_due(options)))
     return draft.id
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.types import UserDefinedType
 
 from outboxkit import tables
 from outboxkit.dialects import dialect_of
-from outboxkit.message import Message, pack_headers, shard_of, wire_headers
+from outboxkit.message import Message, packed_headers, shard_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
@@ -164,7 +164,7 @@ def _values(message: Message) -> tuple[Any, ...]:
         message.type,
         message.kind.value,
         message.payload,
-        pack_headers(wire_headers(message)),
+        packed_headers(message),
         message.content_type,
         message.schema or None,
         message.occurred_at or datetime.now(UTC),  # no expression: one statement takes many rows

@@ -342,8 +342,9 @@ def _write(session: Session, transaction: SessionTransaction, *, final: bool = F
 def _insert(transaction: SessionTransaction, batch: list[Emission]) -> None:
     fresh: dict[Connection, list[Message]] = {}
     scheduled: dict[Connection, list[tuple[Message, datetime | timedelta]]] = {}
+    known = _waiting(transaction).connections
     for emission in batch:
-        connection = _connection(transaction, emission.mapper)
+        connection = known.get(emission.mapper) or _connection(transaction, emission.mapper)
         if (message := emission.complete()) is None:
             continue
         if emission.due is None:

@@ -27,6 +27,7 @@ from outboxkit.message import Message
 __all__ = ["codec"]
 
 _CONTENT_TYPE: Final = "application/json"
+_AS_IT_IS: Final = frozenset((str, int, bool, type(None)))
 _MAX_DEPTH: Final = 100  # far below the parser's own limit, so that the refusal is ours on every interpreter
 
 _ENCODE: Final = json.JSONEncoder(
@@ -63,7 +64,7 @@ def codec() -> Codec:
 
 def _plain(value: object, path: str, depth: int) -> object:
     kind: type = type(value)
-    if kind is str or kind is int or kind is bool or value is None:
+    if kind in _AS_IT_IS:
         return value
     if depth > _MAX_DEPTH:
         raise _refusal(path, f"is nested deeper than {_MAX_DEPTH} levels, or contains itself")
@@ -96,7 +97,10 @@ def _inner(value: object, path: str, depth: int) -> object:
 
 
 def _object(fields: list[tuple[str, object]], path: str, depth: int) -> dict[str, object]:
-    return {name: _plain(item, f"{path}.{name}" if path else name, depth) for name, item in fields}
+    return {
+        name: item if type(item) in _AS_IT_IS else _plain(item, f"{path}.{name}" if path else name, depth)
+        for name, item in fields
+    }
 
 
 @functools.cache
