@@ -1,24 +1,46 @@
-"""Who may do what: five database roles, each with the least that its part needs. PostgreSQL only.
+"""Who may do what: six database roles, each with the least that its part needs. PostgreSQL only.
 
 The roles cannot log in: grant them to those that do (``GRANT outboxkit_app TO web``). An application adds messages, and
-cannot read, change or delete one: a compromised web process cannot erase the evidence of what it did.
+cannot read, change or delete one: a compromised web process cannot erase the evidence of what it did. An operator
+decides without seeing what messages hold: views leave it out, and functions (`operate.sql`) carry out each decision
+and write down who took it. Who repairs messages must read them, and has a role for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import JSON, Column, Connection, LargeBinary, Table, func, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 
 from outboxkit import tables
 
-__all__ = ["GRANTS", "NEVER_GIVEN", "create_roles"]
+__all__ = ["FUNCTIONS", "GRANTS", "NEVER_GIVEN", "VIEWS", "create_roles", "is_hidden"]
 
 PREFIX: Final = "outboxkit_"
 NEVER_GIVEN: Final = ("xid", "position")  # the database alone writes these columns of the hot table
+
+
+def is_hidden(column: Column[Any]) -> bool:
+    """Whether it shows what a message holds or whom it is about: all bytes, and the marks of what is being handled."""
+    return isinstance(column.type, LargeBinary | JSON) and column.name != "problems"
+
+
+#: Tables that have such columns -> the view that leaves them out.
+VIEWS: Final = {
+    table.name: f"{table.name}_redacted" for table in tables.METADATA.sorted_tables if any(map(is_hidden, table.c))
+}
+#: What an operator may call, with the types of the arguments.
+FUNCTIONS: Final = {
+    "outboxkit_pause": "text, text, text, interval",
+    "outboxkit_resume": "text, text, text",
+    "outboxkit_ask": "text, bigint, text, text",
+    "outboxkit_discard": "uuid, text",
+    "outboxkit_replay": "uuid, text",
+}
 
 S, SD, SI, SU, SID, SIU, SIUD = (
     "SELECT",
@@ -55,7 +77,8 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "outbox_audit": "INSERT",
         "outbox_schemas": SIUD,
     },
-    "operator": {
+    "operator": dict.fromkeys((name for name in tables.METADATA.tables if name not in VIEWS), S),
+    "repairer": {
         **dict.fromkeys(tables.METADATA.tables, S),
         "outbox_messages": SI,
         "outbox_stopped_keys": SU,
@@ -84,6 +107,35 @@ def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
             _grant(connection, prefix + role, table, grants.get(table.name, ""))
     for table in tables.METADATA.sorted_tables:
         connection.execute(_Ddl("ALTER TABLE {table} OWNER TO {role}", table=table, role=prefix + "migrator"))
+    _create_views(connection, prefix)
+    _create_functions(connection, prefix)
+
+
+def _create_views(connection: Connection, prefix: str) -> None:
+    quote = connection.dialect.identifier_preparer.quote
+    for name, view in VIEWS.items():
+        shown = select(*(column for column in tables.METADATA.tables[name].c if not is_hidden(column)))
+        connection.exec_driver_sql(f"DROP VIEW IF EXISTS {view}")  # CREATE OR REPLACE takes no new column in the middle
+        connection.exec_driver_sql(f"CREATE VIEW {view} AS {shown.compile(dialect=connection.dialect)}")
+        connection.exec_driver_sql(f"ALTER VIEW {view} OWNER TO {quote(prefix + 'migrator')}")
+        connection.exec_driver_sql(f"REVOKE ALL ON {view} FROM PUBLIC")
+        connection.exec_driver_sql(f"GRANT SELECT ON {view} TO {quote(prefix + 'operator')}")
+
+
+def _create_functions(connection: Connection, prefix: str) -> None:
+    quote = connection.dialect.identifier_preparer.quote
+    script = files(__package__).joinpath("operate.sql").read_text("utf-8")
+    script = script.replace("{schema}", quote(connection.scalar(select(func.current_schema())) or "public"))
+    for function in script.split("\n$$;\n")[:-1]:
+        connection.exec_driver_sql(f"{function.strip()}\n$$", execution_options={"no_parameters": True})
+    for name, arguments in FUNCTIONS.items():
+        for statement in (
+            "REVOKE ALL ON FUNCTION {function} FROM PUBLIC",
+            "GRANT EXECUTE ON FUNCTION {function} TO {operator}",
+            "ALTER FUNCTION {function} OWNER TO {migrator}",
+        ):
+            names = {"operator": quote(prefix + "operator"), "migrator": quote(prefix + "migrator")}
+            connection.exec_driver_sql(statement.format(function=f"{name}({arguments})", **names))
 
 
 def _grant(connection: Connection, role: str, table: Table, privileges: str) -> None:

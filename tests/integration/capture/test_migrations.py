@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from outboxkit import migrations, outbox_tables, publish, tables
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import shard_of, unpack_headers
-from outboxkit.migrations.roles import GRANTS, NEVER_GIVEN, create_roles
+from outboxkit.migrations.roles import FUNCTIONS, GRANTS, NEVER_GIVEN, VIEWS, create_roles, is_hidden
 from tests.integration.capture.model import Noted
 from tests.integration.capture.world import World
 
@@ -309,3 +309,144 @@ def test_no_application_writes_its_own_position_or_transaction_id(postgres_engin
         connection.exec_driver_sql(f"SET ROLE {roles}app")
         assert not may(connection, "INSERT INTO outbox_messages (xid) SELECT NULL::xid8 WHERE false")
         assert not may(connection, "CREATE TABLE mine (id int)")
+
+
+# --- operators ---------------------------------------------------------------------------------------------------
+
+CANARY = "canary-4f1d"
+LETTER = "6f7d4c1e-9d0b-5d3a-8f57-1c0e0b5c3a51"
+
+
+@pytest.fixture
+def trouble(postgres_engine: Engine, roles: str) -> str:
+    """One row with a canary in each column that is hidden; a key that is parked behind a dead head."""
+    with Session(postgres_engine) as session:
+        publish(session, {"n": CANARY}, type="a", topic="notes", key=CANARY, headers={"h": CANARY})
+        publish(session, {"n": CANARY}, type="a", topic="notes", key=CANARY, delay=timedelta(hours=1))
+        session.commit()
+    with postgres_engine.begin() as connection:
+        for statement in (
+            f"""INSERT INTO outbox_stopped_keys (topic, key, shard, position, reason)
+                VALUES ('notes', '{CANARY}', 1, 77, 'parked'), ('notes', 'other', 1, 78, 'retry')""",
+            f"""INSERT INTO dead_letters (id, side, topic, key, message_id, type, kind, headers, payload, position,
+                    failure, stage, error_class, error, attempts, fingerprint)
+                VALUES ('{LETTER}', 'relay', 'notes', '{CANARY}', 'm', 'a', 'event', '{CANARY}', '{CANARY}', 77,
+                    'rejected', 'publish', 'E', 'no', 1, 'f'),
+                (gen_random_uuid(), 'consumer', 'notes', '{CANARY}', 'm', 'a', 'event', '{CANARY}', '{CANARY}', 77,
+                    'rejected', 'handle', 'E', 'no', 1, 'f')""",
+            f"""INSERT INTO inbox_messages (consumer, message_id, content_hash, outcome)
+                VALUES ('c', 'm', '{CANARY}', '{CANARY}')""",
+            f"""INSERT INTO inbox_waiting (consumer, topic, key, payload, headers, origin, partition, "offset", reason)
+                VALUES ('c', 't', '{CANARY}', '{CANARY}', '{CANARY}', 'o', 1, 1, 'retry')""",
+            f"""INSERT INTO inbox_batches (id, consumer, host, expires_at, messages)
+                VALUES (gen_random_uuid(), 'c', 'h', now(), '"{CANARY}"')""",
+        ):
+            connection.exec_driver_sql(statement)
+    return roles
+
+
+def test_the_operators_views_show_every_row_and_nothing_of_what_it_holds(postgres_engine: Engine, trouble: str) -> None:
+    assert set(VIEWS) == {
+        "dead_letters",
+        "inbox_batches",
+        "inbox_messages",
+        "inbox_waiting",
+        "outbox_messages",
+        "outbox_stopped_keys",
+        "outbox_waiting",
+    }
+    with postgres_engine.connect() as connection:
+        connection.exec_driver_sql(f"SET ROLE {trouble}operator")
+        for table, view in VIEWS.items():
+            rows = connection.exec_driver_sql(f"SELECT * FROM {view}").mappings().all()
+            assert rows, view
+            assert set(rows[0]) == {column.name for column in tables.METADATA.tables[table].c if not is_hidden(column)}
+            assert not [row for row in rows if CANARY in str(dict(row)) or CANARY.encode().hex() in str(dict(row))]
+            assert not may(connection, f"SELECT 1 FROM {table} LIMIT 0")
+            assert not may(connection, f"DELETE FROM {view}")
+
+
+@pytest.mark.parametrize("role", list(GRANTS))
+def test_only_operators_have_the_views_and_the_functions(postgres_engine: Engine, trouble: str, role: str) -> None:
+    calls = {
+        "outboxkit_pause": "'destination', 'notes', 'why'",
+        "outboxkit_resume": "'destination', 'notes'",
+        "outboxkit_ask": "'notes', 78, 'release', 'why'",
+        "outboxkit_discard": f"'{LETTER}', 'why'",
+        "outboxkit_replay": f"'{LETTER}', 'why'",
+    }
+    assert set(calls) == set(FUNCTIONS)
+    with postgres_engine.connect() as connection:
+        connection.exec_driver_sql(f"SET ROLE {trouble}{role}")
+        allowed = [name for name, arguments in calls.items() if may(connection, f"SELECT {name}({arguments})")]
+        visible = [view for view in VIEWS.values() if may(connection, f"SELECT 1 FROM {view}")]
+
+    assert allowed == (list(calls) if role == "operator" else [])
+    assert visible == (list(VIEWS.values()) if role == "operator" else [])
+
+
+def test_what_an_operator_decides_is_done_and_written_down_under_the_logins_name(
+    postgres_engine: Engine, trouble: str
+) -> None:
+    def call(statement: str) -> Any:
+        return connection.exec_driver_sql(f"SELECT outboxkit_{statement}").scalar()
+
+    with postgres_engine.begin() as connection:
+        me = connection.exec_driver_sql("SELECT session_user").scalar()
+        connection.exec_driver_sql(f"SET ROLE {trouble}operator")
+        call("pause('destination', 'notes', 'broker is moved', '1 hour')")
+        call("pause('destination', 'notes', 'longer')")
+        paused = connection.exec_driver_sql("SELECT scope, target, reason, set_by, until FROM outbox_control").all()
+        answers = [
+            call("resume('destination', 'notes', 'moved')"),
+            call("resume('destination', 'notes')"),
+            call("ask('notes', 78, 'release', 'try again')"),
+            call("ask('notes', 79, 'skip', 'there is none')"),
+            call(f"replay('{LETTER}', 'consumer is repaired')"),
+            call(f"replay('{LETTER}', 'twice')"),
+            call("ask('notes', 77, 'release', 'a replay is not replaced')"),
+            call(f"discard('{LETTER}', 'it is being replayed')"),
+        ]
+        connection.exec_driver_sql("RESET ROLE")
+        asked = connection.exec_driver_sql("SELECT position, request, requested_by FROM outbox_stopped_keys ORDER BY 1")
+        audit = connection.exec_driver_sql("SELECT who, action, target FROM outbox_audit ORDER BY id").all()
+
+        assert [tuple(row) for row in paused] == [("destination", "notes", "longer", me, None)]
+        assert answers == [True, False, True, False, True, False, False, False]
+        assert asked.all() == [(77, "repair", me), (78, "release", me)]
+        assert connection.exec_driver_sql("SELECT count(*) FROM outbox_control").scalar() == 0
+        assert [tuple(row) for row in audit] == [
+            (me, "control.pause", "destination notes"),
+            (me, "control.pause", "destination notes"),
+            (me, "control.resume", "destination notes"),
+            (me, "quarantine.release", "notes at 78"),
+            (me, "dlq.replay", LETTER),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("outboxkit_pause('galaxy', 'x', 'why')", "destination, a type or a key"),
+        ("outboxkit_pause('type', 'x', '')", "has a reason"),
+        ("outboxkit_ask('notes', 77, 'repair', 'why')", "released or skipped"),
+        ("outboxkit_replay((SELECT id FROM dead_letters_redacted WHERE side = 'consumer'), 'why')", "not the head"),
+    ],
+)
+def test_the_operators_functions_refuse_what_they_cannot_do_safely(
+    postgres_engine: Engine, trouble: str, call: str, why: str
+) -> None:
+    with postgres_engine.connect() as connection:
+        connection.exec_driver_sql(f"SET ROLE {trouble}operator")
+        with pytest.raises(DBAPIError, match=why):
+            connection.exec_driver_sql(f"SELECT {call}")
+
+
+def test_a_temporary_table_of_the_operators_takes_no_place(postgres_engine: Engine, trouble: str) -> None:
+    with postgres_engine.begin() as connection:
+        connection.exec_driver_sql(f"SET ROLE {trouble}operator")
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE outbox_audit (who text, action text, target text, why text)")
+        connection.exec_driver_sql("SELECT outboxkit_pause('destination', 'notes', 'why')")
+        connection.exec_driver_sql("RESET ROLE")
+        assert connection.exec_driver_sql("SELECT count(*) FROM pg_temp.outbox_audit").scalar() == 0
+        assert connection.exec_driver_sql("SELECT count(*) FROM public.outbox_audit").scalar() == 1

@@ -1,0 +1,101 @@
+-- What operators do who may not see what messages hold. SECURITY DEFINER: each of these is one decision, checked, and
+-- written to outbox_audit under the name of the login, which nobody chooses. {schema} is where our tables are; pg_temp is
+-- named last, so that no temporary table of the caller's takes their place.
+
+CREATE OR REPLACE FUNCTION outboxkit_pause(scope text, target text, reason text, lasts interval DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+BEGIN
+    IF outboxkit_pause.scope NOT IN ('destination', 'type', 'key') OR outboxkit_pause.target IS NULL
+       OR coalesce(outboxkit_pause.reason, '') = '' THEN
+        RAISE EXCEPTION 'a pause is of a destination, a type or a key, names it, and has a reason'
+            USING ERRCODE = '22023';
+    END IF;
+    DELETE FROM outbox_control AS c
+        WHERE c.scope = outboxkit_pause.scope AND c.target = outboxkit_pause.target;
+    INSERT INTO outbox_control (scope, target, reason, set_by, until) VALUES (
+        outboxkit_pause.scope, outboxkit_pause.target, outboxkit_pause.reason, session_user,
+        clock_timestamp() + outboxkit_pause.lasts
+    );
+    INSERT INTO outbox_audit (who, action, target, why) VALUES (
+        session_user, 'control.pause', outboxkit_pause.scope || ' ' || outboxkit_pause.target, outboxkit_pause.reason
+    );
+END
+$$;
+
+CREATE OR REPLACE FUNCTION outboxkit_resume(scope text, target text, why text DEFAULT '') RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+BEGIN
+    DELETE FROM outbox_control AS c
+        WHERE c.scope = outboxkit_resume.scope AND c.target = outboxkit_resume.target;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO outbox_audit (who, action, target, why) VALUES (
+        session_user, 'control.resume', outboxkit_resume.scope || ' ' || outboxkit_resume.target, outboxkit_resume.why
+    );
+    RETURN true;
+END
+$$;
+
+-- A stopped key is named by its topic and the position of its head, because the key itself is not shown.
+CREATE OR REPLACE FUNCTION outboxkit_ask(topic text, head bigint, request text, why text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+BEGIN
+    IF outboxkit_ask.request NOT IN ('release', 'skip') THEN
+        RAISE EXCEPTION 'a stopped key is released or skipped, not %', outboxkit_ask.request USING ERRCODE = '22023';
+    END IF;
+    UPDATE outbox_stopped_keys AS k SET request = outboxkit_ask.request, requested_by = session_user
+        WHERE k.topic = outboxkit_ask.topic AND k.position = outboxkit_ask.head
+            AND k.request IS DISTINCT FROM 'repair';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO outbox_audit (who, action, target, why) VALUES (
+        session_user, 'quarantine.' || outboxkit_ask.request,
+        outboxkit_ask.topic || ' at ' || outboxkit_ask.head, coalesce(outboxkit_ask.why, '')
+    );
+    RETURN true;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION outboxkit_discard(letter uuid, why text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+BEGIN
+    UPDATE dead_letters AS d SET state = 'discarded', closed_at = clock_timestamp()
+        WHERE d.id = outboxkit_discard.letter AND d.state = 'dead';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO outbox_audit (who, action, target, why)
+        VALUES (session_user, 'dlq.discard', outboxkit_discard.letter::text, coalesce(outboxkit_discard.why, ''));
+    RETURN true;
+END
+$$;
+
+-- The dead head of a parked key returns to its place, unchanged. Every other replay needs its consumer's schema and the
+-- message itself: that is `outboxkit dlq replay`, under a role that may read it.
+CREATE OR REPLACE FUNCTION outboxkit_replay(letter uuid, why text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+DECLARE
+    buried record;
+BEGIN
+    SELECT * INTO buried FROM dead_letters AS d WHERE d.id = outboxkit_replay.letter FOR UPDATE;
+    IF NOT FOUND OR buried.state <> 'dead' THEN
+        RETURN false;
+    END IF;
+    IF buried.generation >= 3 THEN
+        RAISE EXCEPTION '% was replayed % times and died each time', buried.id, buried.generation USING ERRCODE = '55000';
+    END IF;
+    UPDATE outbox_stopped_keys AS k SET request = 'repair', requested_by = session_user
+        WHERE buried.side = 'relay' AND k.topic = buried.topic AND k.key = buried.key AND k.position = buried.position
+            AND k.reason = 'parked';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is not the head of a parked key', buried.id
+            USING ERRCODE = '55000', HINT = 'outboxkit dlq replay does it, which reads the message: role repairer';
+    END IF;
+    UPDATE dead_letters AS d SET state = 'replaying' WHERE d.id = buried.id;
+    INSERT INTO outbox_audit (who, action, target, why)
+        VALUES (session_user, 'dlq.replay', outboxkit_replay.letter::text, coalesce(outboxkit_replay.why, ''));
+    RETURN true;
+END
+$$;
