@@ -43,6 +43,7 @@ __all__ = [
     "Stop",
     "Tick",
     "Watch",
+    "Woken",
 ]
 
 # --- events ------------------------------------------------------------------------------------------------------
@@ -123,7 +124,12 @@ class Stop:
     until: datetime
 
 
-Event = Owned | Fetched | Claimed | Missed | Answered | Settled | Fenced | Tick | Stop
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """Somebody has committed messages: it is worth a look."""
+
+
+Event = Owned | Fetched | Claimed | Missed | Answered | Settled | Fenced | Tick | Stop | Woken
 
 # --- commands ----------------------------------------------------------------------------------------------------
 

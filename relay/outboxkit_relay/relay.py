@@ -50,6 +50,7 @@ from outboxkit_relay.dialogue import (
     Stop,
     Tick,
     Watch,
+    Woken,
 )
 from outboxkit_relay.snapshot import Snapshot, Tally
 from outboxkit_relay.state import LONG_AGO, Rules, State
@@ -128,6 +129,10 @@ class Relay:
     def snapshot(self) -> Snapshot | None:
         """What the dispatcher has told last; None before its first turn. For any thread."""
         return self._snapshot
+
+    def wake(self) -> None:
+        """Lets it look at once: somebody has committed messages. From any thread; returns at once."""
+        self._arrivals.put(Woken())
 
     def run(self, stop: threading.Event) -> None:
         """Publishes until `stop` is set, or with ``rules.once`` until nothing is left.

@@ -67,6 +67,9 @@ class RelaySettings(_Section):
     lease: Duration = Field(timedelta(seconds=10), description="how long the others wait before they take over")
     drain: Duration = Field(timedelta(seconds=20), description="how long a stop waits for messages in flight")
     patience: Duration = Field(timedelta(seconds=30), description="a batch not answered for so long is sent again")
+    wake: Literal["poll", "notify"] = Field(
+        "poll", description="notify: PostgreSQL wakes it when writers call outboxkit.hints.notify; it polls, too"
+    )
     poll_slowest: Duration = Field(timedelta(milliseconds=250), description="the longest pause between two idle reads")
     order: Order | None = Field(
         None, description="pipelined or strict; default: pipelined on Kafka, strict on RabbitMQ"

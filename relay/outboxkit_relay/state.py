@@ -78,6 +78,7 @@ class State:
         fading: settled positions, with the number of the latest read that had begun by then: it may still find them.
         heavy: of these, rows with a heavy payload: how many bytes.
         heavy_bytes: their sum.
+        hinted: somebody has committed messages since the read under way began: it may not have seen them.
         waiting: ids of waiting rows in hand.
         stopped_lately: keys that settlements have stopped since the latest balance was asked for.
         holds: what operators have paused.
@@ -109,6 +110,7 @@ class State:
     busy: bool = False  # the reader is claiming, watching or balancing
     latest_lane: str = MAIN
     lease_until: datetime = LONG_AGO
+    hinted: bool = False
     wake_at: datetime = LONG_AGO
     pace_at: datetime | None = None  # when a destination with a rate may go on
     flowing_until: datetime = LONG_AGO

@@ -42,6 +42,7 @@ from outboxkit_relay.dialogue import (
     Stop,
     Tick,
     Watch,
+    Woken,
 )
 from outboxkit_relay.judge import expiries, freed, judge, keys_aside
 from outboxkit_relay.lanes import MAIN
@@ -174,6 +175,10 @@ def _tick(_state: State, _event: Tick, _commands: list[Command], _now: datetime)
     """Only time has passed: `_go_on` looks at the clock."""
 
 
+def _woken(state: State, _event: Woken, _commands: list[Command], now: datetime) -> None:
+    state.wake_at, state.hinted = min(state.wake_at, now), state.reading
+
+
 def _stop(state: State, event: Stop, commands: list[Command], _now: datetime) -> None:
     state.stop_at = event.until
     for flight in state.flights():
@@ -192,6 +197,7 @@ _ON: Final[dict[type, Callable[..., None]]] = {
     Fenced: _fenced,
     Tick: _tick,
     Stop: _stop,
+    Woken: _woken,
 }
 
 
@@ -241,7 +247,8 @@ def _rest(state: State, now: datetime, *, found: bool) -> None:
         state.idle = rules.quick
     else:
         state.idle = min(max(state.idle, rules.quick) * _SLOWER, rules.slow)
-    state.wake_at = now + state.idle
+    state.wake_at = now if state.hinted else now + state.idle
+    state.hinted = False
 
 
 def _take_in(state: State, rows: Sequence[Row], commands: list[Command], now: datetime) -> None:

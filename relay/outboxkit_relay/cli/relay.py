@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from outboxkit_relay.destinations import Limits
 from outboxkit_relay.relay import Relay
 from outboxkit_relay.settings import DestinationSettings
 from outboxkit_relay.state import Rules
+from outboxkit_relay.wakeup import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -119,7 +121,9 @@ def _run(engine: Engine, publisher: Publisher, settings: Settings, stop: threadi
             return
         if not lifecycle.await_broker(publisher, _destinations(engine), stop):
             return
-        relay.run(stop)
+        hints = Listener(engine, relay.wake) if settings.relay.wake == "notify" else nullcontext()
+        with hints:
+            relay.run(stop)
 
 
 def _destinations(engine: Engine) -> Collection[str]:

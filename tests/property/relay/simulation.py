@@ -22,7 +22,7 @@ from outboxkit.message import Row
 from outboxkit.policy import Backoff, Failure, Followers, Order, RetryPolicy
 from outboxkit_relay.breaker import CircuitRule
 from outboxkit_relay.destinations import Limits
-from outboxkit_relay.dialogue import Command, Event, Tick
+from outboxkit_relay.dialogue import Command, Event, Tick, Woken
 from outboxkit_relay.state import Rules
 from tests.property.relay.broker import Broker
 from tests.property.relay.database import Database, Stop, Stored, shard_of
@@ -110,6 +110,7 @@ class World:
             chance = rng.random()
             if self.pauses_rate and self.operators.random() < self.pauses_rate:
                 self.pause_or_resume()
+                self._some_process().arrivals.append(Woken())  # also a stale one, or before the relay has joined
             elif chance < 0.05:
                 self.upset(chance)
             elif chance < 0.35:
