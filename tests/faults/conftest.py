@@ -17,6 +17,20 @@ from tests.acceptance.world import QUICK_GROUP, Kafka, RabbitMQ, World, forget
 from tests.faults.traffic import is_kafka
 
 
+_SCORES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def scores(pytestconfig: pytest.Config) -> list[str]:
+    """Lines that are printed at the end of the run."""
+    return pytestconfig.stash.setdefault(_SCORES, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in terminalreporter.config.stash.get(_SCORES, []):
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def broker(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
     """Up at the beginning, whatever the test before did to it."""

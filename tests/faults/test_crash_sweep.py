@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def test_a_relay_killed_at_every_failpoint_loses_nothing_and_reorders_nothing(
     postgres: servers.Server,
     broker: servers.Server,
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
+    scores: list[str],
 ) -> None:
     plan = [(point, hit) for hit in HITS for point in SWEPT]
     crash = partial(_crash, postgres, broker, tmp_path)
@@ -77,7 +77,11 @@ def test_a_relay_killed_at_every_failpoint_loses_nothing_and_reorders_nothing(
         crashes = list(pool.map(crash, plan))
 
     hit = {found.point for found in crashes if found.status == KILLED}
-    record_property("crash sweep", f"hit/swept/declared = {len(hit)}/{len(SWEPT)}/{len(POINTS)}")
+    copies = [found.copies for found in crashes]
+    scores.append(
+        f"crash sweep on {broker.name}: hit/swept/declared = {len(hit)}/{len(SWEPT)}/{len(POINTS)}, {len(crashes)} kills, "
+        f"{sum(copies) / len(copies):.1f} copies for each, at most {max(copies)}"
+    )
     assert hit == set(SWEPT), f"void: never hit {set(SWEPT) - hit}"
     assert [(found.point, found.hit, found.status) for found in crashes if found.status != KILLED] == []
     assert [(found.point, found.hit, found.wrong) for found in crashes if found.wrong] == []
