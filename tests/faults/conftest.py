@@ -16,7 +16,6 @@ from tests.acceptance.shop import billing
 from tests.acceptance.world import QUICK_GROUP, Kafka, RabbitMQ, World, forget
 from tests.faults.traffic import is_kafka
 
-
 _SCORES = pytest.StashKey[list[str]]()
 
 

@@ -79,8 +79,8 @@ def test_a_relay_killed_at_every_failpoint_loses_nothing_and_reorders_nothing(
     hit = {found.point for found in crashes if found.status == KILLED}
     copies = [found.copies for found in crashes]
     scores.append(
-        f"crash sweep on {broker.name}: hit/swept/declared = {len(hit)}/{len(SWEPT)}/{len(POINTS)}, {len(crashes)} kills, "
-        f"{sum(copies) / len(copies):.1f} copies for each, at most {max(copies)}"
+        f"crash sweep on {broker.name}: hit/swept/declared = {len(hit)}/{len(SWEPT)}/{len(POINTS)}, "
+        f"{len(crashes)} kills, {sum(copies) / len(copies):.1f} copies for each, at most {max(copies)}"
     )
     assert hit == set(SWEPT), f"void: never hit {set(SWEPT) - hit}"
     assert [(found.point, found.hit, found.status) for found in crashes if found.status != KILLED] == []
