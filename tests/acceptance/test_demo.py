@@ -152,7 +152,8 @@ def test_a_world_that_is_kept_goes_on_until_ctrl_c(tmp_path: Path) -> None:
         said = _read_until(process, "Ctrl-C here ends it")
         settings = next(line.strip() for line in said.splitlines() if line.startswith("  . "))
         look = f"{settings} && {sys.executable} -m outboxkit_relay status --json"
-        statuses = (json.loads(subprocess.check_output(["sh", "-c", look], timeout=SECONDS)) for _ in range(200))
+        answers = (subprocess.run(["sh", "-c", look], stdout=subprocess.PIPE, check=False) for _ in range(200))
+        statuses = (json.loads(answer.stdout) for answer in answers)
         handled = ({each["consumer"]: each["handled"] for each in status["consumers"]} for status in statuses)
         assert next(counts for counts in handled if counts.get("confirmation", 0) > 20)
 

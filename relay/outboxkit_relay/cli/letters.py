@@ -273,7 +273,8 @@ def _summary(letter: DeadLetter) -> str:
     first = next(iter(letter.problems or ()), None)
     if first and first.get("field"):
         return f"{first['field']}: {first.get('message', '')}"
-    return f"{letter.error_class}: {letter.error}" if letter.error else letter.error_class
+    told = letter.error or letter.error_class
+    return told if told.startswith(letter.error_class) else f"{letter.error_class}: {told}"
 
 
 def _masked(payload: bytes | None) -> str:

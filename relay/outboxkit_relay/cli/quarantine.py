@@ -57,7 +57,7 @@ def list_stops(invocation: Invocation, topic: str | None, limit: int, *, as_json
         click.echo("no stopped keys", err=True)
         return
     now = datetime.now(UTC)
-    screen.table(_COLUMNS, [_row(stop, now) for stop in found])
+    screen.table(_COLUMNS, [_row(stop, now) for stop in found], whole=("TOPIC", "KEY"))
     if total > len(found):
         click.echo(f"{len(found):,} of {total:,}: --limit shows more", err=True)
 

@@ -13,10 +13,10 @@ import click
 from outboxkit_relay import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
-__all__ = ["ago", "columns", "confirmed", "field", "plain", "print_json", "safe", "table"]
+__all__ = ["ago", "columns", "confirmed", "field", "plain", "print_json", "safe", "table", "verdict"]
 
 _GAP: Final = 2
 _WHOLE_SECONDS: Final = 10  # from here on tenths say nothing
@@ -43,15 +43,42 @@ def field(name: str, value: object, width: int = 12) -> None:
         click.echo(f"{name if at == 0 else '':<{width}}  {line}".rstrip())
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints columns as wide as their content; on a terminal the last ones are cut so that every row is one line."""
+def verdict(word: str, text: str, colour: str) -> None:
+    """A line that begins with a word in colour; on a terminal a long text goes on below itself."""
+    room = columns()
+    text = safe(text)
+    lines = textwrap.wrap(text, max(room - len(word) - _GAP, _NARROWEST)) if room else [text]
+    click.echo(f"{click.style(word, fg=colour, bold=True)}{' ' * _GAP}{lines[0]}")
+    for line in lines[1:]:
+        click.echo(f"{' ' * (len(word) + _GAP)}{line}")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], whole: Collection[str] = ()) -> None:
+    """Prints columns as wide as their content; on a terminal the widest are cut so that every row is one line.
+
+    Args:
+        headers: of the columns.
+        rows: of cells.
+        whole: headers of columns that people copy. They are not cut: where a row has no room, it becomes a block.
+    """
     cells = [[safe(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(headers))]
+    fitted = _fitted(widths, columns(), {headers.index(name) for name in whole})
+    if whole and not _fits(fitted, columns()):
+        _print_blocks(headers, rows)
+        return
     for row in cells:
-        line = (" " * _GAP).join(
-            _cut(cell, width).ljust(width) for cell, width in zip(row, _fitted(widths, columns()), strict=True)
-        )
+        line = (" " * _GAP).join(_cut(cell, width).ljust(width) for cell, width in zip(row, fitted, strict=True))
         click.echo(line.rstrip())
+
+
+def _print_blocks(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    width = max(map(len, headers))
+    for number, row in enumerate(rows):
+        if number:
+            click.echo()
+        for header, cell in zip(headers, row, strict=True):
+            field(header.lower(), cell, width)
 
 
 def columns() -> int | None:
@@ -90,13 +117,20 @@ def plain(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _fitted(widths: list[int], room: int | None) -> list[int]:
-    """The widths, the widest columns cut until a row fits."""
+def _fitted(widths: list[int], room: int | None, whole: Collection[int]) -> list[int]:
+    """The widths, the widest columns cut until a row fits, but for those that stay whole."""
     fitted = list(widths)
-    gaps = _GAP * (len(widths) - 1)
-    while room and sum(fitted) + gaps > room and max(fitted) > _NARROWEST:
-        fitted[fitted.index(max(fitted))] -= 1
+    cuttable = [at for at in range(len(widths)) if at not in whole]
+    while not _fits(fitted, room):
+        widest = max(cuttable, key=fitted.__getitem__)
+        if fitted[widest] <= _NARROWEST:
+            break
+        fitted[widest] -= 1
     return fitted
+
+
+def _fits(widths: list[int], room: int | None) -> bool:
+    return not room or sum(widths) + _GAP * (len(widths) - 1) <= room
 
 
 def _cut(text: str, width: int) -> str:

@@ -204,7 +204,7 @@ def _show(report: Report) -> None:
     dead = sum(group["count"] for group in report.dead_letters if group["state"] == "dead")
     if report.problems:
         for problem in report.problems:
-            click.echo(click.style("STUCK", fg="red", bold=True) + f"  {screen.safe(problem)}")
+            screen.verdict("STUCK", problem, "red")
     else:
         pending = sum(topic.pending for topic in report.topics)
         oldest = max((topic.oldest_seconds for topic in report.topics), default=0.0)
@@ -213,9 +213,9 @@ def _show(report: Report) -> None:
             if pending
             else "nothing is pending"
         )
-        click.echo(click.style("Healthy", fg="green", bold=True) + f"  {state}")
+        screen.verdict("Healthy", state, "green")
     for pause in report.pauses:
-        click.echo(click.style("Paused", fg="yellow", bold=True) + f"  {screen.safe(_of_pause(pause))}")
+        screen.verdict("Paused", _of_pause(pause), "yellow")
     if dead:
         click.echo(
             f"{dead:,} dead letter{'s' if dead > 1 else ''} wait{'' if dead > 1 else 's'} for you: outboxkit dlq list"

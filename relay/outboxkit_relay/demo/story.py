@@ -170,9 +170,10 @@ class _Story:
 
     def go_on(self) -> None:
         """Business as usual, an order a second, until somebody has seen enough."""
-        self._relay("relay-3")
+        relay = self._relay("relay-3")
         for name in _CONSUMERS:
             self._consumer(name, name if name != "inventory" else "inventory_repaired")
+        world.until(lambda: bool(relay.events("relay.joined")), self.world, "the relay is up")
         self._say_how_to_look()
         with contextlib.suppress(KeyboardInterrupt):
             for number in itertools.count(self.plan.orders + 1):

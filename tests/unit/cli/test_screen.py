@@ -13,6 +13,28 @@ import pytest
 from outboxkit_relay.cli import screen
 
 
+def test_what_people_copy_is_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["k" * 50, "too large"], ["short", "x" * 100]]
+
+    monkeypatch.setenv("COLUMNS", "70")
+    screen.table(["KEY", "ERROR"], rows, whole=("KEY",))
+    assert [len(line) for line in capsys.readouterr().out.splitlines()] == [57, 61, 70]
+
+    monkeypatch.setenv("COLUMNS", "58")
+    screen.table(["KEY", "ERROR"], rows, whole=("KEY",))
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 58
+    assert said.startswith(f"key    {'k' * 50}\nerror  too large\n\nkey    short\nerror  ")
+
+
+def test_a_verdict_goes_on_below_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+
+    screen.verdict("STUCK", "nobody publishes anything", "red")
+
+    assert capsys.readouterr().out == "STUCK  nobody\n       publishes\n       anything\n"
+
+
 @pytest.mark.parametrize("width", ["80", "140"])
 def test_a_table_fits_the_terminal_and_keeps_one_line_a_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: str
