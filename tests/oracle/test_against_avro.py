@@ -29,7 +29,7 @@ from tests.property.schemas import random_schemas
 
 FULL = os.environ.get("OUTBOXKIT_PROFILE") == "full"
 PAIRS = 12_000 if FULL else 800
-FIRST_SEED = int(os.environ.get("OUTBOXKIT_SEED", "0"))
+FIRST_SEED = int(os.environ.get("OUTBOXKIT_TEST_SEED", "0"))
 DATA_PER_PAIR = 2
 
 LOGICAL, AMBIGUOUS, STOLEN = "LOGICAL_TYPE_CHANGE", "AMBIGUOUS_ALIAS", "ALIAS_STEALS_VALUE"
@@ -138,7 +138,7 @@ def test_verdicts_agree_with_java_or_the_reason_is_known() -> None:
 
 
 def _write_down(pairs: list[_Pair]) -> None:
-    folder = os.environ.get("OUTBOXKIT_REPORT")
+    folder = os.environ.get("OUTBOXKIT_TEST_REPORT")
     tally = collections.Counter(_explained(one) or "agree" for one in pairs)
     if folder:
         Path(folder, "schema-oracle.json").write_text(json.dumps({"pairs": len(pairs), "java": tally}, indent=2) + "\n")

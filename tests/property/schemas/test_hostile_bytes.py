@@ -22,7 +22,7 @@ from tests.property.schemas.hostile import CASES
 
 FULL = os.environ.get("OUTBOXKIT_PROFILE") == "full"
 FUZZ_INPUTS = 200_000 if FULL else 4_000
-FUZZ_SEED = int(os.environ.get("OUTBOXKIT_SEED", "0"))
+FUZZ_SEED = int(os.environ.get("OUTBOXKIT_TEST_SEED", "0"))
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
 

@@ -26,7 +26,7 @@ from tests.property.schemas import random_schemas
 
 FULL = os.environ.get("OUTBOXKIT_PROFILE") == "full"
 PAIRS = 24_000 if FULL else 1_500
-FIRST_SEED = int(os.environ.get("OUTBOXKIT_SEED", "0"))
+FIRST_SEED = int(os.environ.get("OUTBOXKIT_TEST_SEED", "0"))
 DATA_PER_PAIR = 3
 
 pytestmark = pytest.mark.timeout(900)
@@ -122,7 +122,7 @@ def _refusal(case: _Case, data: bytes) -> DecodeError | None:
 
 def _report(found: _Found) -> None:
     """Write the numbers down where a report is asked for."""
-    folder = os.environ.get("OUTBOXKIT_REPORT")
+    folder = os.environ.get("OUTBOXKIT_TEST_REPORT")
     numbers = {key: value for key, value in vars(found).items() if not isinstance(value, list)}
     if folder:
         Path(folder, "schema-pairs.json").write_text(json.dumps(numbers | {"first_seed": FIRST_SEED}, indent=2) + "\n")
