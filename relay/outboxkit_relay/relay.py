@@ -84,6 +84,7 @@ class Relay:
         engine: of the database, made by `outboxkit.dialects.open_engine`.
         publisher: to the broker.
         rules: what the core goes by.
+        direct: of the same database, for reading, when `engine` leads to a pooler: reads need a session of their own.
         drain: how long a stop waits for messages in flight.
         version: of this software, for people who look at ``outbox_relays``.
     """
@@ -94,10 +95,11 @@ class Relay:
         publisher: Publisher,
         rules: Rules,
         *,
+        direct: Engine | None = None,
         drain: timedelta = timedelta(seconds=20),
         version: str = "",
     ) -> None:
-        self._engine = engine
+        self._engine, self._direct = engine, direct or engine
         self._publisher = publisher
         self._rules = rules
         self._drain = drain
@@ -276,7 +278,7 @@ class Relay:
 
     def _open_for_reading(self) -> Connection:
         # Autocommit: a read is one statement with a snapshot of its own.
-        return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return self._direct.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def _fetch(self, connection: Connection, command: Fetch) -> Fetched:
         due = self._waiting_room(command) if command.look else []

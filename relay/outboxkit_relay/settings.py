@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 PREFIX: Final = "OUTBOXKIT_"
+_IN_FILES: Final = ("database_url", "database_direct_url", "broker_url")
 
 Duration = Annotated[timedelta, BeforeValidator(lambda value: duration(value) if isinstance(value, str) else value)]
 
@@ -127,6 +128,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="postgresql+psycopg://user@host/database or sqlite:///file.db"
     )
+    database_direct_url: SecretStr | None = Field(
+        None, description="the same database past the pooler, for reading; says that database_url leads to a pooler"
+    )
     broker_url: SecretStr | None = Field(None, description="kafka://host:9092 or amqp://user@host/vhost")
     registry_url: SecretStr | None = Field(
         None, description="directory:schemas or https://registry:8081: the schemas that dead messages name"
@@ -163,6 +167,19 @@ class Settings(BaseSettings):
             ConfigurationError: it is not set.
         """
         return _required(self.database_url, "database_url", "postgresql+psycopg://user@host/database")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the database URL leads to a pooler in transaction mode."""
+        return self.database_direct_url is not None
+
+    def direct_database(self) -> str:
+        """The URL of the database itself, secret included: it leads to a session of our own.
+
+        Raises:
+            ConfigurationError: the database is not set.
+        """
+        return self.database_direct_url.get_secret_value() if self.database_direct_url else self.database()
 
     def broker_address(self) -> str:
         """The broker URL, secret included.
@@ -230,9 +247,9 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _secrets_from_files() -> dict[str, str]:
-    """``OUTBOXKIT_DATABASE_URL_FILE`` and ``OUTBOXKIT_BROKER_URL_FILE``: for secrets that are mounted as files."""
+    """``OUTBOXKIT_DATABASE_URL_FILE`` and the like: for secrets that are mounted as files."""
     found = {}
-    for name in ("database_url", "broker_url"):
+    for name in _IN_FILES:
         if path := os.environ.get(f"{PREFIX}{name.upper()}_FILE"):
             try:
                 found[name] = Path(path).read_text().strip()
@@ -242,7 +259,7 @@ def _secrets_from_files() -> dict[str, str]:
 
 
 def _refuse_unknown_variables() -> None:
-    sections = {"CONFIG", "DATABASE_URL_FILE", "BROKER_URL_FILE", "PROFILE", "DEMO_DATABASE", "DEMO_BROKER"}
+    sections = {"CONFIG", *(f"{name.upper()}_FILE" for name in _IN_FILES), "PROFILE", "DEMO_DATABASE", "DEMO_BROKER"}
     known = sections | {name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX):

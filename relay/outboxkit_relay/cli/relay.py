@@ -56,10 +56,14 @@ def run(invocation: Invocation, *, once: bool) -> None:
     lifecycle.collect_rarely()
     url, patience = settings.broker_address(), settings.relay.lease / 3
     stop = threading.Event()
-    with lifecycle.stop_on_signals(stop.set), database.opened(invocation, patience=patience) as engine:
+    with (
+        lifecycle.stop_on_signals(stop.set),
+        database.opened(invocation, patience=patience) as engine,
+        database.opened_directly(invocation, patience=patience) as direct,
+    ):
         publisher = open_publisher(url, settings.broker)
         try:
-            _run(engine, publisher, settings, stop, once=once)
+            _run(engine, publisher, settings, stop, direct=direct, once=once)
         finally:
             publisher.close()
 
@@ -105,10 +109,12 @@ def _limits(own: DestinationSettings, settings: RelaySettings, room: int) -> Lim
     )
 
 
-def _run(engine: Engine, publisher: Publisher, settings: Settings, stop: threading.Event, *, once: bool) -> None:
+def _run(
+    engine: Engine, publisher: Publisher, settings: Settings, stop: threading.Event, *, direct: Engine, once: bool
+) -> None:
     rules = rules_of(settings.relay, publisher, destinations=settings.destinations, once=once)
     release = version("outboxkit")
-    relay = Relay(engine, publisher, rules, drain=settings.relay.drain, version=release)
+    relay = Relay(engine, publisher, rules, direct=direct, drain=settings.relay.drain, version=release)
     subject = probes.Subject(
         look=lambda: relay.snapshot,
         engine=engine,
@@ -117,11 +123,12 @@ def _run(engine: Engine, publisher: Publisher, settings: Settings, stop: threadi
         version=release,
     )
     with probes.serving(settings.probes, subject):
-        if not lifecycle.await_database(engine, stop):
+        # A pooler refuses clients while its database is away: that is no refused login while the direct way is shut.
+        if not (lifecycle.await_database(direct, stop) and lifecycle.await_database(engine, stop)):
             return
         if not lifecycle.await_broker(publisher, _destinations(engine), stop):
             return
-        hints = Listener(engine, relay.wake) if settings.relay.wake == "notify" else nullcontext()
+        hints = Listener(direct, relay.wake) if settings.relay.wake == "notify" else nullcontext()
         with hints:
             relay.run(stop)
 
