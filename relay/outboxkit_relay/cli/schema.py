@@ -75,7 +75,10 @@ def check_command(
         findings += registry.findings(other.history, other.mode if mode is None else lambda _: Mode(mode))
     exceptions = parse_allowed(allow.read_text(encoding="utf-8")) if allow else registry.allowed()
     verdict = judge(findings, exceptions, dt.datetime.now(dt.UTC).date())
-    click.echo(_safe(render(verdict, "json" if as_json else form)), nl=False)
+    if as_json or form != "text":
+        click.echo(_safe(render(verdict, "json" if as_json else form)), nl=False)
+    else:
+        screen.lines(_safe(render(verdict, form)))
     return Exit.OK if verdict.passed else Exit.PROBLEMS
 
 
@@ -152,7 +155,7 @@ def lint_command(*, folder: Path, as_json: bool) -> int:
     if as_json:
         screen.print_json(rows)
     for row in [] if as_json else rows:
-        click.echo(screen.safe(f"{row['file']}: {row['rule']} at {row['pointer']}: {row['message']}"))
+        screen.lines(screen.safe(f"{row['file']}: {row['rule']} at {row['pointer']}: {row['message']}"))
     return Exit.PROBLEMS if rows else Exit.OK
 
 
@@ -174,7 +177,7 @@ def diff_command(*, old: Path, new: Path, as_json: bool) -> int:
         for title, found in (("New readers, old messages", back), ("Old readers, new messages", forth)):
             click.echo(f"{title}: {'all is read' if not any(one.is_error for one in found) else 'breaks'}")
             for one in found:
-                click.echo(screen.safe(f"  {one.severity.value}: {one}; fix: {one.fix}"))
+                screen.lines(screen.safe(f"  {one.severity.value}: {one}; fix: {one.fix}"))
     return Exit.PROBLEMS if any(one.is_error for one in (*back, *forth)) else Exit.OK
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
-__all__ = ["ago", "columns", "confirmed", "field", "plain", "print_json", "safe", "table", "verdict"]
+__all__ = ["ago", "columns", "confirmed", "field", "lines", "plain", "print_json", "safe", "table", "verdict"]
 
 _GAP: Final = 2
 _WHOLE_SECONDS: Final = 10  # from here on tenths say nothing
@@ -51,6 +51,15 @@ def verdict(word: str, text: str, colour: str) -> None:
     click.echo(f"{click.style(word, fg=colour, bold=True)}{' ' * _GAP}{lines[0]}")
     for line in lines[1:]:
         click.echo(f"{' ' * (len(word) + _GAP)}{line}")
+
+
+def lines(text: str) -> None:
+    """Text of several lines; on a terminal what is too long goes on below its own indentation."""
+    room = columns() if sys.stdout.isatty() else None
+    for line in text.splitlines():
+        below = line[: len(line) - len(line.lstrip())] + " " * _GAP
+        long = room and len(line) > room
+        click.echo(textwrap.fill(line, room, subsequent_indent=below, break_on_hyphens=False) if long else line)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], whole: Collection[str] = ()) -> None:

@@ -27,6 +27,18 @@ def test_what_people_copy_is_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert said.startswith(f"key    {'k' * 50}\nerror  too large\n\nkey    short\nerror  ")
 
 
+def test_lines_are_wrapped_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    screen.lines("short\n  fix: add a default or an alias\n")
+    assert capsys.readouterr().out == "short\n  fix: add a default or an alias\n"
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    screen.lines("short\n  fix: add a default or an alias\n")
+    assert capsys.readouterr().out == "short\n  fix: add a default\n    or an alias\n"
+
+
 def test_a_verdict_goes_on_below_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "20")
 
