@@ -378,7 +378,10 @@ def effects_are_in_order(world: World) -> bool:
 
 def first_occurrences(seen: list[Seen]) -> list[Seen]:
     """Each message once, where it stood first."""
-    return list({message.id: message for message in reversed(seen)}.values())[::-1]
+    found: dict[str, Seen] = {}
+    for message in seen:
+        found.setdefault(message.id, message)
+    return list(found.values())
 
 
 def by_key(seen: list[Seen], ordinal: Callable[[Seen], int]) -> Mapping[str, list[int]]:
