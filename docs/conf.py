@@ -12,7 +12,7 @@ project = "outboxkit"
 author = "outboxkit contributors"
 version = release = version_of("outboxkit")
 
-extensions = ["myst_parser", "outboxkit_reference"]
+extensions = ["llms_txt", "myst_parser", "outboxkit_reference"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_ext"]

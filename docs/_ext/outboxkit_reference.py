@@ -52,7 +52,8 @@ def _paragraphs(text: str | None) -> list[str]:
 
 def _option(option: click.Option, ctx: click.Context) -> str:
     name, text = option.get_help_record(ctx) or ("", "")
-    return f"| `{name}` | {text} |".replace("|`", "\\|`")
+    name, text = (part.replace("|", "\\|") for part in (name, text))  # a pipe would end the cell
+    return f"| `{name}` | {text} |"
 
 
 def settings() -> Iterator[str]:

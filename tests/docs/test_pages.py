@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import ast
+import html
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+from pydantic import BaseModel
 
+from outboxkit import errors
+from outboxkit_relay.cli.program import program
 from outboxkit_relay.lifecycle import Exit
+from outboxkit_relay.settings import PREFIX, Settings
 from tests import servers
 from tests.docs.blocks import Reader, apart, blocks, environment, fits
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted({ROOT / "README.md", *DOCS.rglob("*.md")} - set((DOCS / "_build").rglob("*.md")))
+PAGES = sorted({ROOT / "README.md", ROOT / "llms.txt", *DOCS.rglob("*.md")} - set((DOCS / "_build").rglob("*.md")))
 TUTORIAL = [DOCS / "tutorial" / "index.md", DOCS / "tutorial" / "your-app.md"]  # test_tutorial reads it
 RUNNABLE = [page for page in PAGES if page not in TUTORIAL and any(True for _ in blocks(page.read_text()))]
 
@@ -54,14 +61,78 @@ def test_the_comparison_can_tell(promised: str, found: str, *, fit: bool) -> Non
     assert fits(promised, found) is fit
 
 
-def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]
-
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the pages as HTML; a warning of the build is an error."""
+    folder = tmp_path_factory.mktemp("html")
+    command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-b", "html", str(DOCS), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-
     assert done.returncode == 0, done.stderr
-    assert 'id="outboxkit-dlq-replay' in (tmp_path / "reference" / "cli.html").read_text()
-    assert "OUTBOXKIT_RELAY__BATCH_SIZE" in (tmp_path / "reference" / "settings.html").read_text()
+    return folder
+
+
+def _text(page: Path) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.read_text())).split())
+
+
+def test_the_pages_build_without_a_warning(built: Path) -> None:
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if page.is_relative_to(DOCS)}
+
+    assert not [page for page in pages if not (built / f"{page}.html").is_file()]
+    index = (built / "llms.txt").read_text()
+    assert not [page for page in pages if f"(_sources/{page}.md.txt)" not in index]
+
+
+def test_every_command_and_option_is_documented(built: Path) -> None:
+    text = _text(built / "reference" / "cli.html")
+    found = dict(_commands("outboxkit", program))
+
+    assert {"outboxkit", "outboxkit demo", "outboxkit dlq replay"} <= found.keys()
+    assert not [name for name, command in found.items() if not command.help or name not in text]
+    for name, command in found.items():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.opts} says nothing"
+                assert all(flag in text for flag in option.opts), (name, option.opts)
+
+
+def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """As a user can call them, whatever the page is made from."""
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for part in command.list_commands(context):
+            sub = command.get_command(context, part)
+            assert sub is not None
+            yield from _commands(f"{name} {part}", sub)
+
+
+def test_every_setting_is_documented(built: Path) -> None:
+    text = _text(built / "reference" / "settings.html")
+    found = dict(_settings(Settings, PREFIX))
+
+    assert "OUTBOXKIT_RELAY__BATCH_SIZE" in found
+    assert not [name for name, meaning in found.items() if not meaning or name not in text]
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _settings(kind, f"{prefix}{name.upper()}__")
+        elif not field.exclude:
+            yield f"{prefix}{name.upper()}", field.description or ""
+
+
+def test_every_error_is_documented_under_its_code(built: Path) -> None:
+    page = (built / "reference" / "errors.html").read_text()
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.OutboxKitError)
+    ]
+
+    assert len({kind.code for kind in kinds}) == len(kinds) > 10, "a code names one error"
+    assert not [kind for kind in kinds if not kind.__doc__ or kind.__name__ not in page]
+    assert not [kind.code for kind in kinds if f'id="{kind.code.replace("_", "-")}"' not in page]
 
 
 def test_every_log_event_is_documented_with_its_level() -> None:

@@ -37,7 +37,13 @@ def upgrade(invocation: Invocation, *, dry_run: bool) -> None:
 
 
 @command.command()
-@click.option("--dialect", type=click.Choice(["postgresql", "sqlite"]), default="postgresql", show_default=True)
+@click.option(
+    "--dialect",
+    type=click.Choice(["postgresql", "sqlite"]),
+    default="postgresql",
+    show_default=True,
+    help="For which database.",
+)
 def sql(dialect: str) -> None:
     """Print what `db upgrade` runs on an empty database, for people who run it themselves."""
     click.echo(migrations.sql(dialect), nl=False)

@@ -36,6 +36,21 @@ _FOLDER = click.option(
     show_default=True,
     help="The folder of schema files and lock file.",
 )
+_REGISTRY = click.option(
+    "--registry",
+    "url",
+    default="directory:schemas",
+    show_default=True,
+    metavar="URL",
+    help="Where the message's schema is looked up.",
+)
+_ENCODING = click.option(
+    "--encoding",
+    type=click.Choice(["raw", "hex", "base64"]),
+    default="raw",
+    show_default=True,
+    help="How the message is written.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -53,7 +68,7 @@ def command() -> None:
     "--against", multiple=True, default=["lock"], show_default=True, help="lock, git:REF, stored, registry, or URL."
 )
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), help="Instead of each subject's own mode.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="For whom.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("--allow", type=_FILE, help=f"Dated exceptions; {ALLOW_FILE} in the folder, if it is there.")
 @click.pass_obj
@@ -216,8 +231,8 @@ def _cell(reader: Schema, writer: Schema) -> str:
 @click.argument("message", type=click.File("rb"), default="-")
 @click.option("--reader", type=_FILE, help="Read as this schema; the writer's own without it.")
 @click.option("--writer", type=_FILE, help="The writer's schema, for a message without a frame.")
-@click.option("--registry", "url", default="directory:schemas", show_default=True, metavar="URL")
-@click.option("--encoding", type=click.Choice(["raw", "hex", "base64"]), default="raw", show_default=True)
+@_REGISTRY
+@_ENCODING
 def decode_command(*, message: Any, reader: Path | None, writer: Path | None, url: str, encoding: str) -> None:
     """Decode one message (a file, or standard input) and print it as JSON."""
     data = _message(message.read(), encoding)
@@ -230,8 +245,8 @@ def decode_command(*, message: Any, reader: Path | None, writer: Path | None, ur
 @click.argument("message", type=click.File("rb"), default="-")
 @click.option("--reader", type=_FILE, help="The schema that cannot read it.")
 @click.option("--writer", type=_FILE, help="The writer's schema, for a message without a frame.")
-@click.option("--registry", "url", default="directory:schemas", show_default=True, metavar="URL")
-@click.option("--encoding", type=click.Choice(["raw", "hex", "base64"]), default="raw", show_default=True)
+@_REGISTRY
+@_ENCODING
 def explain_command(*, message: Any, reader: Path | None, writer: Path | None, url: str, encoding: str) -> int:
     """Why can a message not be read? Its frame, its schema, the first fault, and what readers disagree on."""
     data = _message(message.read(), encoding)

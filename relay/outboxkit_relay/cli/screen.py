@@ -58,8 +58,9 @@ def lines(text: str) -> None:
     room = columns() if sys.stdout.isatty() else None
     for line in text.splitlines():
         below = line[: len(line) - len(line.lstrip())] + " " * _GAP
-        long = room and len(line) > room
-        click.echo(textwrap.fill(line, room, subsequent_indent=below, break_on_hyphens=False) if long else line)
+        if room and len(line) > room:
+            line = textwrap.fill(line, room, subsequent_indent=below, break_on_hyphens=False)  # noqa: PLW2901  the same line
+        click.echo(line)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], whole: Collection[str] = ()) -> None:
