@@ -2,8 +2,9 @@
 
 A ``code-block`` with a caption is a file, whatever its language. A ``python`` block runs. A ``console`` block is a
 session: lines that begin with ``$`` are typed, the others are what must come; ``…`` stands for anything, alone on a
-line for any lines. A command with ``&`` at its end runs on. ``pip install`` is done only where asked. A command is
-tried again until its output fits, because the daemons need their time.
+line for any lines. After the comment ``numbers differ``, numbers and ids are those of the day when it was written. A
+command with ``&`` at its end runs on. ``pip install`` is done only where asked. A command is tried again until its
+output fits, because the daemons need their time.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ from tests.servers.processes import free_ports
 __all__ = ["Block", "Reader", "Untrue", "apart", "blocks", "environment", "fits"]
 
 DEADLINE = 180.0  # the demo, on a busy machine
-_FENCE = re.compile(r"^```(?:\{(\S+)\}\s*)?(\w[\w-]*)?\s*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"(?:^<!-- (numbers differ) -->\n)?^```(?:\{(\S+)\}\s*)?(\w[\w-]*)?\s*\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
 _CAPTION = re.compile(r"^:caption: (\S+)\n+")
+_NUMBER = re.compile(r"\b[0-9a-f]{8}\b|\d+(?:\.\d+)?")  # or the beginning of an id
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a page: its language, the file it is, its text."""
+    """One block of a page: its language, the file it is, its text, and whether its numbers are those of one day."""
 
     language: str
     file: str
     text: str
+    numbers_differ: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,26 +48,29 @@ class Command:
 
     line: str
     promised: str
+    numbers_differ: bool = False
 
 
 def blocks(page: str) -> Iterator[Block]:
     """The blocks that can be executed, in order."""
-    for directive, language, text in _FENCE.findall(page):
+    for differ, directive, language, text in _FENCE.findall(page):
         caption = _CAPTION.match(text)
         if directive not in ("", "code-block") or (language not in ("python", "console") and not caption):
             continue
-        yield Block(language, caption[1] if caption else "", text[caption.end() :] if caption else text)
+        yield Block(language, caption[1] if caption else "", text[caption.end() :] if caption else text, bool(differ))
 
 
-def commands(session: str) -> Iterator[Command]:
+def commands(block: Block) -> Iterator[Command]:
     """The typed lines of a console block."""
-    for part in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         line, _, promised = part.partition("\n")
-        yield Command(line, promised.strip("\n"))
+        yield Command(line, promised.strip("\n"), block.numbers_differ)
 
 
-def fits(promised: str, found: str) -> bool:
+def fits(promised: str, found: str, *, numbers_differ: bool = False) -> bool:
     """Whether output is what the page promises."""
+    if numbers_differ:
+        promised, found = (_NUMBER.sub("0", text) for text in (promised, found))
     promised, found = (re.sub(r" {2,}", "  ", text) for text in (promised, found))  # columns are as wide as their data
     lines = [line.rstrip() for line in found.strip("\n").splitlines()]
     pattern = "".join(
@@ -81,8 +89,9 @@ def environment(programs: Path) -> dict[str, str]:
 def apart(page: str) -> str:
     """The page with topics and ports of its own: other tests use the same broker and machine."""
     page = page.replace("shop.orders", f"shop.orders.{uuid4().hex[:8]}")
-    for port, free in zip(("8000", "8001"), free_ports(2), strict=True):
-        page = page.replace(f"localhost:{port}", f"127.0.0.1:{free}").replace(f"--port {port}", f"--port {free}")
+    for port, free in zip(("8000", "8001", "9464"), free_ports(3), strict=True):
+        page = page.replace(f"localhost:{port}", f"127.0.0.1:{free}")
+        page = page.replace(f"--port {port}", f"--port {free}").replace(f"PORT={port}", f"PORT={free}")
     return page
 
 
@@ -124,7 +133,7 @@ class Reader:
             argv = [sys.executable, "-W", "error", "-c", block.text]
             subprocess.run(argv, cwd=self._folder, env=self._environment, timeout=DEADLINE, check=True)
             return 1
-        typed = list(commands(block.text))
+        typed = list(commands(block))
         for command in typed:
             self._type(command)
         return len(typed)
@@ -156,7 +165,7 @@ class Reader:
         deadline = time.monotonic() + DEADLINE
         while True:
             found = self._output(argv)
-            if fits(command.promised, found):
+            if fits(command.promised, found, numbers_differ=command.numbers_differ):
                 return
             # A command that only looks may look again; whatever changes something has one try.
             repeatable = re.match(r"outboxkit (status|dlq list|dlq show)", command.line)

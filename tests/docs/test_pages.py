@@ -19,7 +19,7 @@ from outboxkit_relay.cli.program import program
 from outboxkit_relay.lifecycle import Exit
 from outboxkit_relay.settings import PREFIX, Settings
 from tests import servers
-from tests.docs.blocks import Reader, apart, blocks, environment, fits
+from tests.docs.blocks import Reader, apart, blocks, commands, environment, fits
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -73,6 +73,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _text(page: Path) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.read_text())).split())
+
+
+def test_the_numbers_of_one_day_are_no_promise() -> None:
+    page = (
+        "<!-- numbers differ -->\n```console\n$ count\n 1.2 s  placed 7  1f00ba47\n```\n```console\n$ count\n1\n```\n"
+    )
+    differ, same = blocks(page)
+    (command,) = commands(differ)
+
+    assert not same.numbers_differ
+    assert fits(command.promised, " 13 s  placed 19  019ab3cd", numbers_differ=True)
+    assert not fits(command.promised, " 13 s  killed 19  019ab3cd", numbers_differ=True)
+    assert not fits(command.promised, " 13 s  placed 7  1f00ba47")
 
 
 def test_the_pages_build_without_a_warning(built: Path) -> None:
