@@ -15,6 +15,21 @@ from outboxkit_relay.lifecycle import Exit
 __all__ = ["report"]
 
 _INTERRUPTED = 130
+_EXTRAS = {  # modules that an extra brings; any other belongs to the application that was loaded
+    "aiormq",
+    "aiosqlite",
+    "confluent_kafka",
+    "fastavro",
+    "pamqp",
+    "prometheus_client",
+    "psycopg",
+    "psycopg_pool",
+    "pydantic",
+    "pydantic_settings",
+    "rich",
+    "structlog",
+    "tenacity",
+}
 
 
 def report(error: Exception) -> int:
@@ -28,7 +43,9 @@ def report(error: Exception) -> int:
     if isinstance(error, click.Abort):
         return _INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else Exit.FAILED
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("outboxkit"):
-        return _say(f"this command needs the module {error.name}; run: pip install 'outboxkit[all]'", Exit.USAGE)
+        ours = (error.name or "").partition(".")[0] in _EXTRAS
+        what = "run: pip install 'outboxkit[all]'" if ours else "is it installed in this environment?"
+        return _say(f"this command needs the module {error.name}; {what}", Exit.USAGE)
     if isinstance(error, ConfigurationError):
         return _say(error.message, Exit.USAGE)
     if isinstance(error, OutboxKitError):

@@ -81,6 +81,16 @@ def test_an_interrupted_question_is_an_interrupt() -> None:
     assert failures.report(error) == 130
 
 
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("psycopg", "run: pip install 'outboxkit[all]'"), ("fastapi.testing", "is it installed in this environment?")],
+)
+def test_a_missing_module_is_blamed_on_who_needs_it(module: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert failures.report(ModuleNotFoundError(name=module)) == 2
+
+    assert capfd.readouterr().err == f"outboxkit: this command needs the module {module}; {words}\n"
+
+
 def test_an_unexpected_error_names_its_place_and_keeps_its_text(capfd: pytest.CaptureFixture[str]) -> None:
     try:
         dict[str, int]()["customer 4711 owes"]
