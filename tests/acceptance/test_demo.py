@@ -280,6 +280,21 @@ def test_an_ended_demo_leaves_no_process_behind(tmp_path: Path, number: signal.S
     assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
 
 
+@pytest.mark.timeout(SECONDS + 10)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_ended_demo_takes_its_postgres_along(passable: Path, number: signal.Signals) -> None:
+    with _demo(passable, "--orders", "1000", "--postgres") as process:
+        _read_until(process, "are up")
+        assert any("/postgres" in command for command in _left(passable))
+
+        process.send_signal(number)
+        process.wait(SECONDS)
+
+    _, alive = psutil.wait_procs([child for child in psutil.process_iter() if _works_in(child, passable)], timeout=20)
+    assert not alive
+    assert [file.name for file in passable.iterdir() if "postgres" in file.name] == []
+
+
 def _works_in(process: psutil.Process, folder: Path) -> bool:
     try:
         return process.cwd().startswith(str(folder))
