@@ -41,6 +41,7 @@ _WATCH_SECONDS: Final = 0.25
 _END_SECONDS: Final = 10.0
 _PROBE_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
+_CANCEL_SECONDS: Final = 0.1
 
 
 class RabbitPublisher:
@@ -265,9 +266,12 @@ class _Lane:
             await channel.abandon(f"not confirmed within {limit:g} s")
 
     async def stop(self) -> None:
-        self._task.cancel()
+        # Again until it ends: in Python 3.11 `wait_for` swallows a cancellation that meets what it waited for.
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS)
         with suppress(asyncio.CancelledError):
-            await self._task
+            self._task.result()
 
 
 async def _trouble_with(connection: Connection, name: str) -> Trouble | None:
