@@ -146,12 +146,17 @@ def _world(
 
 
 def _write(world: World, topic: str) -> list[str]:
-    """Fifty events over five keys, and between them a few that no broker takes; returns their ids, those last."""
+    """Fifty events over five keys, and then a few that no broker takes; returns their ids, in this order.
+
+    A refusal comes at once: were these among the first, they would be what the first hits meet.
+    """
     good = [message(topic, f"k{number % KEYS}", number, number // KEYS) for number in range(EVENTS)]
     bad = [message(topic, f"bad{number}", number, 0, filler="x" * 2 * LARGEST) for number in range(UNDELIVERABLE)]
     for start in range(0, EVENTS, 10):
         with world.engine.begin() as connection:
-            outbox.write(connection, [*good[start : start + 10], *bad[start // 10 : start // 10 + 1]])
+            outbox.write(connection, good[start : start + 10])
+    with world.engine.begin() as connection:
+        outbox.write(connection, bad)
     return [one.id for one in (*good, *bad)]
 
 
