@@ -19,6 +19,7 @@ from sqlalchemy import (
     JSON,
     TIMESTAMP,
     BigInteger,
+    Boolean,
     Column,
     ColumnElement,
     Identity,
@@ -33,6 +34,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    bindparam,
     event,
     literal,
 )
@@ -42,6 +44,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlalchemy import Dialect
     from sqlalchemy.types import TypeEngine
 
@@ -50,6 +54,7 @@ __all__ = [
     "SHARDS",
     "VERSION",
     "Instant",
+    "any_of",
     "database_now",
     "dead_letters",
     "inbox_batches",
@@ -185,6 +190,28 @@ def database_now(offset: timedelta | ColumnElement[float] | None = None) -> Colu
     if offset is None:
         return _DatabaseNow()
     return _DatabaseNow(literal(offset.total_seconds()) if isinstance(offset, timedelta) else offset)
+
+
+class _AnyOf(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_AnyOf, "postgresql")
+def _postgresql_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} = ANY({values})"
+
+
+@compiles(_AnyOf, "sqlite")
+def _sqlite_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({values}))"  # noqa: S608  a column, and a placeholder
+
+
+def any_of(column: ColumnElement[int], numbers: Collection[int]) -> ColumnElement[bool]:
+    """``column IN numbers`` with one bound value: a list of as many values would be compiled again and again."""
+    return _AnyOf(column, bindparam(None, sorted(numbers), _Array(SmallInteger())))
 
 
 _Big: Final = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up only an INTEGER PRIMARY KEY

@@ -41,6 +41,7 @@ __all__ = [
     "head_of",
     "hold",
     "how_many_stops",
+    "is_due",
     "join_the_line",
     "park",
     "request",
@@ -60,6 +61,13 @@ StoppedKey = tuple[str, bytes]  #: (topic, key)
 _REST: Final = timedelta(minutes=1)  # a head that is to be skipped is not tried again before its relay skips it
 _ERROR_TEXT: Final = 500  # characters: enough to understand, never a payload
 _COPIED: Final = [column.name for column in _HOT.columns if column.name not in ("xid", "position")]
+_NOW: Final = select(tables.database_now()).scalar_subquery()  # once, so that the index on due_at can serve
+_SOMETHING_IS_DUE: Final = select(
+    or_(
+        exists().where(_WAITING.c.due_at <= _NOW),
+        exists().where(_STOPPED.c.reason == "retry", _STOPPED.c.due_at <= _NOW),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,8 +242,16 @@ def stopped_keys(connection: Connection, shards: Collection[int]) -> frozenset[S
 
     Transaction: joins the caller's; reads only.
     """
-    found = connection.execute(select(_STOPPED.c.topic, _STOPPED.c.key).where(_STOPPED.c.shard.in_(sorted(shards))))
+    found = connection.execute(select(_STOPPED.c.topic, _STOPPED.c.key).where(tables.any_of(_STOPPED.c.shard, shards)))
     return frozenset((topic, bytes(key)) for topic, key in found)
+
+
+def is_due(connection: Connection) -> bool:
+    """Whether some message that waits may be due, of any shard: so cheap that it can be asked many times a second.
+
+    Transaction: joins the caller's; reads only.
+    """
+    return bool(connection.execute(_SOMETHING_IS_DUE).scalar_one())
 
 
 def due_rows(
@@ -273,7 +289,7 @@ def due_rows(
         select(waits.id, func.length(waits.payload))
         .outerjoin(_STOPPED, key_is_due)
         .where(
-            waits.shard.in_(sorted(shards)),
+            tables.any_of(waits.shard, shards),
             waits.topic.not_in(sorted(without)),
             or_(alone, and_(_STOPPED.c.topic.is_not(None), waits.reason != "scheduled", is_head)),
             *_not_held(holds),
@@ -329,7 +345,7 @@ def enqueue_scheduled(connection: Connection, shards: Collection[int], limit: in
             select(_WAITING.c.id)
             .where(
                 _WAITING.c.reason == "scheduled",
-                _WAITING.c.shard.in_(sorted(shards)),
+                tables.any_of(_WAITING.c.shard, shards),
                 _WAITING.c.due_at <= tables.database_now(),
             )
             .order_by(_WAITING.c.due_at, _WAITING.c.id)

@@ -152,10 +152,11 @@ class Destination:
 
     def take(self, limit: int) -> list[Row]:
         """The next rows to hand over, all of one kind."""
-        taken: list[Row] = []
         queue = self.queue
-        while queue and len(taken) < limit and (not taken or queue[0].kind == taken[0].kind):
-            taken.append(queue.popleft())
+        taken = [queue.popleft() for _ in range(min(limit, len(queue)))]
+        other = next((at for at, row in enumerate(taken) if row.kind != taken[0].kind), len(taken))
+        queue.extendleft(reversed(taken[other:]))
+        del taken[other:]
         self.held -= len(taken)
         return taken
 

@@ -49,7 +49,7 @@ def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
             (_STOPPED.c.reason == "parked").label("parked"),
             (_STOPPED.c.due_at > tables.database_now()).label("resting"),
         )
-        .where(_STOPPED.c.shard.in_(sorted(shards)), _STOPPED.c.request.is_not(None))
+        .where(tables.any_of(_STOPPED.c.shard, shards), _STOPPED.c.request.is_not(None))
         .with_for_update(skip_locked=True)
     )
     for row in connection.execute(asked).all():

@@ -281,7 +281,7 @@ class Relay:
         return self._direct.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def _fetch(self, connection: Connection, command: Fetch) -> Fetched:
-        due = self._waiting_room(command) if command.look else []
+        due = self._waiting_room(command) if command.look and waiting.is_due(connection) else []
         page = outbox.read(connection, command.reading)
         return Fetched(command.lane, page, due, self._claimed(connection, page.rows or due))
 

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -66,6 +67,7 @@ _FAILURES: Final[Mapping[int, Failure]] = {
     KafkaError._FENCED: Failure.FENCED,
 }
 
+_PAYLOAD: Final = attrgetter("payload")
 _POLL_SECONDS: Final = 0.005  # bounds how long a new batch waits while reports are awaited
 _IDLE_SECONDS: Final = 0.5  # serves librdkafka's log and error events while nothing is in flight
 _DRAIN_SECONDS: Final = 10.0  # after a purge every outcome is there within milliseconds
@@ -98,7 +100,7 @@ class _Pending:
         self.partitions = [-1] * self.left
         self.offsets = [-1] * self.left
         self.refusals: list[Refusal] = []
-        self.size = sum(len(row.payload) for row in batch.rows)
+        self.size = sum(map(len, map(_PAYLOAD, batch.rows)))
 
     def refuse(self, index: int, failure: Failure, text: str) -> None:
         self.refusals.append(Refusal(index, failure, text[:_TEXT_LIMIT]))

@@ -66,7 +66,7 @@ def _hot(connection: Connection, key: str) -> list[Row]:
     found = connection.execute(
         select(*(hot[name] for name in names)).where(hot.key == key.encode()).order_by(hot.position)
     )
-    return [Row._make((*row, 0, None)) for row in found]
+    return [Row.of(*row) for row in found]
 
 
 def _ask(engine: Engine, what: Request, position: int | None = None) -> bool:
