@@ -238,6 +238,7 @@ def _of_relay(found: Snapshot, transport: str) -> Iterator[Metric]:
     yield _counter("relay_publish_failures", "Messages that it has not.", ("topic", "reason"), found.failures)
     text = "Messages that were missed at first: anything but 0 is a defect to report."
     yield _counter("relay_found_by_rescan", text, (), {(): found.found_by_rescan})
+    yield _counter("relay_fenced", "Steps refused because the lease had ended.", (), {(): found.fenced})
 
 
 def _backlog(connection: Connection) -> Iterator[Metric]:

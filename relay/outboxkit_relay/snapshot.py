@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from outboxkit_relay.breaker import CircuitState
-from outboxkit_relay.dialogue import Answered, Claimed, Fetched, Missed, Owned, Settled
+from outboxkit_relay.dialogue import Answered, Claimed, Fenced, Fetched, Missed, Owned, Settled
 
 if TYPE_CHECKING:
     from outboxkit.brokers import Receipts
@@ -52,6 +52,7 @@ class Snapshot:
         queued: messages in its memory.
         in_flight: messages at the broker.
         found_by_rescan: messages that only the watchdog has found.
+        fenced: how often its lease had ended when it wanted to go on: what it did then had no effect.
         destinations: topics it knows.
         paused: those that the broker takes nothing for.
         circuits: the circuit of each.
@@ -70,6 +71,7 @@ class Snapshot:
     queued: int
     in_flight: int
     found_by_rescan: int
+    fenced: int = 0
     destinations: tuple[str, ...]
     paused: tuple[Paused, ...]
     published: Mapping[str, int]
@@ -85,12 +87,15 @@ class Tally:
     published: Counter[str] = field(default_factory=Counter)
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     heard: float = 0.0
+    fenced: int = 0
     _named: set[str] = field(default_factory=set)
 
     def count(self, state: State, event: Event, at: float) -> None:
         """Takes an event in, before the core does."""
         if isinstance(event, _FROM_DATABASE):
             self.heard = at
+        elif isinstance(event, Fenced):
+            self.fenced += 1
         elif isinstance(event, Answered):
             found = next((one for one in state.destinations.values() if event.number in one.flights), None)
             if found is not None:
@@ -111,6 +116,7 @@ class Tally:
             queued=state.held,
             in_flight=state.in_flight,
             found_by_rescan=state.found_by_rescan,
+            fenced=self.fenced,
             destinations=tuple(one.topic for one in destinations),
             paused=tuple(
                 Paused(topic=one.topic, failure=one.trouble.failure.value, reason=one.trouble.text)

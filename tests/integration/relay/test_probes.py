@@ -94,6 +94,7 @@ def test_a_relay_that_publishes_is_alive_and_ready_and_counts(engine: Engine, mo
     assert found["outboxkit_relay_shards_owned",] == tables.SHARDS
     assert found["outboxkit_destination_paused", "orders"] == 0
     assert found["outboxkit_relay_found_by_rescan_total",] == 0
+    assert found["outboxkit_relay_fenced_total",] == 0
     assert found["outboxkit_build_info", "1.2.3", sys.version.split()[0]] == 1
     assert ("outboxkit_outbox_pending_messages", "orders") not in found
 
