@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import sys
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +62,12 @@ def producing(source: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def handling(message: Message) -> Iterator[None]:
-    """Marks the block as the handling of a message: what is emitted inside is caused by it."""
-    with _set(_message, message), _set(_correlation, ""):
+    """Marks the block as the handling of a message: what is emitted inside is caused by it.
+
+    With OpenTelemetry in the process, spans that the block starts go on with the trace in which the message was
+    emitted; a span that is there already, of a consumer's own instrumentation, stays the current one.
+    """
+    with _set(_message, message), _set(_correlation, ""), _tracing(message):
         yield
 
 
@@ -92,13 +96,39 @@ def source() -> str:
 def trace_headers() -> Headers:
     """The W3C trace context as headers: the current span's, else that of the message being handled, else none."""
     carrier: dict[str, str] = {}
-    if "opentelemetry" in sys.modules:  # never imported by us: without it in the process there is no span to find
-        tracecontext = importlib.import_module("opentelemetry.trace.propagation.tracecontext")
-        tracecontext.TraceContextTextMapPropagator().inject(carrier)
+    if _has_tracing():
+        _propagator().inject(carrier)
     if carrier:
         return tuple((name, carrier[name].encode()) for name in _TRACE if carrier.get(name))
     message = _message.get()
-    return tuple(header for header in message.headers if header[0] in _TRACE) if message else ()
+    return _trace_of(message) if message else ()
+
+
+def _trace_of(message: Message) -> Headers:
+    return tuple(header for header in message.headers if header[0] in _TRACE)
+
+
+def _has_tracing() -> bool:
+    return "opentelemetry.trace" in sys.modules  # never imported by us: without it in the process there is no span
+
+
+def _propagator() -> Any:
+    module = importlib.import_module("opentelemetry.trace.propagation.tracecontext")
+    return module.TraceContextTextMapPropagator()
+
+
+@contextlib.contextmanager
+def _tracing(message: Message) -> Iterator[None]:
+    carrier = {name: value.decode("ascii", "replace") for name, value in _trace_of(message)}
+    if not carrier or not _has_tracing() or sys.modules["opentelemetry.trace"].get_current_span().is_recording():
+        yield
+        return
+    current = importlib.import_module("opentelemetry.context")
+    token = current.attach(_propagator().extract(carrier))
+    try:
+        yield
+    finally:
+        current.detach(token)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import types
 from typing import Any
 
 import pytest
@@ -61,17 +59,3 @@ def test_another_thread_starts_empty() -> None:
         thread.join()
 
     assert found == [""]
-
-
-def test_the_current_span_wins_over_the_handled_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Propagator:
-        def inject(self, carrier: dict[str, str]) -> None:
-            carrier.update({"traceparent": "00-current", "tracestate": "", "baggage": "secret"})
-
-    fake: Any = types.ModuleType("opentelemetry.trace.propagation.tracecontext")
-    fake.TraceContextTextMapPropagator = Propagator
-    monkeypatch.setitem(sys.modules, "opentelemetry", types.ModuleType("opentelemetry"))
-    monkeypatch.setitem(sys.modules, "opentelemetry.trace.propagation.tracecontext", fake)
-
-    with context.handling(came(headers=(TRACE,))):
-        assert context.trace_headers() == (("traceparent", b"00-current"),)
