@@ -180,8 +180,8 @@ def from_plain(cls: type, data: object) -> Any:
 
 def _made(cls: type, data: object, path: str) -> Any:
     try:
-        if callable(validate := getattr(cls, "model_validate", None)):  # pydantic
-            return validate(data)
+        if callable(validate := getattr(cls, "model_validate", None)):  # pydantic, which takes all text but base64
+            return validate(_with_bytes(cls, data, path))
         if not isinstance(data, Mapping):
             raise _unfit(path, "fields", data)
         hints = _hints(cls)
@@ -191,6 +191,46 @@ def _made(cls: type, data: object, path: str) -> Any:
         if isinstance(error, DecodeError):
             raise
         raise DecodeError(f"{path or cls.__qualname__}: {error}", path=path or _missing(cls, data)) from error
+
+
+def _with_bytes(hint: Any, value: Any, path: str, facts: Collection[object] = ()) -> Any:
+    """Plain data as a pydantic model takes it: what we wrote in base64 is bytes again, and names are its aliases."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _with_bytes(inner[0], value, path, inner[1:])
+    if origin in (Union, types.UnionType):
+        others = [one for one in inner if one is not type(None)]
+        return _with_bytes(others[0], value, path, facts) if others and str not in others else value
+    if hint is bytes and isinstance(value, str) and not any(hasattr(fact, "encoder") for fact in facts):
+        return _fit_scalar(bytes, value, path)  # what has an encoder, as Base64Bytes, decodes by itself
+    if isinstance(value, Mapping):
+        return _fields_with_bytes(hint, inner, value, path)
+    if isinstance(value, list) and inner:
+        each = inner if origin is tuple and Ellipsis not in inner else (inner[0],) * len(value)
+        return [
+            _with_bytes(one, item, f"{path}[{at}]") for at, (one, item) in enumerate(zip(each, value, strict=False))
+        ]
+    return value
+
+
+def _fields_with_bytes(hint: Any, inner: tuple[Any, ...], value: Mapping[Any, Any], path: str) -> Any:
+    fields: Mapping[str, Any] | None = getattr(hint, "model_fields", None)
+    if fields is None:
+        return {
+            name: _with_bytes(inner[-1] if inner else Any, item, _inside(path, str(name)))
+            for name, item in value.items()
+        }
+    found = {}
+    for name, item in value.items():
+        field = fields.get(name)
+        if field is None:
+            found[name] = item
+            continue
+        alias = field.validation_alias or field.alias
+        found[alias if isinstance(alias, str) else name] = _with_bytes(
+            field.annotation, item, _inside(path, name), field.metadata
+        )
+    return found
 
 
 @functools.cache

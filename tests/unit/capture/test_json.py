@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import enum
+import json
 import math
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -251,3 +253,59 @@ def test_a_missing_field_is_named_and_a_new_one_is_ignored() -> None:
     assert caught.value.path == "sku"
 
     assert from_plain(Line, {"sku": "a", "price": "1", "new": {}}) == Line("a", Decimal(1))
+
+
+# --- pydantic ----------------------------------------------------------------------------------------------------
+
+
+class Attachment(pydantic.BaseModel):
+    content: bytes
+
+
+@event("upload.finished")
+class UploadFinished(pydantic.BaseModel):
+    raw: bytes
+    maybe: bytes | None = None
+    many: list[bytes] = []
+    pair: tuple[str, bytes] = ("", b"")
+    by: dict[str, bytes] = {}
+    attachment: Attachment | None = None
+    attachments: list[Attachment] = []
+    own: pydantic.Base64Bytes = b""
+    limited: Annotated[bytes, pydantic.Field(max_length=4)] = b""
+    either: str | bytes = ""
+    name: str = pydantic.Field("", alias="fileName")
+    at: datetime = datetime(2026, 11, 24, 8, 30, tzinfo=UTC)
+    took: timedelta = timedelta(days=1, microseconds=7)
+    price: Decimal = Decimal("1.50")
+
+
+@given(raw=st.binary(max_size=20), text=st.text(max_size=5))
+def test_bytes_of_a_pydantic_model_come_back_wherever_they_are(raw: bytes, text: str) -> None:
+    told = UploadFinished(
+        raw=raw,
+        maybe=raw,
+        many=[raw, b""],
+        pair=(text, raw),
+        by={text: raw},
+        attachment=Attachment(content=raw),
+        attachments=[Attachment(content=raw)],
+        own=base64.b64encode(raw),
+        limited=raw[:4],
+        either=text,
+        fileName=text,
+    )
+    declared = event_type(told)
+
+    data = encode(told, declared)
+
+    assert decode(data, declared) == told
+    assert json.loads(data)["raw"] == base64.b64encode(raw).decode()
+
+
+@pytest.mark.parametrize("raw", ["not base64", "YQ", "a===", "ä"])
+def test_bytes_of_a_pydantic_model_that_are_no_base64_are_refused_with_their_path(raw: str) -> None:
+    with pytest.raises(DecodeError, match="raw") as found:
+        decode(json.dumps({"raw": raw}).encode(), event_type(UploadFinished))
+
+    assert found.value.path == "raw"
