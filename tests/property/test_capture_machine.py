@@ -18,6 +18,8 @@ from outboxkit.errors import CaptureError
 from tests.integration.capture.machine import CaptureMachine
 from tests.integration.capture.world import prepare
 
+pytestmark = pytest.mark.sqlalchemy_lines
+
 RUNS = 2_000 if os.environ.get("OUTBOXKIT_PROFILE") == "full" else 40
 STEPS = 50
 
