@@ -37,6 +37,7 @@ from sqlalchemy import (
     bindparam,
     event,
     literal,
+    text,
 )
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.compiler import compiles
@@ -217,6 +218,9 @@ def any_of(column: ColumnElement[int], numbers: Collection[int]) -> ColumnElemen
 _Big: Final = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up only an INTEGER PRIMARY KEY
 
 
+_EMPTY: Final = text("''")  # not "", whose quotes Alembic does not recognise on SQLite
+
+
 def _identity(name: str) -> Column[int]:
     return Column(name, _Big, Identity(always=True), primary_key=True)
 
@@ -349,7 +353,7 @@ outbox_audit = Table(
     Column("who", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("target", Text, nullable=False),
-    Column("why", Text, nullable=False, server_default=""),
+    Column("why", Text, nullable=False, server_default=_EMPTY),
     comment="who did what, append only",
 )
 
@@ -359,7 +363,7 @@ inbox_messages = Table(
     "inbox_messages",
     METADATA,
     Column("consumer", Text, nullable=False),
-    Column("source", Text, nullable=False, server_default=""),
+    Column("source", Text, nullable=False, server_default=_EMPTY),
     Column("message_id", Text, nullable=False),
     Column("content_hash", LargeBinary),
     Column("handled_at", Instant, nullable=False, server_default=_DatabaseNow()),
@@ -410,7 +414,7 @@ dead_letters = Table(
     METADATA,
     Column("id", Uuid, primary_key=True),
     Column("side", String(8), nullable=False),
-    Column("consumer", Text, nullable=False, server_default=""),
+    Column("consumer", Text, nullable=False, server_default=_EMPTY),
     Column("state", String(10), nullable=False, server_default="dead"),
     Column("generation", Integer, nullable=False, server_default="0"),
     Column("parent_id", Uuid),
@@ -418,19 +422,19 @@ dead_letters = Table(
     Column("topic", Text, nullable=False),
     Column("key", LargeBinary),
     Column("message_id", Text, nullable=False),
-    Column("source", Text, nullable=False, server_default=""),
+    Column("source", Text, nullable=False, server_default=_EMPTY),
     Column("type", Text, nullable=False),
     Column("kind", String(8), nullable=False),
     Column("headers", LargeBinary, nullable=False),
     Column("payload", LargeBinary),
-    Column("origin", Text, nullable=False, server_default=""),
+    Column("origin", Text, nullable=False, server_default=_EMPTY),
     Column("position", BigInteger),
     # the failure
     Column("failure", String(16), nullable=False),
     Column("stage", String(16), nullable=False),
     Column("error_class", Text, nullable=False),
     Column("error", Text, nullable=False),
-    Column("path", Text, nullable=False, server_default=""),
+    Column("path", Text, nullable=False, server_default=_EMPTY),
     Column("byte_offset", BigInteger),
     Column("attempts", Integer, nullable=False),
     Column("first_failed_at", Instant, nullable=False, server_default=_DatabaseNow()),
@@ -438,8 +442,8 @@ dead_letters = Table(
     Column("closed_at", Instant),
     Column("fingerprint", String(16), nullable=False),
     # schema facts
-    Column("writer_schema", Text, nullable=False, server_default=""),
-    Column("reader_schema", Text, nullable=False, server_default=""),
+    Column("writer_schema", Text, nullable=False, server_default=_EMPTY),
+    Column("reader_schema", Text, nullable=False, server_default=_EMPTY),
     Column("problems", JSON),
     Index("dead_letters_state", "state", "died_at"),
     Index("dead_letters_message", "message_id"),
@@ -451,7 +455,7 @@ outbox_schemas = Table(
     METADATA,
     Column("fingerprint", String(64), nullable=False),
     Column("role", String(8), nullable=False),
-    Column("consumer", Text, nullable=False, server_default=""),
+    Column("consumer", Text, nullable=False, server_default=_EMPTY),
     Column("type", Text, nullable=False),
     Column("text", Text, nullable=False),
     Column("seen_at", Instant, nullable=False, server_default=_DatabaseNow()),

@@ -118,8 +118,16 @@ def test_alembic_sees_no_difference_after_the_tables_joined_the_applications_met
     metadata.create_all(empty)
 
     with empty.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": False})
-        assert compare_metadata(context, metadata) == []
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        differences = compare_metadata(context, metadata)
+
+    # SQLite has no identity columns; told to compare defaults, Alembic wants to make each of ours one.
+    identities = {
+        (table.name, column.name) for table in metadata.sorted_tables for column in table.c if column.identity
+    }
+    sqlite_only = set() if empty.dialect.name == "postgresql" else identities
+    assert {(change[2], change[3]) for (change,) in differences} <= sqlite_only
+    assert {change[0] for (change,) in differences} <= {"modify_default"}
 
 
 def test_the_frozen_schema_of_version_1_still_takes_what_todays_code_writes(database_url: str) -> None:
