@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
+import urllib.request
 
 import pytest
 from sqlalchemy import text
@@ -31,7 +33,7 @@ def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joi
     reader: Kafka | RabbitMQ,
 ) -> None:
     consumer = world.start("consume", "tests.acceptance.shop:billing")
-    zombie = world.start("relay", "run")
+    zombie = world.start("relay", "run", OUTBOXKIT_PROBES__PORT="0")
     world.until(lambda: world.said(zombie, "relay.joined"), "the relay has joined")
     writer = world.load(KEYS)
     world.until(lambda: world.scalar(EVIDENCED) > 0, "it publishes")
@@ -44,6 +46,7 @@ def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joi
     zombie.send_signal(signal.SIGCONT)
     world.until(lambda: len(world.said(zombie, "relay.joined")) == 2, "it joins again")
     assert [line["relay"] for line in world.said(zombie, "lease.lost")] == [old], "void: nothing of it was fenced"
+    world.until(lambda: fenced(world, zombie) == 1, "what was fenced is counted")
     new = world.said(zombie, "relay.joined")[1]["relay"]
     world.until(lambda: world.scalar(f"SELECT count(*) FROM outbox_ledger WHERE relay = '{new}'") > 0, "it works again")
     writer.finish()
@@ -56,6 +59,14 @@ def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joi
     are_right(world, reader)
     assert world.scalar("SELECT count(*) FROM invoices") == orders
     assert effects_are_in_order(world)
+
+
+def fenced(world: World, relay: subprocess.Popen[bytes]) -> float:
+    """What the relay's own metrics say."""
+    (line,) = world.said(relay, "probes.listening")
+    with urllib.request.urlopen(f"http://127.0.0.1:{line['port']}/metrics", timeout=10) as answer:
+        (value,) = re.findall(r"^outboxkit_relay_fenced_total (\S+)$", answer.read().decode(), re.MULTILINE)
+    return float(value)
 
 
 def _evidenced_by_others(token: str) -> str:
