@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import and_, case, delete, exists, func, insert, literal, or_, select, update
 
 from outboxkit import tables
-from outboxkit.control import NOTHING_PAUSED, Holds
 from outboxkit.dialects import dialect_of
 from outboxkit.message import Row, shard_of
 from outboxkit.outbox import shards_of
@@ -35,8 +34,6 @@ __all__ = [
     "StoppedKey",
     "bring_back",
     "bury",
-    "due_rows",
-    "enqueue_scheduled",
     "go_on",
     "head_of",
     "hold",
@@ -45,6 +42,7 @@ __all__ = [
     "join_the_line",
     "park",
     "request",
+    "row_columns",
     "set_aside",
     "stopped_keys",
     "stops",
@@ -254,73 +252,13 @@ def is_due(connection: Connection) -> bool:
     return bool(connection.execute(_SOMETHING_IS_DUE).scalar_one())
 
 
-def due_rows(
-    connection: Connection,
-    shards: Collection[int],
-    *,
-    without: Collection[str],
-    limit: int,
-    holds: Holds = NOTHING_PAUSED,
-    most_bytes: int = 16 << 20,
-) -> list[Row]:
-    """Waiting rows whose time has come: heads of stopped keys, and rows without a key. At most one row a key.
-
-    No more of them than have payloads of so many bytes together, but one. What operators have paused is not among them,
-    and what stands behind it in its key is no head.
-
-    Transaction: joins the caller's; reads only.
-    """
-    waits = _WAITING.c
-    ahead = _WAITING.alias()
-    is_head = ~exists().where(
-        ahead.c.topic == waits.topic,
-        ahead.c.key == waits.key,
-        ahead.c.reason != "scheduled",
-        ahead.c.position < waits.position,
-    )
-    key_is_due = and_(
-        _STOPPED.c.topic == waits.topic,
-        _STOPPED.c.key == waits.key,
-        _STOPPED.c.reason == "retry",
-        _STOPPED.c.due_at <= tables.database_now(),
-    )
-    alone = and_(waits.key.is_(None), waits.reason == "retry", waits.due_at <= tables.database_now())
-    statement = (
-        select(waits.id, func.length(waits.payload))
-        .outerjoin(_STOPPED, key_is_due)
-        .where(
-            tables.any_of(waits.shard, shards),
-            waits.topic.not_in(sorted(without)),
-            or_(alone, and_(_STOPPED.c.topic.is_not(None), waits.reason != "scheduled", is_head)),
-            *_not_held(holds),
-        )
-        .order_by(waits.position)
-        .limit(limit)
-    )
-    due: list[int] = []
-    size = 0
-    for waiting_id, length in connection.execute(statement):
-        size += length
-        if due and size > most_bytes:
-            break
-        due.append(waiting_id)
-    rows = select(*_row_columns()).where(waits.id.in_(due)).order_by(waits.position)
-    return [Row.of(*row) for row in connection.execute(rows)] if due else []
-
-
-def _not_held(holds: Holds) -> list[Any]:
-    types = [_WAITING.c.type.not_in(sorted(holds.types))] if holds.types else []
-    keys = [~and_(_WAITING.c.topic == topic, _WAITING.c.key == key) for topic, key in sorted(holds.keys)]
-    return [*types, *(or_(_WAITING.c.key.is_(None), key) for key in keys)]
-
-
 def head_of(connection: Connection, topic: str, key: bytes) -> tuple[Row, str] | None:
     """The first waiting row of a key, and why it failed the last time.
 
     Transaction: joins the caller's; reads only.
     """
     line = (_WAITING.c.topic == topic, _WAITING.c.key == key, _WAITING.c.reason != "scheduled")
-    first = select(*_row_columns(), _WAITING.c.error).where(*line).order_by(_WAITING.c.position).limit(1)
+    first = select(*row_columns(), _WAITING.c.error).where(*line).order_by(_WAITING.c.position).limit(1)
     found = connection.execute(first).one_or_none()
     return None if found is None else (Row.of(*found[:-1]), found.error or "")
 
@@ -332,32 +270,6 @@ def try_now(connection: Connection, topic: str, key: bytes) -> None:
     """
     this = and_(_STOPPED.c.topic == topic, _STOPPED.c.key == key, _STOPPED.c.reason == "retry")
     connection.execute(update(_STOPPED).where(this).values(request=None, due_at=tables.database_now()))
-
-
-def enqueue_scheduled(connection: Connection, shards: Collection[int], limit: int) -> int:
-    """Moves scheduled messages that are due into the hot table: their order is their due time.
-
-    Transaction: the caller's, fenced.
-    """
-    due = [
-        row.id
-        for row in connection.execute(
-            select(_WAITING.c.id)
-            .where(
-                _WAITING.c.reason == "scheduled",
-                tables.any_of(_WAITING.c.shard, shards),
-                _WAITING.c.due_at <= tables.database_now(),
-            )
-            .order_by(_WAITING.c.due_at, _WAITING.c.id)
-            .limit(limit),
-        )
-    ]
-    if due:
-        mine = _WAITING.c.id.in_(due)
-        rows = select(*(_WAITING.c[name] for name in _COPIED)).where(mine).order_by(_WAITING.c.due_at, _WAITING.c.id)
-        connection.execute(insert(_HOT).from_select(_COPIED, rows))
-        connection.execute(delete(_WAITING).where(mine))
-    return len(due)
 
 
 def hold(connection: Connection, held: Hold) -> None:
@@ -471,7 +383,7 @@ def bring_back(connection: Connection, position: int | None, message: dict[str, 
     go_on(connection, [(topic, key)])
 
 
-def _row_columns() -> list[Any]:
+def row_columns() -> list[Any]:
     """The columns of a `Row`, of the waiting room."""
     waits = _WAITING.c
     message = (waits.topic, waits.key, waits.type, waits.kind, waits.payload, waits.headers)

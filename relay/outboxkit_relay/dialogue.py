@@ -58,12 +58,14 @@ class Owned:
         surplus: it should give some back.
         stopped: the keys of these shards that are stopped.
         holds: what operators have paused.
+        more: (once) something is unpublished elsewhere, or waits for its next try.
     """
 
     shards: frozenset[int]
     surplus: bool
     stopped: frozenset[StoppedKey]
     holds: Holds = NOTHING_PAUSED
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, literal, select, update
 
-from outboxkit import tables
+from outboxkit import due, tables
 from outboxkit.errors import LeaseLost
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime, timedelta
     from uuid import UUID
 
     from sqlalchemy import Connection
 
-__all__ = ["balance", "leave", "register", "renew"]
+    from outboxkit.control import Holds
+
+__all__ = ["balance", "is_anything_left", "leave", "live_relays", "register", "renew"]
 
 _RELAYS = tables.outbox_relays
 _SHARDS = tables.outbox_shards
@@ -91,6 +94,21 @@ def live_relays(connection: Connection) -> int:
     """
     live = select(func.count()).select_from(_RELAYS).where(_RELAYS.c.expires_at > tables.database_now())
     return connection.execute(live).scalar_one()
+
+
+def is_anything_left(connection: Connection, shards: Collection[int], holds: Holds) -> bool:
+    """Whether messages are unpublished in shards of other relays, live or dead, or wait for their next try anywhere.
+
+    What operators have paused, what is parked and what is scheduled for later does not count.
+
+    Transaction: the caller's; reads only.
+    """
+    hot = tables.outbox_messages.c
+    elsewhere = select(literal(1)).where(hot.shard.not_in(sorted(shards)), hot.topic.not_in(sorted(holds.destinations)))
+    if connection.execute(elsewhere.limit(1)).first() is not None:
+        return True
+    every = connection.execute(select(_SHARDS.c.shard)).scalars().all()
+    return bool(due.due_rows(connection, every, without=holds.destinations, limit=1, holds=holds, whenever=True))
 
 
 def _bury_the_dead(connection: Connection) -> frozenset[UUID]:

@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from outboxkit import control, dead_letters, outbox, waiting
+from outboxkit import control, dead_letters, due, outbox, waiting
 from outboxkit.errors import LeaseLost
 from outboxkit.failpoints import failpoint
 from outboxkit.policy import Followers, full_jitter
@@ -306,8 +306,8 @@ class Relay:
         reading = command.reading
         with self._engine.begin() as connection:
             outbox.fence(connection, self._id)
-            waiting.enqueue_scheduled(connection, reading.shards, reading.limit)
-            return waiting.due_rows(
+            due.enqueue_scheduled(connection, reading.shards, reading.limit)
+            return due.due_rows(
                 connection,
                 reading.shards,
                 without=command.without,
@@ -325,7 +325,9 @@ class Relay:
         with self._engine.begin() as connection:
             outbox.fence(connection, self._id)
             quarantine.carry_out_requests(connection, shards)
-            return Owned(shards, surplus, waiting.stopped_keys(connection, shards), control.holds(connection))
+            stopped, holds = waiting.stopped_keys(connection, shards), control.holds(connection)
+            more = self._rules.once and leases.is_anything_left(connection, shards, holds)
+            return Owned(shards, surplus, stopped, holds, more=more)
 
     # --- the settler -----------------------------------------------------------------------------------------
 

@@ -35,7 +35,8 @@ class Rules:
         patience: a batch that is not answered for so long is given up and sent again.
         lease: its length; renewed every third of it.
         most_bytes: of heavy payloads in hand; what is above is not read yet, but for the rest of a page.
-        once: leave as soon as nothing is left to publish.
+        once: leave as soon as nothing is left to publish: nothing of other relays either, and nothing that waits for
+            its next try.
         limits: of every destination that has none of its own.
         destinations: limits of those that have.
     """
@@ -78,6 +79,7 @@ class State:
         fading: settled positions, with the number of the latest read that had begun by then: it may still find them.
         heavy: of these, rows with a heavy payload: how many bytes.
         heavy_bytes: their sum.
+        more: (once) what the latest balance has told of other relays and of the waiting room.
         hinted: somebody has committed messages since the read under way began: it may not have seen them.
         waiting: ids of waiting rows in hand.
         stopped_lately: keys that settlements have stopped since the latest balance was asked for.
@@ -110,6 +112,7 @@ class State:
     busy: bool = False  # the reader is claiming, watching or balancing
     latest_lane: str = MAIN
     lease_until: datetime = LONG_AGO
+    more: bool = True
     hinted: bool = False
     wake_at: datetime = LONG_AGO
     pace_at: datetime | None = None  # when a destination with a rate may go on

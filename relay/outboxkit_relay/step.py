@@ -61,6 +61,7 @@ __all__ = ["step"]
 
 _PROBE: Final = 10  # rows: enough to see whether a destination works again, few enough to lose
 _WAITING_ROOM_EVERY: Final = timedelta(milliseconds=100)
+_ASK_EVERY: Final = timedelta(milliseconds=100)  # (once) whether something is left
 _WATCH_EVERY: Final = timedelta(minutes=1)
 _LAST_ANSWERS: Final = timedelta(seconds=5)  # after a stop has given up: an adapter that answers later is broken
 _FLOWING_FOR: Final = timedelta(seconds=1)  # after the last message, reads stay quick
@@ -88,8 +89,10 @@ def _owned(state: State, event: Owned, commands: list[Command], now: datetime) -
         for destination in state.destinations.values():
             state.forget(destination.drop())
         state.lanes.forget()
+    if not event.shards <= state.lanes.shards:
+        state.empty_rounds = 0  # of these none has been read
     state.lanes.own(event.shards)
-    state.joined, state.busy, state.surplus = True, False, event.surplus
+    state.joined, state.busy, state.surplus, state.more = True, False, event.surplus, event.more
     # What a settlement has stopped while this was asked may be missing in the answer.
     _stopped_now(state, event.stopped | state.stopped_lately)
     _hold(state, event.holds, commands, now)
@@ -98,7 +101,7 @@ def _owned(state: State, event: Owned, commands: list[Command], now: datetime) -
 
 
 def _fetched(state: State, event: Fetched, commands: list[Command], now: datetime) -> None:
-    state.reading = False
+    state.reading, state.more = False, state.more or bool(event.due)
     state.lease_until = event.until or state.lease_until
     # A scan finds what is in hand, too; and every read finds rows with transaction ids from another cluster.
     rows = [row for row in event.page.rows if row.position not in state.positions]
@@ -303,6 +306,7 @@ def _take_in_due(state: State, rows: Sequence[Row], commands: list[Command], now
 def _settle(state: State, settlement: Settle, commands: list[Command]) -> None:
     if settlement.evidence or settlement.needs_fence:
         state.settling += 1
+        state.more = state.more or settlement.needs_fence
         if keys := keys_aside(settlement):
             state.setting_aside.update(keys)
             state.touched.update(keys)
@@ -316,7 +320,7 @@ def _settle(state: State, settlement: Settle, commands: list[Command]) -> None:
 def _go_on(state: State, commands: list[Command], now: datetime) -> None:
     if any(flight.deadline <= now for flight in state.flights()):
         _give_up(state, commands, now)
-    if now >= state.balance_at and not state.reading and not state.busy:
+    if now >= _balance_at(state) and not state.reading and not state.busy:
         _balance(state, commands, release=False)
     elif state.stop_at is not None:
         # What the broker has not answered even after the give-up stays in the table: another relay sends it again.
@@ -328,6 +332,12 @@ def _go_on(state: State, commands: list[Command], now: datetime) -> None:
     else:
         _hand_over(state, commands, now)
         _read(state, commands, now)
+
+
+def _balance_at(state: State) -> datetime:
+    """When it is to be renewed; one that wants to leave asks sooner whether something is left."""
+    wants_to_leave = state.rules.once and state.more and state.empty_rounds
+    return state.balance_at - state.rules.lease / 3 + _ASK_EVERY if wants_to_leave else state.balance_at
 
 
 def _balance(state: State, commands: list[Command], *, release: bool) -> None:
@@ -389,7 +399,7 @@ def _read(state: State, commands: list[Command], now: datetime) -> None:
     lane = _next_lane(state, now)
     # What operators have paused is not waited for.
     everywhere = state.lanes.topics.keys() <= state.holds.destinations
-    if state.rules.once and state.empty_rounds and not state.held and everywhere:
+    if state.rules.once and state.empty_rounds and not state.held and everywhere and not state.more:
         _leave_if(state, commands, quiet=state.is_quiet)
     elif lane is not None:
         state.reading, state.latest_lane = True, lane

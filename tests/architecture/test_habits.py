@@ -28,6 +28,7 @@ CORES = files(
 BROAD_EXCEPTS = {
     "outboxkit/consumer.py",
     "relay/outboxkit_relay/worker.py",
+    "relay/outboxkit_relay/embedded.py",
     "relay/outboxkit_relay/cli.py",
     "relay/outboxkit_relay/cli/__init__.py",
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from outboxkit_relay.cli.program import Invocation
 
-__all__ = ["opened", "opened_directly", "reading", "writing"]
+__all__ = ["opened", "reading", "writing"]
 
 _PATIENCE: Final = timedelta(seconds=10)  # a person is waiting
 
@@ -29,16 +29,6 @@ def opened(invocation: Invocation, *, patience: timedelta = _PATIENCE) -> Iterat
     """An engine for as long as the block runs."""
     settings = invocation.settings
     engine = dialects.open_engine(settings.database(), patience=patience, pooled=settings.pooled)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def opened_directly(invocation: Invocation, *, patience: timedelta) -> Iterator[Engine]:
-    """An engine whose connections are server sessions of their own, never a pooler's."""
-    engine = dialects.open_engine(invocation.settings.direct_database(), patience=patience)
     try:
         yield engine
     finally:

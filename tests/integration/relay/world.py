@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -72,7 +72,7 @@ class ScriptedPublisher:
         del destination
         return 10_000
 
-    def check(self, destinations: Sequence[str], timeout: timedelta) -> Mapping[str, Refusal]:
+    def check(self, destinations: Collection[str], timeout: timedelta) -> Mapping[str, Refusal]:
         del destinations, timeout
         return {}
 

@@ -216,7 +216,7 @@ class Database:
         return self.control.get("holds", NOTHING_PAUSED)
 
     def due_rows(self, shards: Collection[int], without: Collection[str], limit: int, holds: Holds) -> list[Row]:
-        """See `outboxkit.waiting.due_rows`."""
+        """See `outboxkit.due.due_rows`."""
         heads: dict[Key, int] = {}
         for waits in self.waiting.values():
             row = waits.row

@@ -11,8 +11,8 @@ from outboxkit.brokers import open_publisher
 from outboxkit.errors import ConfigurationError
 from outboxkit_relay import settings
 from outboxkit_relay.breaker import CircuitRule
-from outboxkit_relay.cli.relay import rules_of
 from outboxkit_relay.destinations import Limits
+from outboxkit_relay.embedded import rules_of
 
 USUAL = CircuitRule(failure_rate=0.5, window=timedelta(seconds=30), open_for=timedelta(seconds=5))
 
