@@ -281,4 +281,6 @@ def refusal(url: URL, error: DBAPIError) -> str:
         return ""
     where = url.render_as_string(hide_password=True)
     said = str(error.orig).strip().splitlines()[0].rpartition("failed: ")[2]
-    return f"the database refused the login to {where}: {said}; check user, password and database name"
+    pooler = "startup parameter" in said  # only a pooler has an opinion on those
+    hint = "this is a pooler: set database_direct_url, too" if pooler else "check user, password and database name"
+    return f"the database refused the login to {where}: {said}; {hint}"

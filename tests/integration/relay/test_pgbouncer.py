@@ -119,7 +119,7 @@ def test_a_relay_that_knows_only_the_pooler_is_refused_at_its_start(world: World
     relay = world.start("relay", "run")
 
     assert relay.wait(60) == Exit.USAGE
-    assert "unsupported startup parameter" in world.logs()
+    assert "this is a pooler: set database_direct_url, too" in world.logs()
 
 
 def test_each_transaction_behind_a_pooler_has_its_own_limits_and_leaves_none_behind(world: World) -> None:
