@@ -70,7 +70,9 @@ def commands(block: Block) -> Iterator[Command]:
 def fits(promised: str, found: str, *, numbers_differ: bool = False) -> bool:
     """Whether output is what the page promises."""
     if numbers_differ:
-        promised, found = (_NUMBER.sub("0", text) for text in (promised, found))
+        promised, found = (
+            re.sub(r"^ +| +(?= )", "", _NUMBER.sub("0", text), flags=re.MULTILINE) for text in (promised, found)
+        )
     promised, found = (re.sub(r" {2,}", "  ", text) for text in (promised, found))  # columns are as wide as their data
     lines = [line.rstrip() for line in found.strip("\n").splitlines()]
     pattern = "".join(

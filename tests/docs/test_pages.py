@@ -83,7 +83,7 @@ def test_the_numbers_of_one_day_are_no_promise() -> None:
     (command,) = commands(differ)
 
     assert not same.numbers_differ
-    assert fits(command.promised, " 13 s  placed 19  019ab3cd", numbers_differ=True)
+    assert fits(command.promised, "13 s  placed 19  019ab3cd", numbers_differ=True)
     assert not fits(command.promised, " 13 s  killed 19  019ab3cd", numbers_differ=True)
     assert not fits(command.promised, " 13 s  placed 7  1f00ba47")
 
