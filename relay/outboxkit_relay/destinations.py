@@ -33,11 +33,12 @@ def key_of(row: Row) -> Key:
 
 @dataclass(slots=True)
 class Flight:
-    """A batch at the broker, and when it is given up."""
+    """A batch at the broker, when it is given up, and since when it is there."""
 
     number: int
     rows: Sequence[Row]
     deadline: datetime
+    since: datetime
     receipts: Receipts | None = None
 
 

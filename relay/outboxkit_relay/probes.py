@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from outboxkit import tables
 from outboxkit.errors import ConfigurationError
 from outboxkit_relay.breaker import CircuitState
-from outboxkit_relay.snapshot import MOST_TOPICS, Snapshot
+from outboxkit_relay.snapshot import LIMITS, MOST_TOPICS, Distribution, Snapshot
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -236,6 +237,10 @@ def _of_relay(found: Snapshot, transport: str) -> Iterator[Metric]:
         {(topic, transport): number for topic, number in found.published.items()},
     )
     yield _counter("relay_publish_failures", "Messages that it has not.", ("topic", "reason"), found.failures)
+    text = "From the hand-over of a batch to its receipts."
+    yield _histogram("relay_publish_duration_seconds", text, found.publishing)
+    text = "From the commit of the oldest message of a batch until the broker has acknowledged it."
+    yield _histogram("delivery_latency_seconds", text, found.latency)
     text = "Messages that were missed at first: anything but 0 is a defect to report."
     yield _counter("relay_found_by_rescan", text, (), {(): found.found_by_rescan})
     yield _counter("relay_fenced", "Steps refused because the lease had ended.", (), {(): found.fenced})
@@ -271,6 +276,13 @@ def _gauge(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, f
     family = GaugeMetricFamily(f"outboxkit_{name}", text, labels=labels)
     for key, value in values.items():
         family.add_metric(key, float(value))
+    return family
+
+
+def _histogram(name: str, text: str, found: Distribution) -> Metric:
+    family = HistogramMetricFamily(f"outboxkit_{name}", text)
+    upper = [*map(str, LIMITS), "+Inf"]
+    family.add_metric((), list(zip(upper, accumulate(found.counts), strict=True)), found.total)
     return family
 
 

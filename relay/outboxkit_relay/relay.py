@@ -174,8 +174,9 @@ class Relay:
 
     def _advance(self, event: Event) -> None:
         before = _troubles(self._state)
-        self._tally.count(self._state, event, time.monotonic())
-        _, commands = step(self._state, event, self._clock(), self._rng)
+        now = self._clock()
+        self._tally.count(self._state, event, (time.monotonic(), now))
+        _, commands = step(self._state, event, now, self._rng)
         _tell(before, _troubles(self._state), self._id)
         for command in commands:
             self._carry_out(command)

@@ -5,10 +5,11 @@ Topics are the only labels that data brings with it: beyond `MOST_TOPICS` they a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -17,13 +18,15 @@ from outboxkit_relay.dialogue import Answered, Claimed, Fenced, Fetched, Missed,
 
 if TYPE_CHECKING:
     from outboxkit.brokers import Receipts
+    from outboxkit_relay.destinations import Flight
     from outboxkit_relay.dialogue import Event
     from outboxkit_relay.state import State
 
-__all__ = ["MOST_TOPICS", "OTHER_TOPICS", "Paused", "Snapshot", "Tally"]
+__all__ = ["LIMITS", "MOST_TOPICS", "OTHER_TOPICS", "Distribution", "Paused", "Snapshot", "Tally"]
 
 MOST_TOPICS: Final = 500  #: that are told apart: nobody's time series may grow without a bound
 OTHER_TOPICS: Final = "(others)"
+LIMITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  #: seconds
 
 _FROM_DATABASE: Final = (Owned, Fetched, Claimed, Missed, Settled)
 
@@ -35,6 +38,19 @@ class Paused:
     topic: str
     failure: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How often something took how long.
+
+    Attributes:
+        counts: observations up to each of `LIMITS`, and above the last one.
+        total: seconds of all of them.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(LIMITS) + 1)
+    total: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +75,8 @@ class Snapshot:
         held: destinations that operators have paused.
         published: acknowledged messages, by topic.
         failures: refused messages, by topic and reason.
+        publishing: of each batch, from its hand-over to its receipts.
+        latency: of the oldest message of each batch without a refusal, from its commit (nearly) to its receipt.
     """
 
     relay: UUID
@@ -78,6 +96,23 @@ class Snapshot:
     failures: Mapping[tuple[str, str], int]
     circuits: Mapping[str, CircuitState] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
+    publishing: Distribution = Distribution()
+    latency: Distribution = Distribution()
+
+
+@dataclass(slots=True)
+class _Durations:
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LIMITS) + 1))
+    total: float = 0.0
+
+    def add(self, took: timedelta) -> None:
+        seconds = max(0.0, took.total_seconds())
+        self.counts[bisect_left(LIMITS, seconds)] += 1
+        self.total += seconds
+
+    @property
+    def now(self) -> Distribution:
+        return Distribution(tuple(self.counts), self.total)
 
 
 @dataclass(slots=True)
@@ -86,20 +121,22 @@ class Tally:
 
     published: Counter[str] = field(default_factory=Counter)
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    publishing: _Durations = field(default_factory=_Durations)
+    latency: _Durations = field(default_factory=_Durations)
     heard: float = 0.0
     fenced: int = 0
     _named: set[str] = field(default_factory=set)
 
-    def count(self, state: State, event: Event, at: float) -> None:
-        """Takes an event in, before the core does."""
+    def count(self, state: State, event: Event, now: tuple[float, datetime]) -> None:
+        """Takes an event in, before the core does; by the machine's monotonic clock and by the database's."""
         if isinstance(event, _FROM_DATABASE):
-            self.heard = at
+            self.heard = now[0]
         elif isinstance(event, Fenced):
             self.fenced += 1
         elif isinstance(event, Answered):
             found = next((one for one in state.destinations.values() if event.number in one.flights), None)
             if found is not None:
-                self._answered(found.topic, len(found.flights[event.number].rows), event.receipts)
+                self._answered(found.topic, found.flights[event.number], event.receipts, now[1])
 
     def snapshot(self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool) -> Snapshot:
         """The relay as it is now, by the machine's monotonic clock and by the database's."""
@@ -125,13 +162,18 @@ class Tally:
             ),
             circuits={one.topic: one.circuit(today) for one in destinations},
             held=state.holds.destinations,
+            publishing=self.publishing.now,
+            latency=self.latency.now,
             published=dict(self.published),
             failures=dict(self.failures),
         )
 
-    def _answered(self, topic: str, rows: int, receipts: Receipts) -> None:
+    def _answered(self, topic: str, flight: Flight, receipts: Receipts, now: datetime) -> None:
         name = self._name_of(topic)
-        self.published[name] += rows - len(receipts.refusals)
+        self.published[name] += len(flight.rows) - len(receipts.refusals)
+        self.publishing.add(now - flight.since)
+        if not receipts.refusals:
+            self.latency.add(now - flight.rows[0].recorded_at)
         for refusal in receipts.refusals:
             self.failures[name, refusal.failure.value] += 1
 

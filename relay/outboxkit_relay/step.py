@@ -380,7 +380,7 @@ def _hand_over(state: State, commands: list[Command], now: datetime) -> None:
                 return
             state.number += 1
             rows = destination.take(count)
-            destination.fly(Flight(state.number, rows, now + rules.patience))
+            destination.fly(Flight(state.number, rows, now + rules.patience, now))
             commands.append(Publish(state.number, Batch(destination.topic, rows)))
 
 

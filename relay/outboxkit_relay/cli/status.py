@@ -13,7 +13,7 @@ from sqlalchemy import exists, func, select, union_all
 from outboxkit import control, tables
 from outboxkit.control import Scope
 from outboxkit.policy import duration
-from outboxkit_relay.cli import database, pauses, screen
+from outboxkit_relay.cli import database, pauses, screen, whereabouts
 from outboxkit_relay.lifecycle import Exit
 
 if TYPE_CHECKING:
@@ -61,11 +61,14 @@ class Report:
 
 @click.command()
 @click.option("--limit", default=_LIMIT, show_default=True, help="A message that is pending longer is stuck.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--message", "message_id", metavar="ID", help="Where is this message? Exit code 3 when it is nowhere.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; of a message one place a line.")
 @click.pass_obj
-def command(invocation: Invocation, limit: str, *, as_json: bool) -> int:
+def command(invocation: Invocation, limit: str, message_id: str | None, *, as_json: bool) -> int:
     """Is anything stuck? Exit code 3 when something is."""
     patience = duration(limit)
+    if message_id is not None:
+        return _tell_of(invocation, message_id, as_json=as_json)
     with database.reading(invocation) as connection:
         report = look(connection, patience)
     if as_json:
@@ -73,6 +76,20 @@ def command(invocation: Invocation, limit: str, *, as_json: bool) -> int:
     else:
         _show(report)
     return Exit.PROBLEMS if report.problems else Exit.OK
+
+
+def _tell_of(invocation: Invocation, message_id: str, *, as_json: bool) -> int:
+    with database.reading(invocation) as connection:
+        places = whereabouts.find(connection, message_id)
+    for place in places:
+        if as_json:
+            screen.print_json({"message": message_id, **place})
+        else:
+            named = [f"{name} {value}" for name, value in place.items() if name != "place" and value not in (None, "")]
+            click.echo(screen.safe(f"{place['place']}: {', '.join(named)}"))
+    if not places:
+        click.echo(f"{screen.safe(message_id)} is nowhere: it was never committed, or no longer kept", err=True)
+    return Exit.OK if places else Exit.PROBLEMS
 
 
 def look(connection: Connection, patience: timedelta) -> Report:

@@ -31,7 +31,7 @@ from outboxkit_relay import probes, settings
 from outboxkit_relay.breaker import CircuitState
 from outboxkit_relay.relay import Relay
 from outboxkit_relay.settings import ProbeSettings
-from outboxkit_relay.snapshot import MOST_TOPICS, OTHER_TOPICS, Snapshot, Tally
+from outboxkit_relay.snapshot import MOST_TOPICS, OTHER_TOPICS, Snapshot, Tally, _Durations
 from outboxkit_relay.state import Rules
 from tests.integration.relay.world import DEADLINE, count, engine_for, message, relaying, until, write
 
@@ -91,6 +91,11 @@ def test_a_relay_that_publishes_is_alive_and_ready_and_counts(engine: Engine, mo
         found = _metrics(port)
 
     assert found["outboxkit_relay_ready",] == found["outboxkit_database_up",] == 1
+    assert found["outboxkit_relay_publish_duration_seconds_bucket", "+Inf"] >= 1
+    assert (
+        found["outboxkit_delivery_latency_seconds_count",] == found["outboxkit_relay_publish_duration_seconds_count",]
+    )
+    assert 0 < found["outboxkit_delivery_latency_seconds_sum",] < DEADLINE
     assert found["outboxkit_relay_shards_owned",] == tables.SHARDS
     assert found["outboxkit_destination_paused", "orders"] == 0
     assert found["outboxkit_relay_found_by_rescan_total",] == 0
@@ -320,6 +325,19 @@ def test_metrics_have_no_key_no_id_and_no_payload(engine: Engine) -> None:
 
     assert 'outboxkit_outbox_pending_messages{topic="orders"} 1.0' in text
     assert not [word for word in ("CANARY", "4711", secret.id) if word in text]
+
+
+def test_durations_are_counted_up_to_each_limit(engine: Engine) -> None:
+    durations = _Durations()
+    for milliseconds in (0, 1, 2, 40, 90_000):
+        durations.add(timedelta(milliseconds=milliseconds))
+    with _serving(engine, lambda: replace(HEALTHY, latency=durations.now)) as port:
+        found = _metrics(port)
+
+    upto = {le: found["outboxkit_delivery_latency_seconds_bucket", le] for le in ("0.001", "0.0025", "0.05", "60.0")}
+    assert upto == {"0.001": 2, "0.0025": 3, "0.05": 4, "60.0": 4}
+    assert found["outboxkit_delivery_latency_seconds_bucket", "+Inf"] == 5
+    assert found["outboxkit_delivery_latency_seconds_sum",] == pytest.approx(90.043)
 
 
 def test_topics_without_end_are_counted_together() -> None:

@@ -33,7 +33,7 @@ def receipts(count: int, *refused: int) -> Receipts:
 
 
 def fly(found: Destination, number: int, limit: int) -> None:
-    found.fly(Flight(number, found.take(limit), NOW))
+    found.fly(Flight(number, found.take(limit), NOW, NOW))
 
 
 def test_strict_hands_over_one_row_of_a_key_and_the_next_when_it_is_settled() -> None:
