@@ -18,10 +18,12 @@ from sqlalchemy.schema import ExecutableDDLElement
 
 from outboxkit import tables
 
-__all__ = ["FUNCTIONS", "GRANTS", "NEVER_GIVEN", "VIEWS", "create_roles", "is_hidden"]
+__all__ = ["FUNCTIONS", "GRANTS", "LAG", "NEVER_GIVEN", "VIEWS", "create_roles", "is_hidden"]
 
 PREFIX: Final = "outboxkit_"
 NEVER_GIVEN: Final = ("xid", "position")  # the database alone writes these columns of the hot table
+#: What writers may read of it, for `outboxkit.control.lag`: how many messages wait, and since when, but not which.
+LAG: Final = ("position", "recorded_at")
 
 
 def is_hidden(column: Column[Any]) -> bool:
@@ -105,6 +107,11 @@ def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
     for role, grants in GRANTS.items():
         for table in tables.METADATA.sorted_tables:
             _grant(connection, prefix + role, table, grants.get(table.name, ""))
+    for role in ("app", "consumer"):
+        look = _Ddl(
+            "GRANT {words} ON {table} TO {role}", "SELECT", LAG, role=prefix + role, table=tables.outbox_messages
+        )
+        connection.execute(look)
     for table in tables.METADATA.sorted_tables:
         connection.execute(_Ddl("ALTER TABLE {table} OWNER TO {role}", table=table, role=prefix + "migrator"))
     _create_views(connection, prefix)

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, Engine, MetaData, create_engine, inspect, tex
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from outboxkit import migrations, outbox_tables, publish, tables
+from outboxkit import control, migrations, outbox_tables, publish, tables
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import shard_of, unpack_headers
-from outboxkit.migrations.roles import FUNCTIONS, GRANTS, NEVER_GIVEN, VIEWS, create_roles, is_hidden
+from outboxkit.migrations.roles import FUNCTIONS, GRANTS, LAG, NEVER_GIVEN, VIEWS, create_roles, is_hidden
 from tests.integration.capture.model import Noted
 from tests.integration.capture.world import World
 
@@ -270,7 +270,7 @@ def statements(table: str) -> dict[str, str]:
     first = columns[0].name
     insert = ", ".join(f'"{column.name}"' for column in columns if not column.identity)
     return {
-        "SELECT": f"SELECT 1 FROM {table} LIMIT 0",
+        "SELECT": f"SELECT * FROM {table} LIMIT 0",
         "INSERT": f"INSERT INTO {table} ({insert}) SELECT {insert} FROM (SELECT {nulls(columns)}) AS v WHERE false",
         "UPDATE": f'UPDATE {table} SET "{first}" = DEFAULT WHERE false',
         "DELETE": f"DELETE FROM {table} WHERE false",
@@ -309,6 +309,19 @@ def test_an_application_role_publishes_by_the_library_and_by_sql(postgres_engine
         session.connection().exec_driver_sql("RESET ROLE")
         assert session.scalar(text("SELECT count(*) FROM outbox_messages")) == 2
         assert session.scalar(text("SELECT count(*) FROM outbox_waiting")) == 1
+        session.rollback()
+
+
+def test_an_application_may_ask_how_far_the_relays_are_behind_and_sees_no_message(
+    postgres_engine: Engine, roles: str
+) -> None:
+    with Session(postgres_engine) as session:
+        session.connection().exec_driver_sql(f"SET ROLE {roles}app")
+        publish(session, Noted("mine"), topic="notes")
+        session.flush()
+        assert control.lag(session.connection()).depth == 1
+        hidden = [column.name for column in tables.outbox_messages.c if column.name not in LAG]
+        assert not [name for name in hidden if may(session.connection(), f"SELECT {name} FROM outbox_messages")]
         session.rollback()
 
 
