@@ -33,6 +33,7 @@ from outboxkit.handling import Failed, Handling, Job, Recipient, Result, Try, fa
 from outboxkit.message import Kind, Message
 from outboxkit.policy import Failure, RetryPolicy, duration
 from outboxkit.readers import Reader
+from outboxkit.sequences import SequenceCheck
 from outboxkit.transactions import Given, Patience, Stopped, Transactions, Trouble, pause
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Consumer:
         ordering: ``key`` keeps the order of each key; ``none`` handles every message by itself.
         resolve: schema text for a fingerprint that the database does not know.
         message_id: finds the id of a foreign message without one.
+        check_order: log and count (``out of order``) each message that takes effect after a later one of its key.
         copy_to: also copy dead letters to this topic, through the outbox: a topic, or a `CopyTo` with a header style.
     """
 
@@ -82,6 +84,7 @@ class Consumer:
         ordering: Literal["key", "none"] = "key",
         resolve: Callable[[str], str] | None = None,
         message_id: Callable[[Message], str] | None = None,
+        check_order: bool = False,
         copy_to: CopyTo | str | None = None,
     ) -> None:
         if not name or concurrency < 1:
@@ -92,6 +95,7 @@ class Consumer:
         self.concurrency, self.ordering, self.message_id = concurrency, ordering, message_id
         self.copy_to = CopyTo(copy_to) if isinstance(copy_to, str) else copy_to
         self.handling = Handling(consumer=name, timeout=duration(timeout), resolve=resolve, schemas={})
+        self.sequences = SequenceCheck() if check_order else None
         self.handlers = Handlers()
         self.mourners: dict[str, Callable[[DeadLetter], Any]] = {}
         self.counts: Counter[str] = Counter()
@@ -372,7 +376,16 @@ class _Run:
             return failure_of(error, tried.stage, self.consumer.retry.poison)
         failpoint("commit.after")
         self.consumer.counts[result] += 1
+        if result is Result.HANDLED and job.message is not None:
+            self._check_order(job.message)
         return None
+
+    def _check_order(self, message: Message) -> None:
+        check = self.consumer.sequences
+        if check is not None and (later := check.handled(message)) is not None:
+            self.consumer.counts["out of order"] += 1
+            fields = {"message_id": message.id, "topic": message.topic, "sequence": message.sequence, "after": later}
+            _log.warning("message.out_of_order", extra={"consumer": self.consumer.name, **fields})
 
     async def _bury(self, job: Job, failed: Failed, number: int) -> None:
         letter = self._letter(job, failed, number)

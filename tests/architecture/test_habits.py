@@ -14,6 +14,7 @@ CORES = files(
     "outboxkit/message.py",
     "outboxkit/policy.py",
     "outboxkit/schemas",
+    "outboxkit/sequences.py",
     "relay/outboxkit_relay/destinations.py",
     "relay/outboxkit_relay/dialogue.py",
     "relay/outboxkit_relay/judge.py",
