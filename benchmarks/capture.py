@@ -1,8 +1,8 @@
 """What capture costs: an ORM insert alone, with an event through outboxkit, and with events written by hand.
 
-    python benchmarks/capture.py postgresql+psycopg://user@host/database [--seconds 3]
+    scripts/bench capture [--quick] [--json FILE]
 
-Every variant runs in the same process, in turns, on the same server (fsync on); the figures are medians of the turns.
+Every variant runs in the same process, in turns, on the same server (fsync on), and stores the same bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy import event as listeners
@@ -180,54 +181,71 @@ def allocated(engine: Engine, variant: Callable[[Session, list[Order]], None], s
     return peak
 
 
-def measure(engine: Engine, seconds: float, turns: int) -> list[dict[str, object]]:
-    results: list[dict[str, object]] = []
-    for size in (1, 100):
-        for writers in (1, 8):
-            rates: dict[str, list[float]] = {variant.__name__: [] for variant in VARIANTS}
-            for turn in range(turns):
-                order = VARIANTS[turn % len(VARIANTS) :] + VARIANTS[: turn % len(VARIANTS)]
-                for variant in order:
-                    with engine.begin() as connection:
-                        connection.execute(text("TRUNCATE outbox_messages, bench_orders"))
-                    rates[variant.__name__].append(
-                        rate(engine, variant, size=size, writers=writers, seconds=seconds / turns)
-                    )
-            base = statistics.median(rates["domain_only"])
-            for variant in VARIANTS:
-                found = statistics.median(rates[variant.__name__])
-                results.append({
-                    "rows per transaction": size,
-                    "writers": writers,
-                    "variant": variant.__name__,
-                    "rows/s": round(found),
-                    "overhead %": round(100 * (base / found - 1), 1),
-                    "statements": statements(engine, variant, size),
-                    "peak KiB": allocated(engine, variant, size) // 1024,
-                })
-    return results
+def measured(engine: Engine, *, size: int, writers: int, rounds: int, seconds: float) -> list[dict[str, object]]:
+    """Ratios are of rates in one round, so that a slow minute of the machine spoils no comparison."""
+    rates: dict[str, list[float]] = {variant.__name__: [] for variant in VARIANTS}
+    spent: dict[str, list[float]] = {variant.__name__: [] for variant in VARIANTS}
+    for turn in range(rounds):
+        start = turn % len(VARIANTS)
+        for variant in VARIANTS[start:] + VARIANTS[:start]:
+            with engine.begin() as connection:
+                connection.execute(text("TRUNCATE outbox_messages, bench_orders"))
+            cpu, began = time.process_time(), time.perf_counter()
+            found = rate(engine, variant, size=size, writers=writers, seconds=seconds)
+            rows = found * (time.perf_counter() - began)
+            rates[variant.__name__].append(found)
+            spent[variant.__name__].append((time.process_time() - cpu) / rows * 1e6)
+    return [
+        {
+            "rows per transaction": size,
+            "writers": writers,
+            "variant": variant.__name__,
+            "rows/s": round(statistics.median(rates[variant.__name__])),
+            "over domain %": more(rates["domain_only"], rates[variant.__name__]),
+            "over core %": more(rates["core_insert_by_hand"], rates[variant.__name__]),
+            "client CPU us": round(statistics.median(spent[variant.__name__]), 1),
+            "statements": statements(engine, variant, size),
+            "peak KiB": allocated(engine, variant, size) // 1024,
+        }
+        for variant in VARIANTS
+    ]
+
+
+def more(base: list[float], rates: list[float]) -> float:
+    """How much longer a row takes, in percent: the median of the rounds."""
+    ratios = [one / other for one, other in zip(base, rates, strict=True)]
+    return round(100 * (statistics.median(ratios) - 1), 1)
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("url")
-    arguments.add_argument("--seconds", type=float, default=4.0, help="per variant and setting")
-    arguments.add_argument("--turns", type=int, default=4)
+    arguments.add_argument("--quick", action="store_true", help="short rounds: a look, not a measurement")
+    arguments.add_argument("--json", type=Path, help="write the figures to this file")
     given = arguments.parse_args()
-    engine = create_engine(given.url, pool_size=8)
+    from tests import servers
+    from tests.servers.postgres import create_database, drop_database
+
+    url = create_database(servers.find("postgres").url)
+    engine = create_engine(url, pool_size=8)
     Base.metadata.create_all(engine)
     with engine.begin() as connection:
         migrations.upgrade(connection)
         fsync = connection.scalar(text("SHOW fsync"))
         version = connection.scalar(text("SHOW server_version"))
     check_same_bytes(engine)
-    results = measure(engine, given.seconds, given.turns)
-    print(
-        json.dumps(
-            {"postgresql": version, "fsync": fsync, "python": sys.version.split()[0], "results": results}, indent=1
-        )
-    )
+    rounds, seconds = (7, 0.4) if given.quick else (15, 1.0)
+    results = [
+        one
+        for size in (1, 100)
+        for writers in (1, 8)
+        for one in measured(engine, size=size, writers=writers, rounds=rounds, seconds=seconds)
+    ]
+    found = {"postgresql": version, "fsync": fsync, "python": sys.version.split()[0], "results": results}
+    print(json.dumps(found, indent=1))
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
     engine.dispose()
+    drop_database(url)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from sqlalchemy import Engine, delete, event, select
+from sqlalchemy import Engine, delete, event, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -129,7 +129,10 @@ class CaptureMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def query(self, which: int) -> None:
-        self.lives[which].session.scalars(select(Plain)).all()
+        life = self.lives[which]
+        life.session.scalars(select(Plain)).all()
+        seen = life.session.scalars(select(func.count()).select_from(tables.outbox_messages)).one()
+        assert seen == len(self.committed) + sum(map(len, life.stack)), "a query has not flushed the events"
 
     @rule(which=st.integers(0, 1))
     def expire_all(self, which: int) -> None:
@@ -142,6 +145,14 @@ class CaptureMachine(RuleBasedStateMachine):
         publish(self.lives[which].session, OrderPlaced(None, number := next(self.numbers)), topic="machine")
         self.lives[which].emitted(number)
         self.lives[which].session.expunge_all()
+
+    @rule(which=st.integers(0, 1))
+    def expunge_a_new_object(self, which: int) -> None:
+        life, number = self.lives[which], next(self.numbers)
+        life.session.add(order := Order(total=number))
+        publish(life.session, OrderPlaced(None, number), topic="machine")
+        life.emitted(number)
+        life.session.expunge(order)
 
     @rule(which=st.integers(0, 1))
     def fail_a_listener_and_go_on(self, which: int) -> None:
