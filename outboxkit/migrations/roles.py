@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, Connection, LargeBinary, Table, func, select, text
+from sqlalchemy import JSON, Column, Connection, LargeBinary, Select, Table, func, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 
@@ -119,30 +119,27 @@ def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
 
 
 def _create_views(connection: Connection, prefix: str) -> None:
-    quote = connection.dialect.identifier_preparer.quote
     for name, view in VIEWS.items():
         shown = select(*(column for column in tables.METADATA.tables[name].c if not is_hidden(column)))
-        connection.exec_driver_sql(f"DROP VIEW IF EXISTS {view}")  # CREATE OR REPLACE takes no new column in the middle
-        connection.exec_driver_sql(f"CREATE VIEW {view} AS {shown.compile(dialect=connection.dialect)}")
-        connection.exec_driver_sql(f"ALTER VIEW {view} OWNER TO {quote(prefix + 'migrator')}")
-        connection.exec_driver_sql(f"REVOKE ALL ON {view} FROM PUBLIC")
-        connection.exec_driver_sql(f"GRANT SELECT ON {view} TO {quote(prefix + 'operator')}")
+        # Not CREATE OR REPLACE, which takes no new column in the middle.
+        connection.execute(_Ddl("DROP VIEW IF EXISTS {what}", what=view))
+        connection.execute(_Ddl("CREATE VIEW {what} AS {shown}", what=view, shown=shown))
+        connection.execute(_Ddl("ALTER VIEW {what} OWNER TO {role}", what=view, role=prefix + "migrator"))
+        connection.execute(_Ddl("REVOKE ALL ON {what} FROM PUBLIC", what=view))
+        connection.execute(_Ddl("GRANT SELECT ON {what} TO {role}", what=view, role=prefix + "operator"))
 
 
 def _create_functions(connection: Connection, prefix: str) -> None:
-    quote = connection.dialect.identifier_preparer.quote
-    script = files(__package__).joinpath("operate.sql").read_text("utf-8")
-    script = script.replace("{schema}", quote(connection.scalar(select(func.current_schema())) or "public"))
-    for function in script.split("\n$$;\n")[:-1]:
-        connection.exec_driver_sql(f"{function.strip()}\n$$", execution_options={"no_parameters": True})
+    schema = connection.dialect.identifier_preparer.quote(connection.scalar(select(func.current_schema())) or "public")
+    script = files(__package__).joinpath("operate.sql").read_text("utf-8").replace("{schema}", schema)
+    statements = [f"{function.strip()}\n$$" for function in script.split("\n$$;\n")[:-1]]
+    for statement in statements:
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     for name, arguments in FUNCTIONS.items():
-        for statement in (
-            "REVOKE ALL ON FUNCTION {function} FROM PUBLIC",
-            "GRANT EXECUTE ON FUNCTION {function} TO {operator}",
-            "ALTER FUNCTION {function} OWNER TO {migrator}",
-        ):
-            names = {"operator": quote(prefix + "operator"), "migrator": quote(prefix + "migrator")}
-            connection.exec_driver_sql(statement.format(function=f"{name}({arguments})", **names))
+        what = f"{name}({arguments})"
+        connection.execute(_Ddl("REVOKE ALL ON FUNCTION {what} FROM PUBLIC", what=what))
+        connection.execute(_Ddl("GRANT EXECUTE ON FUNCTION {what} TO {role}", what=what, role=prefix + "operator"))
+        connection.execute(_Ddl("ALTER FUNCTION {what} OWNER TO {role}", what=what, role=prefix + "migrator"))
 
 
 def _grant(connection: Connection, role: str, table: Table, privileges: str) -> None:
@@ -154,12 +151,21 @@ def _grant(connection: Connection, role: str, table: Table, privileges: str) -> 
 
 
 class _Ddl(ExecutableDDLElement):
-    """A statement about roles, whose names the dialect quotes."""
+    """A statement about roles, whose names the dialect quotes. ``what`` is one of the names that stand above."""
 
     def __init__(
-        self, template: str, privilege: str = "", columns: Sequence[str] = (), *, role: str, table: Table | None = None
+        self,
+        template: str,
+        privilege: str = "",
+        columns: Sequence[str] = (),
+        *,
+        role: str = "",
+        table: Table | None = None,
+        what: str = "",
+        shown: Select[Any] | None = None,
     ) -> None:
         self.template, self.privilege, self.columns, self.role, self.table = template, privilege, columns, role, table
+        self.what, self.shown = what, shown
 
 
 @compiles(_Ddl)
@@ -170,4 +176,6 @@ def _compile(element: _Ddl, compiler: Any, **_: Any) -> str:
         words=element.privilege + columns,
         role=prepare.quote(element.role),
         table="" if element.table is None else prepare.format_table(element.table),
+        what=element.what,
+        shown="" if element.shown is None else compiler.sql_compiler.process(element.shown),
     )

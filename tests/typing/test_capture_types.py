@@ -72,7 +72,7 @@ def use(session: Session) -> None:
 def check(source: str, folder: Path) -> list[str]:
     file = folder / "user.py"
     file.write_text(source)
-    options = ["--strict", "--no-error-summary", "--cache-dir", folder, "--python-executable", sys.executable]
+    options = ["--strict", "--no-error-summary", "--cache-dir", str(folder), "--python-executable", sys.executable]
     found = subprocess.run([MYPY, "-m", "mypy", *options, file], capture_output=True, text=True, check=False)
     assert not found.stderr
     return [line.split(":")[1] for line in found.stdout.splitlines() if "error:" in line]
