@@ -35,6 +35,7 @@ class Stored:
     row: Row
     xid: int
     shard: int
+    due_at: datetime | None = None  # it is scheduled: not in the hot table before
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class Record:
     position: int
 
 
-def shard_of(topic: str, key: bytes | None, position: int) -> int:
-    return zlib.crc32(topic.encode() + (b"%d" % position if key is None else key)) % SHARDS
+def shard_of(topic: str, key: bytes | None, number: int) -> int:
+    return zlib.crc32(topic.encode() + (b"%d" % number if key is None else key)) % SHARDS
 
 
 @functools.lru_cache(maxsize=4096)
@@ -99,6 +100,7 @@ class Database:
     leases: dict[UUID, datetime] = field(default_factory=dict)
     owners: dict[int, UUID | None] = field(default_factory=lambda: dict.fromkeys(range(SHARDS)))
     letters: dict[int, Row] = field(default_factory=dict)
+    scheduled: dict[int, Stored] = field(default_factory=dict)
     control: dict[str, Holds] = field(default_factory=dict)
     expired: dict[int, bool] = field(default_factory=dict)
     truth: dict[int, int] = field(default_factory=dict)
@@ -234,6 +236,18 @@ class Database:
                 due.append(row)
         return sorted(due, key=lambda row: row.position)[:limit]
 
+    def enqueue_scheduled(self, xid: int, shards: Collection[int], limit: int) -> None:
+        """See `outboxkit.due.enqueue_scheduled`: a new position, a fresh xid."""
+        due = [(one.due_at, number) for number, one in self.scheduled.items() if one.due_at and one.due_at <= self.now]
+        for _, number in sorted(due)[:limit]:
+            one = self.scheduled[number]
+            if one.shard in shards:
+                self.position += 1
+                row = one.row._replace(position=self.position)
+                self.put(self.hot, self.position, Stored(row, xid, one.shard))
+                self.put(self.truth, number, self.position)
+                self.put(self.scheduled, number)
+
     def remove(self, rows: Iterable[Row]) -> None:
         """Deletes acknowledged rows, by position and id."""
         for row in rows:
@@ -265,7 +279,11 @@ class Database:
                 self.put(self.waiting, waiting_id, failed)
         self.set_aside(followers)
         if row.key is not None and self.waits(row):
-            self.put(self.stopped, (row.topic, row.key), Stop(row.position, "retry", due_at))
+            key = row.topic, row.key
+            stop = self.stopped.get(key)
+            request = stop.request if stop is not None and stop.position == row.position else None
+            rests = self.now + timedelta(minutes=1) if request == "skip" else due_at
+            self.put(self.stopped, key, Stop(row.position, "retry", rests, request))
 
     def waits(self, row: Row) -> bool:
         """Whether anything of the row's key waits: the row itself may be settled by a zombie."""
@@ -303,7 +321,7 @@ class Database:
         assert head.key is not None
         self.waiting_id += 1
         back = head._replace(waiting_id=self.waiting_id, attempts=0)
-        shard = shard_of(head.topic, head.key, head.position)
+        shard = shard_of(head.topic, head.key, head.id.int)
         self.put(self.waiting, self.waiting_id, Waiting(back, shard, "retry", self.now))
         self.put(self.letters, head.id.int)
         self.go_on([(head.topic, head.key)])
@@ -311,11 +329,22 @@ class Database:
     def carry_out_requests(self, shards: Collection[int]) -> None:
         for key, stop in list(self.stopped.items()):
             if stop.request is not None and shard_of(*key, 0) in shards:
-                dead = [row for row in self.letters.values() if row.position == stop.position]
-                if stop.request == "repair" and dead:
-                    self.bring_back(dead[0])
-                else:
-                    self.go_on([key])
+                self._carry_out(key, stop)
+
+    def _carry_out(self, key: Key, stop: Stop) -> None:
+        """See `outboxkit_relay.quarantine`."""
+        dead = [row for row in self.letters.values() if row.position == stop.position]
+        if stop.request == "repair" and dead:
+            self.bring_back(dead[0])
+        elif stop.request == "release" and stop.reason == "retry":
+            self.put(self.stopped, key, replace(stop, request=None, due_at=self.now))
+        elif stop.request == "skip" and stop.reason == "retry":
+            if stop.due_at is not None and stop.due_at > self.now:
+                line = [waits.row for waits in self.waiting.values() if (waits.row.topic, waits.row.key) == key]
+                self.bury(min(line, key=lambda row: row.position))
+                self.go_on([key])
+        else:
+            self.go_on([key])
 
     # --- leases --------------------------------------------------------------------------------------------------
 
@@ -354,7 +383,7 @@ class Database:
     def check_owner(self, relay: UUID, rows: Iterable[Row]) -> None:
         """I10: only the owner of a shard changes anything but the presence of published rows."""
         for row in rows:
-            if self.owners[shard_of(row.topic, row.key, row.position)] != relay or relay not in self.leases:
+            if self.owners[shard_of(row.topic, row.key, row.id.int)] != relay or relay not in self.leases:
                 self.wrongs.append(f"I10: a relay that does not own its shard changed message {row.id.int}")
 
 

@@ -247,6 +247,9 @@ class Process:
         if command.look:
             self.database.look(self.id)
             shards, limit = command.reading.shards, command.reading.limit
+            xid = self.database.begin()
+            self.database.enqueue_scheduled(xid, shards, limit)
+            self.database.commit(xid, flush=True)
             due = self.database.due_rows(shards, command.without, limit, command.holds)
             yield
         page = self.page(command)

@@ -89,6 +89,7 @@ class World:
         self.faults: list[Callable[[], None]] = [] if self.calm else rng.sample(faults, rng.randint(1, 4))
         self.fault_rate = rng.choice((0.01, 0.03))
         self.hurry_until = _START
+        self.once_scheduled: set[int] = set()
         self.trouble_rate = 0.0 if self.calm or rng.random() < 0.3 else 0.25
         self.pauses_rate = self.operators.choice((0.0, 0.0, 0.02))
 
@@ -110,6 +111,7 @@ class World:
             chance = rng.random()
             if self.pauses_rate and self.operators.random() < self.pauses_rate:
                 self.pause_or_resume()
+                self.interfere()
                 self._some_process().arrivals.append(Woken())  # also a stale one, or before the relay has joined
             elif chance < 0.05:
                 self.upset(chance)
@@ -211,12 +213,17 @@ class World:
         row = Row.of(
             position, UUID(int=self.number), topic, key, self._type(), kind, self._payload(), b"", database.now, expires
         )
-        writer.rows.append(Stored(row, writer.xid, shard_of(topic, key, position)))
+        writer.rows.append(Stored(row, writer.xid, shard_of(topic, key, self.number), self._due()))
         if rng.random() < self.trouble_rate:
             self.broker.plans[self.number] = self._plan()
 
     def _type(self) -> str:
         return self.operators.choice(_TYPES) if self.pauses_rate else _TYPES[0]
+
+    def _due(self) -> datetime | None:
+        """Some are scheduled."""
+        late = self.pauses_rate and self.operators.random() < 0.1
+        return self.database.now + timedelta(milliseconds=self.operators.randint(1, 3_000)) if late else None
 
     def _payload(self) -> bytes:
         """All but the empty one are heavy."""
@@ -240,7 +247,11 @@ class World:
             database.abort(writer.xid)
             return
         for stored in writer.rows:
-            database.put(database.hot, stored.row.position, stored)
+            if stored.due_at is None:
+                database.put(database.hot, stored.row.position, stored)
+            else:
+                database.put(database.scheduled, stored.row.id.int, stored)
+                self.once_scheduled.add(stored.row.id.int)
             database.put(database.truth, stored.row.id.int, stored.row.position)
         database.commit(writer.xid, flush=not self.lax)
 
@@ -288,7 +299,9 @@ class World:
         self.counts["outage"] += 1
 
     def request(self) -> None:
-        """An operator wants parked keys to go on."""
+        """An operator wants parked keys to go on, and perhaps those whose heads are tried again."""
+        if self.pauses_rate and self.operators.random() < 0.5:
+            self.interfere()
         for key, stop in list(self.database.stopped.items()):
             if stop.reason == "parked" and stop.request is None:
                 self.ask(key, stop)
@@ -317,6 +330,16 @@ class World:
                 Holds(now.destinations, now.types, now.keys | {(topic, key)}),
             ))
         )
+
+    def interfere(self) -> None:
+        """An operator does not wait for the next try of a head."""
+        database, what = self.database, self.operators.choice(("release", "skip"))
+        for key, stop in list(database.stopped.items()):
+            if stop.reason == "retry" and stop.request is None:
+                xid = database.begin()
+                database.put(database.stopped, key, replace(stop, request=what))
+                database.commit(xid, flush=True)
+                self.pauses[f"{what} of a waiting head"] += 1
 
     def control(self, holds: Holds) -> None:
         database = self.database
@@ -382,7 +405,7 @@ class World:
 
     def is_over(self) -> bool:
         database = self.database
-        return not (database.hot or database.waiting or database.stopped) and all(
+        return not (database.hot or database.scheduled or database.waiting or database.stopped) and all(
             process.state.is_quiet and not process.state.held for process in self.processes
         )
 
@@ -416,7 +439,7 @@ def verdict(world: World, *, drained: bool) -> list[str]:
     database, log = world.database, world.broker.log
     wrongs = list(database.wrongs)
     if not drained:
-        left = [*database.hot, *database.waiting, *database.stopped]
+        left = [*database.hot, *database.scheduled, *database.waiting, *database.stopped]
         wrongs.append(f"stuck: {left[:5]} of {len(left)} are left")
     published = Counter(row.id.int for rows in log.values() for row in rows)
     done = published.keys() | database.letters.keys() | database.expired.keys()
@@ -439,9 +462,12 @@ def verdict(world: World, *, drained: bool) -> list[str]:
 
 
 def _order(world: World) -> list[str]:
-    """I3: of two messages of a key the earlier one comes first; exempt: dead, expired and (pipelined) refused ones."""
+    """I3: of two messages of a key the earlier one comes first; exempt: dead, expired and (pipelined) refused ones.
+
+    And scheduled ones: they get their position when they are due, without the lock that a writer of the key holds.
+    """
     pipelined = world.rules.order is Order.PIPELINED
-    exempt = (world.broker.refused if pipelined else set()) | world.database.expired.keys()
+    exempt = (world.broker.refused if pipelined else set()) | world.database.expired.keys() | world.once_scheduled
     if world.rules.retry.followers is Followers.SKIP:
         exempt = exempt | {number for number, plan in world.broker.plans.items() if len(plan) > 2}
     wrongs = []

@@ -54,6 +54,8 @@ def test_the_faults_really_happen() -> None:
     assert counts["release"]
     assert counts["repair"]
     assert counts["pauses"]
+    assert counts["release of a waiting head"]
+    assert counts["skip of a waiting head"]
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
