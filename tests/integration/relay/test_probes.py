@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,11 +22,13 @@ from uuid import uuid4
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
-from outboxkit import tables
+from outboxkit import dead_letters, outbox, tables
 from outboxkit.brokers import memory, open_publisher
+from outboxkit.dialects import Part, Reading
 from outboxkit.errors import ConfigurationError
+from outboxkit.message import Row
 from outboxkit.policy import Failure
 from outboxkit_relay import probes, settings
 from outboxkit_relay.breaker import CircuitState
@@ -325,6 +328,34 @@ def test_metrics_have_no_key_no_id_and_no_payload(engine: Engine) -> None:
 
     assert 'outboxkit_outbox_pending_messages{topic="orders"} 1.0' in text
     assert not [word for word in ("CANARY", "4711", secret.id) if word in text]
+
+
+def test_every_metric_is_documented_with_its_labels(engine: Engine) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(outboxkit_\w+)` \|([^|]*)\|", page, re.MULTILINE)
+    documented = {name.removesuffix("_total"): set(filter(None, labels.strip().split(", "))) for name, labels in rows}
+    found = replace(
+        HEALTHY,
+        destinations=("orders",),
+        circuits={"orders": CircuitState.CLOSED},
+        published={"orders": 1},
+        failures={("orders", "refusing"): 1},
+    )
+    write(engine, message(1))
+    with engine.begin() as connection:
+        row = {"topic": "orders", "key": b"k", "shard": 0, "position": 1, "reason": "retry"}
+        connection.execute(tables.outbox_stopped_keys.insert().values(**row))
+        dead_letters.bury(connection, dead_letters.of_row(_row(connection), Failure.REJECTED, "no", 1))
+    with _serving(engine, lambda: found) as port:
+        families = list(text_string_to_metric_families(_get(port, "/metrics")[1]))
+
+    told = {family.name: {name for one in family.samples for name in one.labels} - {"le"} for family in families}
+    assert told == documented
+
+
+def _row(connection: Connection) -> Row:
+    everything = Part(frozenset(), only=False, seen=None)
+    return outbox.read(connection, Reading(shards=frozenset(range(64)), parts=(everything,), limit=1)).rows[0]
 
 
 def test_durations_are_counted_up_to_each_limit(engine: Engine) -> None:
