@@ -1,8 +1,9 @@
 """Messages become rows: the INSERT of the write side, one statement however many messages.
 
 It runs inside the applications' own transactions, so it is made to cost little. Where the database has arrays, many
-rows travel as one text for each column, and a single row by values that the driver sends as they are. All are Core
-statements: logging, events, quoting and ``schema_translate_map`` work as for any other.
+rows travel as one text for each column, and a single row by a statement that was compiled before, with values that the
+driver sends as they are. All run on SQLAlchemy's connection: logging, cursor events, quoting and
+``schema_translate_map`` work as for any other statement.
 
 The database computes the shard from the number of shards that is stored there: a process that has been running since
 before that number changed cannot put a row where nobody reads.
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import functools
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from sqlalchemy import ARRAY, Float, Integer, Text, bindparam, cast, column, func, select
+from sqlalchemy import ARRAY, Float, Integer, MetaData, Text, bindparam, cast, column, func, select
 from sqlalchemy.types import UserDefinedType
 
 from outboxkit import tables
@@ -25,7 +27,7 @@ from outboxkit.dialects import dialect_of
 from outboxkit.message import Message, packed_headers, shard_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection, Dialect, Table
     from sqlalchemy.sql.dml import Insert
     from sqlalchemy.types import TypeEngine
 
@@ -64,10 +66,22 @@ def insert(connection: Connection, messages: Sequence[Message]) -> None:
     if not dialect_of(connection).features.arrays:
         connection.execute(_TYPED, [_typed(message) for message in messages])
     elif len(messages) == 1:
-        connection.execute(_RAW, dict(zip(_BINDS, _values(messages[0]), strict=True)))
+        _insert_one(connection, messages[0])
     else:
         for part in _parts(messages):
             connection.execute(_MANY, _arrays([_values(message) for message in part]))
+
+
+def _insert_one(connection: Connection, message: Message) -> None:
+    """SQLAlchemy's way from a statement to text and values costs more than the row, so the text is kept."""
+    schema = connection.get_execution_options().get("schema_translate_map", {}).get(None)
+    known = _COMPILED.setdefault(connection.dialect, {})
+    compiled = known.get(schema)
+    if compiled is None:
+        compiled = known[schema] = _raw(schema).compile(dialect=connection.dialect)
+    values = dict(zip(_BINDS, _values(message), strict=True))
+    places = compiled.positiontup
+    connection.exec_driver_sql(compiled.string, values if places is None else tuple(values[name] for name in places))
 
 
 def insert_waiting(connection: Connection, messages: Sequence[tuple[Message, datetime | timedelta]]) -> None:
@@ -106,13 +120,21 @@ class _Raw(UserDefinedType[Any]):
         raise NotImplementedError  # a value, never a column
 
 
-def _shard(spread: Any) -> Any:
-    return cast(spread, Integer) % select(tables.outbox_version.c.shards).scalar_subquery()
+def _shard(spread: Any, version: Table = tables.outbox_version) -> Any:
+    return cast(spread, Integer) % select(version.c.shards).scalar_subquery()
 
 
-def _statement(table: Table, type_of: Any, **more: Any) -> Insert:
+def _statement(table: Table, type_of: Any, version: Table = tables.outbox_version, **more: Any) -> Insert:
     given = {name: bindparam(f"_{name}", type_=type_of(table.c[name])) for name in _NAMES}
-    return table.insert().inline().values(shard=_shard(bindparam(f"_{_SPREAD}", type_=Integer())), **given, **more)
+    shard = _shard(bindparam(f"_{_SPREAD}", type_=Integer()), version)
+    return table.insert().inline().values(shard=shard, **given, **more)
+
+
+def _raw(schema: str | None) -> Any:
+    """The statement for one row, in the schema that ``schema_translate_map`` says."""
+    there, both = MetaData(), (_HOT, tables.outbox_version)
+    hot, version = both if schema is None else [table.to_metadata(there, schema=schema) for table in both]
+    return _statement(hot, lambda _: _Raw(), version)
 
 
 def _own_type(of: Any) -> TypeEngine[Any]:
@@ -133,7 +155,7 @@ def _many() -> Insert:
 
 
 _TYPED: Final = _statement(_HOT, _own_type)
-_RAW: Final = _statement(_HOT, lambda _: _Raw())
+_COMPILED: Final[weakref.WeakKeyDictionary[Dialect, dict[str | None, Any]]] = weakref.WeakKeyDictionary()
 _MANY: Final = _many()
 _SCHEDULED: Final = _statement(
     _WAITING,

@@ -21,6 +21,7 @@ from tests.integration.capture.world import World
 pytestmark = pytest.mark.sqlalchemy_lines
 
 NOW = datetime(2026, 11, 24, 8, 30, 0, 123456, tzinfo=UTC)
+TENANTS = ("tenant_1", 'Odd "schema"')
 STRANGE = ["", " ", "NULL", "null", '"', "\\", '\\"', "{a,b}", "{}", ",", "a\nb\tc", "ü€😀", "%s %(x)s :x $1", "'); --"]
 
 
@@ -157,6 +158,39 @@ def test_what_is_large_is_cut_into_several_statements(postgres_world: World) -> 
 
     assert len(seen) == 3
     assert [len(row.payload) for row in postgres_world.rows()] == [len(one.payload) for one in messages]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_tenants_schemas_are_translated_and_quoted(postgres_world: World, count: int) -> None:
+    """One process writes for two tenants by turns, and for nobody in particular."""
+    with postgres_world.observer.begin() as connection:
+        for tenant in TENANTS:
+            quoted = connection.dialect.identifier_preparer.quote(tenant)
+            connection.exec_driver_sql(f"CREATE SCHEMA {quoted}")
+            tables.METADATA.create_all(connection.execution_options(schema_translate_map={None: tenant}))
+            connection.execute(tables.outbox_version.insert().values(id=1, version=tables.VERSION, shards=2))
+        connection.execution_options(schema_translate_map=None)
+
+    def scenario(session: Session) -> None:
+        for tenant in (*TENANTS, None):
+            options = {"schema_translate_map": {None: tenant}}
+            connection = session.connection(execution_options=options)
+            outbox.write(connection, [message(topic=str(tenant)) for _ in range(count)])
+            session.commit()
+
+    try:
+        postgres_world.run(scenario)
+        with postgres_world.observer.connect() as connection:
+            for tenant in TENANTS:
+                there = connection.execution_options(schema_translate_map={None: tenant})
+                found = there.execute(tables.outbox_messages.select()).all()
+                assert [(row.topic, row.shard < 2) for row in found] == [(tenant, True)] * count
+        assert [row.topic for row in postgres_world.rows()] == ["None"] * count
+    finally:
+        with postgres_world.observer.begin() as connection:
+            for tenant in TENANTS:
+                quoted = connection.dialect.identifier_preparer.quote(tenant)
+                connection.exec_driver_sql(f"DROP SCHEMA {quoted} CASCADE")
 
 
 # --- the number of shards ----------------------------------------------------------------------------------------
