@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -13,6 +14,7 @@ from sqlalchemy import Engine, select, update
 from outboxkit import outbox, tables
 from outboxkit.message import Row
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
+from outboxkit_relay.destinations import Limits
 from outboxkit_relay.state import Rules
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
@@ -248,3 +250,19 @@ def test_memory_does_not_depend_on_the_size_of_the_backlog(engine: Engine) -> No
         until(lambda: count(engine, tables.outbox_messages) == 0)
 
     assert sorted(int(row.payload.split()[0]) for row in publisher.accepted) == list(range(40))
+
+
+def test_a_rate_is_kept_and_holds_no_other_destination(engine: Engine) -> None:
+    publisher = ScriptedPublisher()
+    sent: list[tuple[float, str]] = []
+    publisher.refuse = lambda row: sent.append((time.monotonic(), row.topic))
+    rules = Rules(destinations={"orders": Limits(rate=100.0)})
+    write(engine, *(message(number) for number in range(40)), *(message(number, topic="bills") for number in range(40)))
+
+    with relaying(engine, publisher, rules):
+        until(lambda: count(engine, tables.outbox_messages) == 0)
+
+    slow = [at for at, topic in sent if topic == "orders"]
+    assert numbers([row for row in publisher.accepted if row.topic == "orders"]) == list(range(40))
+    assert all(index + 1 <= 11 + 100 * (at - slow[0]) for index, at in enumerate(slow)), "10 at once, then 100/s"
+    assert max(at for at, topic in sent if topic == "bills") < slow[-1]
