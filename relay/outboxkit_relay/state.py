@@ -80,6 +80,7 @@ class State:
         heavy: of these, rows with a heavy payload: how many bytes.
         heavy_bytes: their sum.
         more: (once) what the latest balance has told of other relays and of the waiting room.
+        woken: the next read is wanted because of a hint: it is not delayed by a look into the waiting room.
         hinted: somebody has committed messages since the read under way began: it may not have seen them.
         waiting: ids of waiting rows in hand.
         stopped_lately: keys that settlements have stopped since the latest balance was asked for.
@@ -113,6 +114,7 @@ class State:
     latest_lane: str = MAIN
     lease_until: datetime = LONG_AGO
     more: bool = True
+    woken: bool = False
     hinted: bool = False
     wake_at: datetime = LONG_AGO
     pace_at: datetime | None = None  # when a destination with a rate may go on

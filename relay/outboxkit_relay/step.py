@@ -62,6 +62,7 @@ __all__ = ["step"]
 _PROBE: Final = 10  # rows: enough to see whether a destination works again, few enough to lose
 _WAITING_ROOM_EVERY: Final = timedelta(milliseconds=100)
 _ASK_EVERY: Final = timedelta(milliseconds=100)  # (once) whether something is left
+_WAITING_ROOM_CAN_WAIT: Final = timedelta(milliseconds=400)  # while hints come
 _WATCH_EVERY: Final = timedelta(minutes=1)
 _LAST_ANSWERS: Final = timedelta(seconds=5)  # after a stop has given up: an adapter that answers later is broken
 _FLOWING_FOR: Final = timedelta(seconds=1)  # after the last message, reads stay quick
@@ -179,7 +180,7 @@ def _tick(_state: State, _event: Tick, _commands: list[Command], _now: datetime)
 
 
 def _woken(state: State, _event: Woken, _commands: list[Command], now: datetime) -> None:
-    state.wake_at, state.hinted = min(state.wake_at, now), state.reading
+    state.wake_at, state.hinted, state.woken = min(state.wake_at, now), state.reading, True
 
 
 def _stop(state: State, event: Stop, commands: list[Command], _now: datetime) -> None:
@@ -404,7 +405,9 @@ def _read(state: State, commands: list[Command], now: datetime) -> None:
     elif lane is not None:
         state.reading, state.latest_lane = True, lane
         state.reads += 1
-        look = now >= state.look_at and not state.waiting and state.lanes.main.has_scanned
+        look_at = state.look_at + (_WAITING_ROOM_CAN_WAIT if state.woken else timedelta(0))
+        look = now >= look_at and not state.waiting and state.lanes.main.has_scanned
+        state.woken = False
         if look:
             state.look_at, state.touched = now + _WAITING_ROOM_EVERY, set(state.setting_aside)
         reading = replace(state.lanes.reading(lane, state.rules.batch_size), most_bytes=state.rules.page_bytes)

@@ -26,6 +26,7 @@ from outboxkit_relay.dialogue import (
     Settled,
     Stop,
     Tick,
+    Woken,
 )
 from outboxkit_relay.lanes import MAIN
 from outboxkit_relay.state import Rules, State
@@ -249,3 +250,23 @@ def test_what_a_crash_would_send_again_is_bounded_though_the_settler_is_slow() -
     assert len(unsettled) == window
 
     assert sent(core.on(Settled(unsettled[0], None)))[0] == [window + 1, window + 2]
+
+
+def test_a_read_for_a_hint_is_not_delayed_by_the_waiting_room_which_is_looked_at_all_the_same() -> None:
+    core = Core()
+    core.fetched()
+    looks = []
+    for _ in range(20):
+        core.now += timedelta(milliseconds=50)
+        core.state.lease_until = core.state.balance_at = core.now + timedelta(hours=1)
+        looks.append(only(Fetch, core.on(Woken())).look)
+        core.fetched()
+
+    assert [at for at, look in enumerate(looks) if look] == [0, 10], "in a second of hints, every 50 ms one"
+
+
+def test_a_hint_during_a_read_is_followed_by_another_read_at_once() -> None:
+    core = Core()
+    core.on(Woken())
+
+    assert any(isinstance(command, Fetch) for command in core.fetched())
