@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, create_engine, make_url
+from sqlalchemy import URL, Engine, create_engine, make_url
 
+from outboxkit import migrations
 from tests import servers
 from tests.integration.capture.model import Base
 from tests.integration.capture.world import World, open_world, prepare
@@ -74,3 +75,12 @@ def sync_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) 
 @pytest.fixture(params=(*POSTGRES[1:], SQLITE[1]))
 def async_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
     yield from _world(request.param, empty_shop, tmp_path)
+
+
+@pytest.fixture
+def postgres_engine(database_url: str) -> Iterator[Engine]:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        migrations.upgrade(connection)
+    yield engine
+    engine.dispose()
