@@ -1,0 +1,47 @@
+"""The page of edges: every edge of capture has its line, every line its tests, and every such test exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "explanation" / "edges.md"
+LINES = dict(re.findall(r"^\| (E\d+) \|(.*)$", PAGE.read_text("utf-8"), re.MULTILINE))
+LINK = re.compile(r"\[([^\]]+)\]\(\.\./\.\./(tests/[^)]+\.py)\)")
+
+
+def functions_in(file: Path) -> set[str]:
+    tree = ast.walk(ast.parse(file.read_text("utf-8")))
+    return {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_every_edge_of_capture_has_a_line_with_tests() -> None:
+    assert list(LINES) == [f"E{number}" for number in range(1, 41)]
+    assert [edge for edge, line in LINES.items() if not LINK.search(line)] == []
+
+
+def test_every_test_that_the_page_names_exists_and_names_its_edge() -> None:
+    missing = []
+    for edge, line in LINES.items():
+        for name, path in LINK.findall(line):
+            is_file, words = name.endswith(".py"), name.replace(" ", "_")
+            known = functions_in(ROOT / path) if (ROOT / path).is_file() else set()
+            wanted = {f"test_{edge.lower()}_{words}", f"test_{words}"}
+            if not (is_file and known) and not wanted & known:
+                missing.append((edge, name))
+
+    assert missing == []
+
+
+def test_every_test_that_names_an_edge_is_on_the_page() -> None:
+    named = {
+        (found[1].upper(), found[2].replace("_", " "))
+        for file in (ROOT / "tests" / "integration" / "capture").glob("test_*.py")
+        for name in functions_in(file)
+        if (found := re.fullmatch(r"test_(e\d+)_(.*)", name))
+    }
+    shown = {(edge, name) for edge, line in LINES.items() for name, _ in LINK.findall(line)}
+
+    assert named - shown == set()
