@@ -45,7 +45,7 @@ def field(name: str, value: object, width: int = 12) -> None:
 
 def verdict(word: str, text: str, colour: str) -> None:
     """A line that begins with a word in colour; on a terminal a long text goes on below itself."""
-    room = columns()
+    room = columns() if sys.stdout.isatty() else None
     text = safe(text)
     lines = textwrap.wrap(text, max(room - len(word) - _GAP, _NARROWEST)) if room else [text]
     click.echo(f"{click.style(word, fg=colour, bold=True)}{' ' * _GAP}{lines[0]}")

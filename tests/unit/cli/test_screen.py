@@ -41,6 +41,7 @@ def test_lines_are_wrapped_on_a_terminal_only(
 
 def test_a_verdict_goes_on_below_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
 
     screen.verdict("STUCK", "nobody publishes anything", "red")
 
