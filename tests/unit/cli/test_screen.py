@@ -45,7 +45,7 @@ def test_a_verdict_goes_on_below_itself(monkeypatch: pytest.MonkeyPatch, capsys:
 
     screen.verdict("STUCK", "nobody publishes anything", "red")
 
-    assert capsys.readouterr().out == "STUCK  nobody\n       publishes\n       anything\n"
+    assert click.unstyle(capsys.readouterr().out) == "STUCK  nobody\n       publishes\n       anything\n"
 
 
 @pytest.mark.parametrize("width", ["80", "140"])
