@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 TOPIC, PARTITIONS, KEYS = "bench", 8, 10_000
 PAYLOAD = b'{"filler": "' + b"x" * 286 + b'"}'
 COUNTS = {
-    "kafka": {"orm": 4_000, "loop": 20_000, "client": 100_000, "outboxkit": 100_000, "two": 100_000},
+    "kafka": {"orm": 4_000, "loop": 20_000, "client": 300_000, "outboxkit": 300_000, "two": 300_000},
     "rabbitmq": {
         "gather": 10_000,
         "pika": 20_000,

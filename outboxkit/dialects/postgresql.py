@@ -53,7 +53,8 @@ _PAYLOADS: Final = "SELECT position, payload FROM outbox_messages WHERE position
 _ALL_BUT: Final = "topic <> ALL(%({part}_topics)s::text[])"
 _ONLY: Final = "topic = ANY(%({part}_topics)s::text[])"
 # What a snapshot did not see. Not pg_visible_in_snapshot: only this form uses the index, and its complement also finds
-# rows with the transaction id of another cluster.
+# rows with the transaction id of another cluster. In a scan and for later pages the primary key must serve, whatever
+# the statistics say: there it is followed by IS [NOT] TRUE, for which no index can be used.
 _UNSEEN: Final = "(xid >= %({part}_xmax)s::xid8 OR xid = ANY(%({part}_xip)s::xid8[]))"
 
 
@@ -64,9 +65,9 @@ def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bo
     for number, (only, remembers) in enumerate(shape):
         conditions = [_ONLY if only else _ALL_BUT]
         if remembers:
-            conditions.append(f"NOT {_UNSEEN}" if missed else _UNSEEN)
+            conditions.append(_UNSEEN + (" IS NOT TRUE" if missed else " IS TRUE" if paging else ""))
         parts.append("(" + " AND ".join(conditions).replace("{part}", f"p{number}") + ")")
-    rest = " AND NOT " + _UNSEEN.replace("{part}", "round") if paging else ""
+    rest = f" AND {_UNSEEN} IS NOT TRUE".replace("{part}", "round") if paging else ""
     return _PAGE.replace("{parts}", " OR ".join(parts)).replace("{rest}", rest)
 
 
