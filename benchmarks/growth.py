@@ -62,7 +62,7 @@ def drain_here(database: str) -> None:
     from outboxkit_relay.relay import Relay
     from outboxkit_relay.state import Rules
 
-    lifecycle.collect_rarely()
+    lifecycle.tune_interpreter()
     engine = open_engine(database, patience=timedelta(seconds=10))
     began = time.perf_counter()
     Relay(engine, Sink(), Rules(once=True)).run(threading.Event())  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ def outboxkit(database: str, broker: str, _count: int, order: str = "") -> None:
     from outboxkit_relay.relay import Relay
     from outboxkit_relay.state import Rules
 
-    lifecycle.collect_rarely()  # as the daemon does
+    lifecycle.tune_interpreter()  # as the daemon does
     publisher = open_publisher(broker)
     engine = open_engine(database, patience=timedelta(seconds=10))
     rules = Rules(once=True, order=Order(order) if order else publisher.features.order, lease=timedelta(seconds=2))

@@ -28,6 +28,15 @@ __all__ = ["dialect", "refusal"]
 _row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
 
 _PING_SECONDS: Final = 3
+# For the session that reads. A generic plan would take a hundred times as long: the numbers of a snapshot decide which
+# index serves. And see `_statement`.
+_PLANS: Final = text(
+    """
+    SELECT set_config('plan_cache_mode', 'force_custom_plan', false), set_config('enable_seqscan', 'off', false),
+           set_config('enable_sort', 'off', false), set_config('max_parallel_workers_per_gather', '0', false),
+           set_config('jit', 'off', false)
+    """,
+)
 
 # --- reading by snapshot rounds: every fragment is constant, the values are bound ------------------------------------
 
@@ -42,8 +51,8 @@ UNION ALL
         (date_part('epoch', recorded_at) * 1000000)::bigint, expires_at,
         CASE WHEN octet_length(payload) <= %(heavy)s THEN 0 ELSE octet_length(payload) END, NULL
  FROM outbox_messages
- WHERE shard = ANY(%(shards)s::smallint[]) AND position > %(last)s AND ({parts}){rest}
- ORDER BY position
+ WHERE shard = ANY(%(shards)s::smallint[]) AND {order} > %(last)s AND ({parts}){rest}
+ ORDER BY {order}
  LIMIT %(limit)s)
 ORDER BY position
 """
@@ -53,22 +62,28 @@ _PAYLOADS: Final = "SELECT position, payload FROM outbox_messages WHERE position
 _ALL_BUT: Final = "topic <> ALL(%({part}_topics)s::text[])"
 _ONLY: Final = "topic = ANY(%({part}_topics)s::text[])"
 # What a snapshot did not see. Not pg_visible_in_snapshot: only this form uses the index, and its complement also finds
-# rows with the transaction id of another cluster. In a scan and for later pages the primary key must serve, whatever
-# the statistics say: there it is followed by IS [NOT] TRUE, for which no index can be used.
+# rows with the transaction id of another cluster.
 _UNSEEN: Final = "(xid >= %({part}_xmax)s::xid8 OR xid = ANY(%({part}_xip)s::xid8[]))"
 
 
 @functools.cache
 def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bool) -> str:
-    """The SQL for parts of a shape: (only these topics, has a memory) each."""
+    """The SQL for parts of a shape: (only these topics, has a memory) each.
+
+    The table swings between empty and huge, so its statistics are wrong when it matters: the statement leaves the
+    planner no choice of the index. A round begins by the index on xid, to which an order that is no column's is no
+    temptation. Everything else goes by the primary key: no index can serve a condition IS [NOT] TRUE.
+    """
+    begins = not paging and not missed and all(remembers for _, remembers in shape)
     parts = []
     for number, (only, remembers) in enumerate(shape):
         conditions = [_ONLY if only else _ALL_BUT]
         if remembers:
-            conditions.append(_UNSEEN + (" IS NOT TRUE" if missed else " IS TRUE" if paging else ""))
+            conditions.append(_UNSEEN + ("" if begins else " IS NOT TRUE" if missed else " IS TRUE"))
         parts.append("(" + " AND ".join(conditions).replace("{part}", f"p{number}") + ")")
     rest = f" AND {_UNSEEN} IS NOT TRUE".replace("{part}", "round") if paging else ""
-    return _PAGE.replace("{parts}", " OR ".join(parts)).replace("{rest}", rest)
+    page = _PAGE.replace("{order}", "position + 0" if begins else "position")
+    return page.replace("{parts}", " OR ".join(parts)).replace("{rest}", rest)
 
 
 def _values(reading: Reading) -> dict[str, Any]:
@@ -248,8 +263,7 @@ def _session(connection: Connection) -> str:
     """The marker of this server session; set when the connection reads for the first time."""
     if "outboxkit_session" not in connection.info:
         marker = secrets.token_hex(8)
-        # A generic plan would take a hundred times as long: the snapshot's numbers decide which index serves.
-        connection.execute(text("SELECT set_config('plan_cache_mode', 'force_custom_plan', false)"))
+        connection.execute(_PLANS)
         connection.execute(text("SELECT set_config('outboxkit.session', :marker, false)"), {"marker": marker})
         connection.info["outboxkit_session"] = marker
     found: str = connection.info["outboxkit_session"]

@@ -39,7 +39,7 @@ def run(invocation: Invocation, *, once: bool) -> None:
     """
     settings = invocation.settings
     failpoints.enable(settings.failpoints)
-    lifecycle.collect_rarely()
+    lifecycle.tune_interpreter()
     stop = threading.Event()
     with lifecycle.stop_on_signals(stop.set), embedded.opened(settings, once=once) as (_, publish):
         publish(stop)
