@@ -174,7 +174,7 @@ def _compile(element: _Ddl, compiler: Any, **_: Any) -> str:
     columns = f" ({', '.join(map(prepare.quote, element.columns))})" if element.columns else ""
     return element.template.format(
         words=element.privilege + columns,
-        role=prepare.quote(element.role),
+        role=prepare.quote(element.role) if element.role else "",
         table="" if element.table is None else prepare.format_table(element.table),
         what=element.what,
         shown="" if element.shown is None else compiler.sql_compiler.process(element.shown),

@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from outboxkit import migrations
 from tests import servers
+from tests.acceptance import shop
 
 CANARY = "CANARY-pa55"
 DEADLINE = 60.0
@@ -161,7 +162,7 @@ def test_a_database_that_is_away_is_waited_for_with_one_line_a_change(
 ) -> None:
     url = make_url(prepared)
     if command == CONSUME:
-        assert _run("init", "--topic", "orders", DATABASE_URL=prepared, BROKER_URL=kafka.url).returncode == 0
+        assert _run("init", "--topic", shop.TOPIC, DATABASE_URL=prepared, BROKER_URL=kafka.url).returncode == 0
     with _Door(url.host or "", url.port or 0) as door:
         there = url.set(host="127.0.0.1", port=door.port).render_as_string(hide_password=False)
         with _daemon(*command, DATABASE_URL=there, BROKER_URL=kafka.url) as daemon:

@@ -84,6 +84,7 @@ def test_the_demo_succeeds_and_says_what_it_counted(tmp_path: Path) -> None:
     assert _left(tmp_path) == []
 
 
+@pytest.mark.full
 @pytest.mark.timeout(SECONDS + 10)
 def test_with_a_postgres_of_its_own_it_leaves_nothing(passable: Path) -> None:
     with _demo(passable, "--orders", "20", "--json", "--postgres") as process:
@@ -112,6 +113,7 @@ def test_on_a_real_postgres_and_kafka_it_removes_what_it_made(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 @pytest.mark.timeout(SECONDS + 10)
 def test_ended_on_a_real_kafka_it_removes_what_it_made(tmp_path: Path, kafka: servers.Server) -> None:
     before = _kept_by(kafka)
@@ -127,6 +129,7 @@ def test_ended_on_a_real_kafka_it_removes_what_it_made(tmp_path: Path, kafka: se
     assert _left(tmp_path) == []
 
 
+@pytest.mark.full
 @pytest.mark.timeout(SECONDS + 10)
 def test_on_a_real_rabbitmq_it_removes_what_it_made(tmp_path: Path, rabbitmq: servers.Server) -> None:
     secret_free = {"OUTBOXKIT_DEMO_BROKER": rabbitmq.url}  # the URL has a password: not for the command line
@@ -280,6 +283,7 @@ def test_an_ended_demo_leaves_no_process_behind(tmp_path: Path, number: signal.S
     assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(SECONDS + 10)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_ended_demo_takes_its_postgres_along(passable: Path, number: signal.Signals) -> None:

@@ -6,12 +6,15 @@ Nothing here or in `outboxkit_relay.cli.program` imports the library: `--help` a
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["main", "run"]
+
+_NEEDED: Final = ("click", "structlog")  # one alone may be there for another reason
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -21,12 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Carries out a command line; returns the exit code. No error leaves as a traceback."""
-    try:
-        from outboxkit_relay.cli.program import program
-    except ModuleNotFoundError as error:
-        print(f"outboxkit: the command line needs {error.name}; run: pip install 'outboxkit[relay]'", file=sys.stderr)
+    missing = next((name for name in _NEEDED if find_spec(name) is None), None)
+    if missing:
+        print(f"outboxkit: the command line needs {missing}; run: pip install 'outboxkit[relay]'", file=sys.stderr)
         return 2
     try:
+        from outboxkit_relay.cli.program import program
+
         return int(program.main(args=arguments, prog_name="outboxkit", standalone_mode=False) or 0)
     except Exception as error:  # noqa: BLE001  the boundary: nothing leaves as a traceback
         from outboxkit_relay.cli import failures
