@@ -147,7 +147,9 @@ class Reader:
                 subprocess.run(argv, cwd=self._folder, env=self._environment, timeout=DEADLINE, check=True)
             return
         if assigned := re.fullmatch(r"export (\w+)=(\S+)", command.line):
-            self._environment[assigned[1]] = self._instead.get(assigned[1], assigned[2])
+            name, value = assigned.groups()
+            real = not value.startswith(("memory:", "sqlite:"))  # what lives in the process or the folder is as it is
+            self._environment[name] = self._instead.get(name, value) if real else value
         elif asked := re.fullmatch(r"kill (-9 )?%(\d+)", command.line):
             job = self._jobs[int(asked[2]) - 1]
             job.send_signal(signal.SIGKILL if asked[1] else signal.SIGTERM)
