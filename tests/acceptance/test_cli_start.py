@@ -196,6 +196,28 @@ def test_a_broker_that_is_away_is_waited_for_with_one_line_a_change(
     assert daemon.seen.count("broker.away") == daemon.seen.count("broker.back") == 1
 
 
+@pytest.mark.parametrize("broker", ["kafka", "rabbitmq"])
+def test_a_consumer_whose_broker_is_away_tells_each_change_once(
+    prepared: str, request: pytest.FixtureRequest, broker: str
+) -> None:
+    server: servers.Server = request.getfixturevalue(broker)
+    assert _run("init", "--topic", shop.TOPIC, DATABASE_URL=prepared, BROKER_URL=server.url).returncode == 0
+    credentials, at, address = server.url.partition("://")[2].rstrip("/").rpartition("@")
+    host, _, port = address.partition(":")
+    with _Door(host, int(port)) as door:
+        there = f"{server.url.partition('://')[0]}://{credentials}{at}127.0.0.1:{door.port}"
+        with _daemon(*CONSUME, DATABASE_URL=prepared, BROKER_URL=there) as daemon:
+            daemon.wait_for("consumer.broker_away")
+            with pytest.raises(queue.Empty):  # it looks for its broker many times meanwhile, and says no more
+                daemon.lines.get(timeout=6)
+            door.open()
+            daemon.wait_for("consumer.broker_back")
+            code = daemon.end(signal.SIGTERM)
+
+    assert code == 0
+    assert daemon.seen.count("consumer.broker_away") == daemon.seen.count("consumer.broker_back") == 1
+
+
 def test_a_stop_while_waiting_is_a_clean_exit(prepared: str) -> None:
     with _Door("127.0.0.1", 1) as door:
         url = make_url(prepared).set(host="127.0.0.1", port=door.port).render_as_string(hide_password=False)

@@ -39,6 +39,7 @@ __all__ = ["KafkaSubscriber", "Progress"]
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
+_PROOF_SECONDS: Final = 0.5  # an acknowledgement may wait behind it, once after the broker was away
 _SLICE_SECONDS: Final = 0.05  # bounds how long an acknowledgement waits behind an idle receive
 _KEEP_ALIVE_SECONDS: Final = 1.0
 _LOOKUP_SECONDS: Final = 5.0
@@ -122,6 +123,7 @@ class KafkaSubscriber:
         self._progress: dict[tuple[str, int], Progress] = {}
         self._paused: list[TopicPartition] = []
         self._trouble: Exception | None = None
+        self._away = False
 
     def __repr__(self) -> str:
         return f"KafkaSubscriber({self._settings.address}, {self._subscription.consumer})"
@@ -210,8 +212,18 @@ class KafkaSubscriber:
                 return self._handed_out([first, *rest])
             self._raise_trouble()
             if time.monotonic() >= deadline:
+                self._prove_back(consumer)
                 return ()
             self._run_waiting()
+
+    def _prove_back(self, consumer: Consumer) -> None:
+        """After the broker was away, silence may be emptiness or absence: only an answer tells."""
+        if self._away:
+            try:
+                consumer.list_topics(timeout=_PROOF_SECONDS)
+            except KafkaException as error:
+                raise TransientBrokerError(f"Kafka at {self._settings.address} is away") from error
+            self._away = False
 
     def _run_waiting(self) -> None:
         """Does what came in while this receive waits (no other receive: a subscriber has one reader)."""
@@ -357,6 +369,7 @@ class KafkaSubscriber:
     def _raise_trouble(self) -> None:
         trouble, self._trouble = self._trouble, None
         if trouble is not None:
+            self._away = self._away or isinstance(trouble, TransientBrokerError)
             raise trouble
 
 

@@ -110,8 +110,6 @@ class RabbitSubscriber:
         deadline = loop.time() + timeout.total_seconds()
         while True:
             session = await self._consuming(limit, deadline)
-            if session is None:
-                return ()
             if session.ready:
                 return [session.ready.popleft() for _ in range(min(limit, len(session.ready)))]
             session.changed.clear()
@@ -193,14 +191,14 @@ class RabbitSubscriber:
         with suppress(*TROUBLE):
             await asyncio.wait_for(session.channel.close(), _CLOSE_SECONDS)
 
-    async def _consuming(self, limit: int, deadline: float) -> _Session | None:
-        """The session, opened again when it was lost; None when the time is over before it can be."""
+    async def _consuming(self, limit: int, deadline: float) -> _Session:
+        """The session, opened again when it was lost."""
         if self._closed:
             raise TransientBrokerError("the subscriber is closed")
         if self._session is not None and not self._session.lost:
             return self._session
         if not await self._backed_off(deadline):
-            return None
+            raise TransientBrokerError(f"RabbitMQ at {self._settings.address} is away")  # not: there is nothing to read
         try:
             connection = await self._connected()
             self._session = await self._subscribe(connection, limit)
