@@ -201,7 +201,7 @@ def test_a_consumer_whose_broker_is_away_tells_each_change_once(
     prepared: str, request: pytest.FixtureRequest, broker: str
 ) -> None:
     server: servers.Server = request.getfixturevalue(broker)
-    assert _run("init", "--topic", shop.TOPIC, DATABASE_URL=prepared, BROKER_URL=server.url).returncode == 0
+    assert _run("init", "--topology", CONSUME[1], DATABASE_URL=prepared, BROKER_URL=server.url).returncode == 0
     credentials, at, address = server.url.partition("://")[2].rstrip("/").rpartition("@")
     host, _, port = address.partition(":")
     with _Door(host, int(port)) as door:
