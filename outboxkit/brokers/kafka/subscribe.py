@@ -22,7 +22,6 @@ from outboxkit.brokers import Delivery
 from outboxkit.brokers.kafka.publish import FEATURES
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, login_trouble, open_client, prove
 from outboxkit.errors import ConfigurationError, TransientBrokerError
-from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -160,7 +159,7 @@ class KafkaSubscriber:
         try:
             return topics.create(names)
         except LookupFailed as error:
-            raise _raised(error) from error
+            raise error.seen_by_users() from error
         finally:
             topics.close()
 
@@ -327,11 +326,12 @@ class KafkaSubscriber:
         try:
             missing = topics.look_up(names, _LOOKUP_SECONDS)
         except LookupFailed as error:
-            raise _raised(error) from error
+            raise error.seen_by_users() from error
         finally:
             topics.close()
         if missing:
-            raise _topic_missing(", ".join(sorted(missing)))
+            names = ", ".join(sorted(missing))
+            raise ConfigurationError(f"Kafka has no topic {names}; create it: outboxkit init --topology")
 
     def _configuration(self) -> Mapping[str, object]:
         return {
@@ -396,12 +396,3 @@ def _resolve(outcome: Future[_Result], job: Callable[[], _Result]) -> None:
         outcome.set_exception(error)
     else:
         outcome.set_result(result)
-
-
-def _raised(error: LookupFailed) -> Exception:
-    kind = ConfigurationError if error.failure is Failure.UNAUTHORIZED else TransientBrokerError
-    return kind(str(error))
-
-
-def _topic_missing(names: str) -> ConfigurationError:
-    return ConfigurationError(f"Kafka has no topic {names}; create it: outboxkit init --topology")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from outboxkit.errors import ConfigurationError
+from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ class LookupFailed(Exception):
     def __init__(self, failure: Failure, text: str) -> None:
         super().__init__(text)
         self.failure = failure
+
+    def seen_by_users(self) -> ConfigurationError | TransientBrokerError:
+        """The same as what callers of a subscriber know."""
+        kind = ConfigurationError if self.failure is Failure.UNAUTHORIZED else TransientBrokerError
+        return kind(str(self))
 
 
 def login_trouble(error: KafkaError, address: str) -> str:
