@@ -12,19 +12,33 @@ from sqlalchemy import and_, delete, exists, func, insert, or_, select
 from outboxkit import tables
 from outboxkit.control import NOTHING_PAUSED, Holds
 from outboxkit.message import Row
-from outboxkit.waiting import row_columns
+from outboxkit.waiting import COPIED, row_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
 
-__all__ = ["due_rows", "enqueue_scheduled"]
+__all__ = ["due_rows", "enqueue_scheduled", "is_due"]
 
 _HOT: Final = tables.outbox_messages
 _WAITING: Final = tables.outbox_waiting
 _STOPPED: Final = tables.outbox_stopped_keys
-_COPIED: Final = [column.name for column in _HOT.columns if column.name not in ("xid", "position")]
+_NOW: Final = select(tables.database_now()).scalar_subquery()  # once, so that the index on due_at can serve
+_SOMETHING_IS_DUE: Final = select(
+    or_(
+        exists().where(_WAITING.c.due_at <= _NOW),
+        exists().where(_STOPPED.c.reason == "retry", _STOPPED.c.due_at <= _NOW),
+    ),
+)
+
+
+def is_due(connection: Connection) -> bool:
+    """Whether some message that waits may be due, of any shard: so cheap that it can be asked many times a second.
+
+    Transaction: joins the caller's; reads only.
+    """
+    return bool(connection.execute(_SOMETHING_IS_DUE).scalar_one())
 
 
 def due_rows(
@@ -44,6 +58,13 @@ def due_rows(
 
     Transaction: joins the caller's; reads only.
     """
+    due = _within(connection.execute(_due(shards, without, holds, whenever=whenever).limit(limit)), most_bytes)
+    rows = select(*row_columns()).where(_WAITING.c.id.in_(due)).order_by(_WAITING.c.position)
+    return [Row.of(*row) for row in connection.execute(rows)] if due else []
+
+
+def _due(shards: Collection[int], without: Collection[str], holds: Holds, *, whenever: bool) -> Select[Any]:
+    """Id and size of what may go out, in order."""
     waits = _WAITING.c
     ahead = _WAITING.alias()
     is_head = ~exists().where(
@@ -60,7 +81,7 @@ def due_rows(
     )
     now_due = [] if whenever else [waits.due_at <= tables.database_now()]
     alone = and_(waits.key.is_(None), waits.reason == "retry", *now_due)
-    statement = (
+    return (
         select(waits.id, func.length(waits.payload))
         .outerjoin(_STOPPED, key_is_due)
         .where(
@@ -70,17 +91,19 @@ def due_rows(
             *_not_held(holds),
         )
         .order_by(waits.position)
-        .limit(limit)
     )
-    due: list[int] = []
+
+
+def _within(sized: Iterable[Any], most_bytes: int) -> list[int]:
+    """The first ids whose sizes fit together, at least one."""
+    fitting: list[int] = []
     size = 0
-    for waiting_id, length in connection.execute(statement):
+    for waiting_id, length in sized:
         size += length
-        if due and size > most_bytes:
+        if fitting and size > most_bytes:
             break
-        due.append(waiting_id)
-    rows = select(*row_columns()).where(waits.id.in_(due)).order_by(waits.position)
-    return [Row.of(*row) for row in connection.execute(rows)] if due else []
+        fitting.append(waiting_id)
+    return fitting
 
 
 def _not_held(holds: Holds) -> list[Any]:
@@ -109,7 +132,7 @@ def enqueue_scheduled(connection: Connection, shards: Collection[int], limit: in
     ]
     if due:
         mine = _WAITING.c.id.in_(due)
-        rows = select(*(_WAITING.c[name] for name in _COPIED)).where(mine).order_by(_WAITING.c.due_at, _WAITING.c.id)
-        connection.execute(insert(_HOT).from_select(_COPIED, rows))
+        rows = select(*(_WAITING.c[name] for name in COPIED)).where(mine).order_by(_WAITING.c.due_at, _WAITING.c.id)
+        connection.execute(insert(_HOT).from_select(COPIED, rows))
         connection.execute(delete(_WAITING).where(mine))
     return len(due)

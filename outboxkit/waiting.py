@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, case, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import and_, case, delete, exists, func, insert, literal, select, update
 
 from outboxkit import tables
 from outboxkit.dialects import dialect_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 __all__ = [
+    "COPIED",
     "Hold",
     "Request",
     "Stop",
@@ -38,7 +39,6 @@ __all__ = [
     "head_of",
     "hold",
     "how_many_stops",
-    "is_due",
     "join_the_line",
     "park",
     "request",
@@ -58,14 +58,8 @@ StoppedKey = tuple[str, bytes]  #: (topic, key)
 
 _REST: Final = timedelta(minutes=1)  # a head that is to be skipped is not tried again before its relay skips it
 _ERROR_TEXT: Final = 500  # characters: enough to understand, never a payload
-_COPIED: Final = [column.name for column in _HOT.columns if column.name not in ("xid", "position")]
-_NOW: Final = select(tables.database_now()).scalar_subquery()  # once, so that the index on due_at can serve
-_SOMETHING_IS_DUE: Final = select(
-    or_(
-        exists().where(_WAITING.c.due_at <= _NOW),
-        exists().where(_STOPPED.c.reason == "retry", _STOPPED.c.due_at <= _NOW),
-    ),
-)
+#: what a message keeps when it moves between the hot table and the waiting room
+COPIED: Final = [column.name for column in _HOT.columns if column.name not in ("xid", "position")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,14 +238,6 @@ def stopped_keys(connection: Connection, shards: Collection[int]) -> frozenset[S
     return frozenset((topic, bytes(key)) for topic, key in found)
 
 
-def is_due(connection: Connection) -> bool:
-    """Whether some message that waits may be due, of any shard: so cheap that it can be asked many times a second.
-
-    Transaction: joins the caller's; reads only.
-    """
-    return bool(connection.execute(_SOMETHING_IS_DUE).scalar_one())
-
-
 def head_of(connection: Connection, topic: str, key: bytes) -> tuple[Row, str] | None:
     """The first waiting row of a key, and why it failed the last time.
 
@@ -320,7 +306,7 @@ def set_aside(connection: Connection, rows: Iterable[Row], reason: str = "follow
     positions = [row.position for row in rows if row.waiting_id is None]
     if positions:
         chosen = _HOT.c.position.in_(positions)
-        columns = ["position", *_COPIED]
+        columns = ["position", *COPIED]
         rows_of = select(*(_HOT.c[name] for name in columns), literal(reason)).where(chosen)
         connection.execute(insert(_WAITING).from_select([*columns, "reason"], rows_of))
         connection.execute(delete(_HOT).where(chosen))

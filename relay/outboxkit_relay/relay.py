@@ -206,8 +206,8 @@ class Relay:
 
     def _next_event(self) -> Event:
         """The next thing that happened, or a tick when it is time for something else."""
-        due = min(self._state.wake_at, self._state.pace_at or self._state.wake_at)
-        pause = min(_LONGEST_SLEEP, max(0.0, (due - self._clock()).total_seconds()))
+        next_at = min(self._state.wake_at, self._state.pace_at or self._state.wake_at)
+        pause = min(_LONGEST_SLEEP, max(0.0, (next_at - self._clock()).total_seconds()))
         try:
             event = self._arrivals.get(timeout=pause) if pause > 0 else self._arrivals.get_nowait()
         except queue.Empty:
@@ -282,9 +282,9 @@ class Relay:
         return self._direct.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def _fetch(self, connection: Connection, command: Fetch) -> Fetched:
-        due = self._waiting_room(command) if command.look and waiting.is_due(connection) else []
+        waited = self._waiting_room(command) if command.look and due.is_due(connection) else []
         page = outbox.read(connection, command.reading)
-        return Fetched(command.lane, page, due, self._claimed(connection, page.rows or due))
+        return Fetched(command.lane, page, waited, self._claimed(connection, page.rows or waited))
 
     def _watch(self, connection: Connection, command: Watch) -> Missed:
         rows = outbox.read(connection, command.reading).rows

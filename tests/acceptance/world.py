@@ -28,6 +28,8 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from outboxkit.brokers import open_subscriber
+from outboxkit_relay.cli import application
 from tests import servers
 from tests.acceptance.shop import TOPIC, Base, Order, billing
 
@@ -118,6 +120,20 @@ class RabbitMQ:
             yield connection.channel()
         finally:
             connection.close()
+
+
+def declare(url: str) -> None:
+    """As ``outboxkit init --topology`` does it, without a process."""
+
+    async def work() -> None:
+        wanted = application.subscription(billing)
+        subscriber = open_subscriber(url, wanted, {})
+        try:
+            await subscriber.declare(wanted)
+        finally:
+            await subscriber.close()
+
+    asyncio.run(work())
 
 
 class World:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from outboxkit import migrations
-from outboxkit.brokers import open_subscriber
-from outboxkit_relay.cli import application
 from tests import servers
-from tests.acceptance.shop import billing
-from tests.acceptance.world import QUICK_GROUP, Kafka, RabbitMQ, World, forget
+from tests.acceptance.world import QUICK_GROUP, Kafka, RabbitMQ, World, declare, forget
 from tests.faults.traffic import is_kafka
 
 _SCORES = pytest.StashKey[list[str]]()
@@ -52,17 +48,7 @@ def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, t
     made.create_tables()
     with made.engine.begin() as connection:
         migrations.upgrade(connection)
-    asyncio.run(_declare(broker.url))
+    declare(broker.url)
     reader.prepare()
     yield made
     made.close()
-
-
-async def _declare(url: str) -> None:
-    """As ``outboxkit init --topology`` does it, without a process."""
-    wanted = application.subscription(billing)
-    subscriber = open_subscriber(url, wanted, {})
-    try:
-        await subscriber.declare(wanted)
-    finally:
-        await subscriber.close()

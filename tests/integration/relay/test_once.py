@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from uuid import uuid4
 
-import pytest
 from sqlalchemy import Engine, update
 
 from outboxkit import control, outbox, tables
@@ -17,20 +14,9 @@ from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
 from outboxkit_relay import leases
 from outboxkit_relay.relay import Relay
 from outboxkit_relay.state import Rules
-from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, write
+from tests.integration.relay.world import ScriptedPublisher, count, message, write
 
 RETRY = RetryPolicy(delayed=full_jitter("300ms", cap="400ms", attempts=3))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database of each kind."""
-    url = (
-        f"sqlite:///{tmp_path / 'outbox.db'}" if request.param == "sqlite" else request.getfixturevalue("database_url")
-    )
-    found = engine_for(url)
-    yield found
-    found.dispose()
 
 
 def run_once(engine: Engine, publisher: ScriptedPublisher, retry: RetryPolicy = RETRY) -> list[int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, select, update
@@ -14,7 +12,7 @@ from outboxkit.control import Holds, Scope, Target
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Order
 from outboxkit_relay.state import Rules
-from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
+from tests.integration.relay.world import ScriptedPublisher, count, message, relaying, until, write
 
 ORDERS, PLACED, K = (
     Target(Scope.DESTINATION, "orders"),
@@ -22,17 +20,6 @@ ORDERS, PLACED, K = (
     Target(Scope.KEY, "orders", b"k"),
 )
 LEASE = timedelta(milliseconds=900)  # relays look every third of it
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database of each kind."""
-    url = (
-        f"sqlite:///{tmp_path / 'outbox.db'}" if request.param == "sqlite" else request.getfixturevalue("database_url")
-    )
-    found = engine_for(url)
-    yield found
-    found.dispose()
 
 
 def pause(engine: Engine, target: Target, lasts: timedelta | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,13 +10,10 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from outboxkit import migrations
-from outboxkit.brokers import open_subscriber
 from outboxkit.dialects import open_engine
-from outboxkit_relay.cli import application
 from outboxkit_relay.lifecycle import Exit
 from tests import servers
-from tests.acceptance.shop import billing
-from tests.acceptance.world import Kafka, World, effects_are_in_order, forget
+from tests.acceptance.world import Kafka, World, declare, effects_are_in_order, forget
 from tests.faults.test_database import answers
 from tests.faults.traffic import EVIDENCED, LEFT, are_right
 from tests.servers import pgbouncer
@@ -48,18 +44,9 @@ def world(database_url: str, pooler: servers.Server, kafka: servers.Server, tmp_
     with made.engine.begin() as connection:
         migrations.upgrade(connection)
     made.create_tables()
-    asyncio.run(_declare(kafka.url))
+    declare(kafka.url)
     yield made
     made.close()
-
-
-async def _declare(url: str) -> None:
-    wanted = application.subscription(billing)
-    subscriber = open_subscriber(url, wanted, {})
-    try:
-        await subscriber.declare(wanted)
-    finally:
-        await subscriber.close()
 
 
 @pytest.mark.timeout(300)

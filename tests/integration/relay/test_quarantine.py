@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, select, update
@@ -25,17 +23,6 @@ SHARDS = range(tables.SHARDS)
 
 def _rules(retry: RetryPolicy = QUICK) -> Rules:
     return Rules(retry=retry, order=Order.STRICT)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database of each kind."""
-    url = (
-        f"sqlite:///{tmp_path / 'outbox.db'}" if request.param == "sqlite" else request.getfixturevalue("database_url")
-    )
-    found = engine_for(url)
-    yield found
-    found.dispose()
 
 
 def _stop(engine: Engine, *, key: str = "k", due: timedelta = timedelta(hours=1)) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine, select, update
 
 from outboxkit import outbox, tables
@@ -16,20 +13,9 @@ from outboxkit.message import Row
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
 from outboxkit_relay.destinations import Limits
 from outboxkit_relay.state import Rules
-from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
+from tests.integration.relay.world import ScriptedPublisher, count, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database of each kind."""
-    url = (
-        f"sqlite:///{tmp_path / 'outbox.db'}" if request.param == "sqlite" else request.getfixturevalue("database_url")
-    )
-    found = engine_for(url)
-    yield found
-    found.dispose()
 
 
 def numbers(rows: list[Row]) -> list[int]:
