@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import pytest
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import create_engine, make_url, text
 
 from outboxkit import migrations
 from tests import servers
 from tests.acceptance import shop
+from tests.acceptance.world import comes_true, declare
 
 CANARY = "CANARY-pa55"
 DEADLINE = 60.0
@@ -196,9 +198,9 @@ def test_a_broker_that_is_away_is_waited_for_with_one_line_a_change(
     assert daemon.seen.count("broker.away") == daemon.seen.count("broker.back") == 1
 
 
-@pytest.mark.parametrize("broker", ["kafka", "rabbitmq"])
+@pytest.mark.parametrize(("broker", "knocks"), [("kafka", 6), ("rabbitmq", 3)])
 def test_a_consumer_whose_broker_is_away_tells_each_change_once(
-    prepared: str, request: pytest.FixtureRequest, broker: str
+    prepared: str, request: pytest.FixtureRequest, broker: str, knocks: int
 ) -> None:
     server: servers.Server = request.getfixturevalue(broker)
     assert _run("init", "--topology", CONSUME[1], DATABASE_URL=prepared, BROKER_URL=server.url).returncode == 0
@@ -208,14 +210,39 @@ def test_a_consumer_whose_broker_is_away_tells_each_change_once(
         there = f"{server.url.partition('://')[0]}://{credentials}{at}127.0.0.1:{door.port}"
         with _daemon(*CONSUME, DATABASE_URL=prepared, BROKER_URL=there) as daemon:
             daemon.wait_for("consumer.broker_away")
-            for _ in range(3):  # it looks again and again, and says no more
+            for _ in range(knocks):  # it looks again and again, longer than a receive takes
                 assert door.knocks.acquire(timeout=DEADLINE)
+            assert daemon.lines.empty()  # and says no more
             door.open()
             daemon.wait_for("consumer.broker_back")
             code = daemon.end(signal.SIGTERM)
 
     assert code == 0
     assert daemon.seen.count("consumer.broker_away") == daemon.seen.count("consumer.broker_back") == 1
+
+
+def test_a_consumer_that_has_lost_kafka_is_back_when_kafka_answers(prepared: str, kafka: servers.Server) -> None:
+    declare(kafka.url)
+    admin, group = AdminClient({"bootstrap.servers": kafka.bootstrap}), shop.billing.name
+    with _daemon(*CONSUME, DATABASE_URL=prepared, BROKER_URL=kafka.url) as daemon:
+        daemon.wait_for("consumer.started")
+        assert comes_true(lambda: admin.describe_consumer_groups([group])[group].result(30).members)
+        kafka.kill()
+        with _Door(*_place(kafka), at=_place(kafka)[1], turns_away=True) as door:
+            daemon.wait_for("consumer.broker_away")
+            for _ in range(6):  # it looks again and again, longer than a receive takes
+                assert door.knocks.acquire(timeout=DEADLINE)
+            assert daemon.lines.empty()  # silence is no answer
+        kafka.start()
+        daemon.wait_for("consumer.broker_back")
+        code = daemon.end(signal.SIGTERM)
+
+    assert code == 0
+
+
+def _place(server: servers.Server) -> tuple[str, int]:
+    host, _, port = server.bootstrap.partition(":")
+    return host, int(port)
 
 
 def test_a_stop_while_waiting_is_a_clean_exit(prepared: str) -> None:
@@ -275,15 +302,17 @@ def test_once_publishes_what_is_there_and_leaves(prepared: str, kafka: servers.S
 class _Door:
     """A port that refuses connections until it is opened; then it forwards them to a server.
 
-    With ``turns_away`` it accepts them meanwhile, ends each at once, and counts them in ``knocks``.
+    It is any port, or the one that ``at`` names. With ``turns_away`` it accepts connections meanwhile, ends each at once,
+    and counts them in ``knocks``.
     """
 
-    def __init__(self, host: str, port: int, *, turns_away: bool = False) -> None:
+    def __init__(self, host: str, port: int, *, at: int = 0, turns_away: bool = False) -> None:
         self._goal = (host, port)
         self._is_open = False
         self.knocks = threading.Semaphore(0)
         self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))  # taken, but nobody listens: connections are refused
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", at))  # taken, but nobody listens: connections are refused
         self.port: int = self._socket.getsockname()[1]
         self._ends: list[socket.socket] = [self._socket]
         self._threads: list[threading.Thread] = []
