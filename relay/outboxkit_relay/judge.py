@@ -16,7 +16,7 @@ from outboxkit_relay.dialogue import Burial, Settle
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from outboxkit.brokers import Receipts, Refusal
     from outboxkit.message import Row
@@ -88,26 +88,9 @@ def _sentence(
     times = (before.times + 1 if before else 1) if failure.of_destination else row.attempts + 1
     decision = policy.verdict(failure, times, state.rules.retry, now, rng)
     if isinstance(decision, Retry):
-        followers = _stop(state, destination, row)
-        attempts, delay = row.attempts + 1, decision.at - now
-        outcome.held.append(
-            Hold(row=row, failure=failure, text=refusal.text, attempts=attempts, delay=delay, followers=followers),
-        )
+        outcome.held.append(_hold(state, destination, row, refusal, decision.at - now))
     elif isinstance(decision, Bury):
-        skip = decision.followers is Followers.SKIP
-        followers = () if skip else _stop(state, destination, row)
-        if skip:
-            destination.free([row])
-        outcome.buried.append(
-            Burial(
-                row=row,
-                failure=failure,
-                text=refusal.text,
-                attempts=row.attempts + 1,
-                fate=decision.followers,
-                followers=followers,
-            ),
-        )
+        outcome.buried.append(_burial(state, destination, row, refusal, decision.followers))
     else:
         outcome.unknown.append(row)
         destination.broken.add(key_of(row))
@@ -115,6 +98,32 @@ def _sentence(
             until = decision.until if isinstance(decision, Pause) else now
             since = before.since if before else now
             destination.failing, destination.trouble = True, Trouble(until, times, failure, refusal.text, since)
+
+
+def _hold(state: State, destination: Destination, row: Row, refusal: Refusal, delay: timedelta) -> Hold:
+    return Hold(
+        row=row,
+        failure=refusal.failure,
+        text=refusal.text,
+        attempts=row.attempts + 1,
+        delay=delay,
+        followers=_stop(state, destination, row),
+    )
+
+
+def _burial(state: State, destination: Destination, row: Row, refusal: Refusal, fate: Followers) -> Burial:
+    skip = fate is Followers.SKIP
+    followers = () if skip else _stop(state, destination, row)
+    if skip:
+        destination.free([row])
+    return Burial(
+        row=row,
+        failure=refusal.failure,
+        text=refusal.text,
+        attempts=row.attempts + 1,
+        fate=fate,
+        followers=followers,
+    )
 
 
 def _look_at_circuit(destination: Destination, published: int, receipts: Receipts, now: datetime) -> None:

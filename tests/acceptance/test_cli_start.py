@@ -302,8 +302,8 @@ def test_once_publishes_what_is_there_and_leaves(prepared: str, kafka: servers.S
 class _Door:
     """A port that refuses connections until it is opened; then it forwards them to a server.
 
-    It is any port, or the one that ``at`` names. With ``turns_away`` it accepts connections meanwhile, ends each at once,
-    and counts them in ``knocks``.
+    It is any port, or the one that ``at`` names. With ``turns_away`` it accepts connections meanwhile, ends each at
+    once, and counts them in ``knocks``.
     """
 
     def __init__(self, host: str, port: int, *, at: int = 0, turns_away: bool = False) -> None:
