@@ -222,7 +222,7 @@ def _packed_names(texts: tuple[bool, ...], times: tuple[bool, ...], keyed: bool)
     """All that stands before the values of our own headers, by which of them there are."""
     present = [name for name, there in zip((*_TEXT.values(), *_TIMES.values()), texts + times, strict=True) if there]
     names = ["ce_specversion", *present, *(["ce_partitionkey"] if keyed else [])]
-    return _NAMES_FIRST + "\0".join(names).encode() + b"\0\0"
+    return _NAMES_FIRST + "\0".join(names).encode() + _END
 
 
 def from_wire(topic: str, key: bytes | None, headers: Iterable[tuple[str, bytes | None]], payload: bytes) -> Message:
@@ -259,18 +259,8 @@ def _sequence_of(position: int) -> bytes:
 def outgoing_headers(row: Row) -> list[tuple[str, bytes]]:
     """The wire headers of a stored row: those frozen at capture, and the two that only the database knew."""
     seconds, microseconds = divmod(row.recorded_us, 1_000_000)
-    sequence, recorded = _sequence_of(row.position), b"%b.%06dZ" % (_second(seconds), microseconds)
-    if row.headers[:1] == _NAMES_FIRST:  # in one go: this is done for every message
-        packed, _, joined = row.headers.partition(_END)
-        values = joined.split(b"\0")
-        values += (sequence, recorded)
-        return list(zip(_outgoing_names(packed), values, strict=False))
-    return [*unpack_headers(row.headers), (_SEQUENCE, sequence), (_RECORDED, recorded)]
-
-
-@lru_cache(maxsize=256)
-def _outgoing_names(packed: bytes) -> tuple[str, ...]:
-    return *_names(packed), _SEQUENCE, _RECORDED
+    recorded = b"%b.%06dZ" % (_second(seconds), microseconds)
+    return [*unpack_headers(row.headers), (_SEQUENCE, _sequence_of(row.position)), (_RECORDED, recorded)]
 
 
 @lru_cache(maxsize=64)

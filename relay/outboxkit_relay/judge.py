@@ -88,9 +88,9 @@ def _sentence(
     times = (before.times + 1 if before else 1) if failure.of_destination else row.attempts + 1
     decision = policy.verdict(failure, times, state.rules.retry, now, rng)
     if isinstance(decision, Retry):
-        outcome.held.append(_hold(state, destination, row, refusal, decision.at - now))
+        outcome.held.append(_hold(state, destination, row, refusal, delay=decision.at - now))
     elif isinstance(decision, Bury):
-        outcome.buried.append(_burial(state, destination, row, refusal, decision.followers))
+        outcome.buried.append(_burial(state, destination, row, refusal, fate=decision.followers))
     else:
         outcome.unknown.append(row)
         destination.broken.add(key_of(row))
@@ -100,7 +100,7 @@ def _sentence(
             destination.failing, destination.trouble = True, Trouble(until, times, failure, refusal.text, since)
 
 
-def _hold(state: State, destination: Destination, row: Row, refusal: Refusal, delay: timedelta) -> Hold:
+def _hold(state: State, destination: Destination, row: Row, refusal: Refusal, *, delay: timedelta) -> Hold:
     return Hold(
         row=row,
         failure=refusal.failure,
@@ -111,7 +111,7 @@ def _hold(state: State, destination: Destination, row: Row, refusal: Refusal, de
     )
 
 
-def _burial(state: State, destination: Destination, row: Row, refusal: Refusal, fate: Followers) -> Burial:
+def _burial(state: State, destination: Destination, row: Row, refusal: Refusal, *, fate: Followers) -> Burial:
     skip = fate is Followers.SKIP
     followers = () if skip else _stop(state, destination, row)
     if skip:
