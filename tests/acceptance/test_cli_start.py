@@ -183,11 +183,8 @@ def test_a_broker_that_is_away_is_waited_for_with_one_line_a_change(
     prepared: str, request: pytest.FixtureRequest, broker: str
 ) -> None:
     server: servers.Server = request.getfixturevalue(broker)
-    credentials, at, address = server.url.partition("://")[2].rstrip("/").rpartition("@")
-    host, _, port = address.partition(":")
-    with _Door(host, int(port)) as door:
-        there = f"{server.url.partition('://')[0]}://{credentials}{at}127.0.0.1:{door.port}"
-        with _daemon(*RELAY, DATABASE_URL=prepared, BROKER_URL=there) as daemon:
+    with _Door(*_place(server)) as door:
+        with _daemon(*RELAY, DATABASE_URL=prepared, BROKER_URL=_through(door, server)) as daemon:
             daemon.wait_for("broker.away")
             door.open()
             daemon.wait_for("broker.back")
@@ -204,11 +201,8 @@ def test_a_consumer_whose_broker_is_away_tells_each_change_once(
 ) -> None:
     server: servers.Server = request.getfixturevalue(broker)
     assert _run("init", "--topology", CONSUME[1], DATABASE_URL=prepared, BROKER_URL=server.url).returncode == 0
-    credentials, at, address = server.url.partition("://")[2].rstrip("/").rpartition("@")
-    host, _, port = address.partition(":")
-    with _Door(host, int(port), turns_away=True) as door:
-        there = f"{server.url.partition('://')[0]}://{credentials}{at}127.0.0.1:{door.port}"
-        with _daemon(*CONSUME, DATABASE_URL=prepared, BROKER_URL=there) as daemon:
+    with _Door(*_place(server), turns_away=True) as door:
+        with _daemon(*CONSUME, DATABASE_URL=prepared, BROKER_URL=_through(door, server)) as daemon:
             daemon.wait_for("consumer.broker_away")
             for _ in range(knocks):  # it looks again and again, longer than a receive takes
                 assert door.knocks.acquire(timeout=DEADLINE)
@@ -238,11 +232,6 @@ def test_a_consumer_that_has_lost_kafka_is_back_when_kafka_answers(prepared: str
         code = daemon.end(signal.SIGTERM)
 
     assert code == 0
-
-
-def _place(server: servers.Server) -> tuple[str, int]:
-    host, _, port = server.bootstrap.partition(":")
-    return host, int(port)
 
 
 def test_a_stop_while_waiting_is_a_clean_exit(prepared: str) -> None:
@@ -297,6 +286,16 @@ def test_once_publishes_what_is_there_and_leaves(prepared: str, kafka: servers.S
 
     assert done.returncode == 0, done.stderr
     assert _run("status", **settings).returncode == 0
+
+
+def _place(server: servers.Server) -> tuple[str, int]:
+    host, _, port = server.bootstrap.partition(":")
+    return host, int(port)
+
+
+def _through(door: _Door, server: servers.Server) -> str:
+    """The server's URL with the address of the door."""
+    return server.url.replace(server.bootstrap, f"127.0.0.1:{door.port}")
 
 
 class _Door:
