@@ -183,13 +183,15 @@ def test_a_broker_that_is_away_is_waited_for_with_one_line_a_change(
     prepared: str, request: pytest.FixtureRequest, broker: str
 ) -> None:
     server: servers.Server = request.getfixturevalue(broker)
-    with _Door(*_place(server)) as door:
-        with _daemon(*RELAY, DATABASE_URL=prepared, BROKER_URL=_through(door, server)) as daemon:
-            daemon.wait_for("broker.away")
-            door.open()
-            daemon.wait_for("broker.back")
-            daemon.wait_for("relay.joined")
-            code = daemon.end(signal.SIGINT)
+    with (
+        _Door(*_place(server)) as door,
+        _daemon(*RELAY, DATABASE_URL=prepared, BROKER_URL=_through(door, server)) as daemon,
+    ):
+        daemon.wait_for("broker.away")
+        door.open()
+        daemon.wait_for("broker.back")
+        daemon.wait_for("relay.joined")
+        code = daemon.end(signal.SIGINT)
 
     assert code == 0
     assert daemon.seen.count("broker.away") == daemon.seen.count("broker.back") == 1
@@ -201,15 +203,17 @@ def test_a_consumer_whose_broker_is_away_tells_each_change_once(
 ) -> None:
     server: servers.Server = request.getfixturevalue(broker)
     assert _run("init", "--topology", CONSUME[1], DATABASE_URL=prepared, BROKER_URL=server.url).returncode == 0
-    with _Door(*_place(server), turns_away=True) as door:
-        with _daemon(*CONSUME, DATABASE_URL=prepared, BROKER_URL=_through(door, server)) as daemon:
-            daemon.wait_for("consumer.broker_away")
-            for _ in range(knocks):  # it looks again and again, longer than a receive takes
-                assert door.knocks.acquire(timeout=DEADLINE)
-            assert daemon.lines.empty()  # and says no more
-            door.open()
-            daemon.wait_for("consumer.broker_back")
-            code = daemon.end(signal.SIGTERM)
+    with (
+        _Door(*_place(server), turns_away=True) as door,
+        _daemon(*CONSUME, DATABASE_URL=prepared, BROKER_URL=_through(door, server)) as daemon,
+    ):
+        daemon.wait_for("consumer.broker_away")
+        for _ in range(knocks):  # it looks again and again, longer than a receive takes
+            assert door.knocks.acquire(timeout=DEADLINE)
+        assert daemon.lines.empty()  # and says no more
+        door.open()
+        daemon.wait_for("consumer.broker_back")
+        code = daemon.end(signal.SIGTERM)
 
     assert code == 0
     assert daemon.seen.count("consumer.broker_away") == daemon.seen.count("consumer.broker_back") == 1
