@@ -99,8 +99,11 @@ class Child:
         return [line for line in lines if line.get("event") == name]
 
     def last_words(self) -> str:
-        """The end of its log, for people."""
-        return self.log.read_text().strip().rpartition("\n")[2][-500:] or f"exit code {self.process.poll()}"
+        """Why it ended, for people: of one that was killed the end of its log tells something else."""
+        code = self.process.poll()
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return self.log.read_text().strip().rpartition("\n")[2][-500:] or f"exit code {code}"
 
 
 @dataclass(slots=True)
