@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 
+import psutil
 import pytest
 from sqlalchemy import text
 
@@ -37,17 +38,13 @@ def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joi
     world.until(lambda: world.said(zombie, "relay.joined"), "the relay has joined")
     writer = world.load(KEYS)
     world.until(lambda: world.scalar(EVIDENCED) > 0, "it publishes")
-    freeze_between_transactions(world, zombie)
-
     other = world.start("relay", "run")
-    (old,) = (line["relay"] for line in world.said(zombie, "relay.joined"))
-    world.until(lambda: world.scalar(_evidenced_by_others(old)) > 0, "the other one has taken over")
-    assert world.scalar(f"SELECT count(*) FROM outbox_relays WHERE id = '{old}'") == 0, "void: its lease still holds"
-    zombie.send_signal(signal.SIGCONT)
-    world.until(lambda: len(world.said(zombie, "relay.joined")) == 2, "it joins again")
-    assert [line["relay"] for line in world.said(zombie, "lease.lost")] == [old], "void: nothing of it was fenced"
+
+    # A try is void when the zombie's connections were lost meanwhile: it joins again without having tried to write.
+    assert any(_is_fenced_when_thawed(world, zombie) for _ in range(3)), "void: nothing of it was fenced"
+
     world.until(lambda: fenced(world, zombie) == 1, "what was fenced is counted")
-    new = world.said(zombie, "relay.joined")[1]["relay"]
+    new = world.said(zombie, "relay.joined")[-1]["relay"]
     world.until(lambda: world.scalar(f"SELECT count(*) FROM outbox_ledger WHERE relay = '{new}'") > 0, "it works again")
     writer.finish()
 
@@ -61,6 +58,20 @@ def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joi
     assert effects_are_in_order(world)
 
 
+def _is_fenced_when_thawed(world: World, zombie: subprocess.Popen[bytes]) -> bool:
+    """Freezes it until another relay has taken over; whether it noticed by a write that was refused."""
+    joined = world.said(zombie, "relay.joined")
+    token = joined[-1]["relay"]
+    freeze_between_transactions(world, zombie)
+    world.until(
+        lambda: world.scalar(f"SELECT count(*) FROM outbox_relays WHERE id = '{token}'") == 0,
+        "the other one has taken over",
+    )
+    zombie.send_signal(signal.SIGCONT)
+    world.until(lambda: len(world.said(zombie, "relay.joined")) > len(joined), "it joins again")
+    return token in [line["relay"] for line in world.said(zombie, "lease.lost")]
+
+
 def fenced(world: World, relay: subprocess.Popen[bytes]) -> float:
     """What the relay's own metrics say."""
     (line,) = world.said(relay, "probes.listening")
@@ -69,16 +80,13 @@ def fenced(world: World, relay: subprocess.Popen[bytes]) -> float:
     return float(value)
 
 
-def _evidenced_by_others(token: str) -> str:
-    return f"SELECT count(*) FROM outbox_ledger WHERE relay <> '{token}'"
-
-
 def freeze_between_transactions(world: World, relay: subprocess.Popen[bytes]) -> None:
     """SIGSTOP, at a moment when the server would not end a transaction that the relay has left open."""
-    sessions = f"SELECT count(*) FROM pg_stat_activity WHERE {OURS} AND pid <> pg_backend_pid() AND state "
     while True:
         relay.send_signal(signal.SIGSTOP)
-        world.until(lambda: world.scalar(f"{sessions} = 'active'") == 0, "what it has asked for is done")
+        ports = [connection.laddr.port for connection in psutil.Process(relay.pid).net_connections("tcp")]
+        sessions = f"SELECT count(*) FROM pg_stat_activity WHERE client_port = ANY(ARRAY{ports}) AND state "
+        world.until(lambda: world.scalar(f"{sessions} = 'active'") == 0, "what it has asked for is done")  # noqa: B023  at once
         if world.scalar(f"{sessions} LIKE 'idle in transaction%'") == 0:
             return
         relay.send_signal(signal.SIGCONT)
