@@ -12,6 +12,8 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -45,6 +47,9 @@ __all__ = [
 ]
 
 _WAITING: Final = tables.outbox_waiting
+_IDENTITY: Final = attrgetter("position", "raw_id")
+_RAW_ID: Final = attrgetter("raw_id")
+_WAITING_ID: Final = attrgetter("waiting_id")
 
 _RIGHT: Final[weakref.WeakSet[Dialect]] = weakref.WeakSet()  # databases whose tables have our version
 
@@ -241,9 +246,10 @@ def remove(connection: Connection, relay: UUID, evidence: Sequence[Evidence]) ->
     Returns:
         How many fresh rows were deleted.
     """
-    fresh = [(row.position, row.raw_id) for batch in evidence for row in batch.rows if row.waiting_id is None]
-    removed = dialect_of(connection).remove(connection, fresh) if fresh else 0
-    waited = [row.waiting_id for batch in evidence for row in batch.rows if row.waiting_id is not None]
+    settled = list(chain.from_iterable(batch.rows for batch in evidence))
+    waited = list(filter(None, map(_WAITING_ID, settled)))
+    fresh = [row for row in settled if row.waiting_id is None] if waited else settled
+    removed = dialect_of(connection).remove(connection, list(map(_IDENTITY, fresh))) if fresh else 0
     if waited:
         connection.execute(delete(_WAITING).where(_WAITING.c.id.in_(waited)))
     entries = [_ledger_entry(relay, batch) for batch in evidence if batch.rows]
@@ -253,7 +259,7 @@ def remove(connection: Connection, relay: UUID, evidence: Sequence[Evidence]) ->
 
 
 def _ledger_entry(relay: UUID, batch: Evidence) -> dict[str, Any]:
-    ids = [row.raw_id for row in batch.rows]
+    ids = list(map(_RAW_ID, batch.rows))
     return {
         "relay": relay,
         "topic": batch.topic,

@@ -10,7 +10,7 @@ the same names.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -45,7 +45,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import Dialect
     from sqlalchemy.types import TypeEngine
@@ -56,6 +56,7 @@ __all__ = [
     "VERSION",
     "Instant",
     "any_of",
+    "array_literal",
     "database_now",
     "dead_letters",
     "inbox_batches",
@@ -121,19 +122,20 @@ class _Array(TypeDecorator[list[Any]]):
 
     def bind_processor(self, dialect: Dialect) -> Any:
         # A literal: the driver would adapt each item by itself, and a relay writes thousands a second.
-        return _array_literal if dialect.name == "postgresql" else super().bind_processor(dialect)
+        return array_literal if dialect.name == "postgresql" else super().bind_processor(dialect)
 
     def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> Any:
         del dialect
         return value and [str(UUID(bytes=item)) if isinstance(item, bytes) else item for item in value]
 
 
-def _array_literal(items: list[Any] | None) -> str | None:
-    """A list of numbers or of ids (16 bytes each) as PostgreSQL writes it."""
+def array_literal(items: Sequence[int | bytes] | None) -> str | None:
+    """Numbers, or ids of 16 bytes each, as PostgreSQL writes an array."""
     if items is None:
         return None
-    text = bytes.hex if items and isinstance(items[0], bytes) else str
-    return "{" + ",".join(map(text, items)) + "}"
+    if items and isinstance(items[0], bytes):
+        return "{" + b"".join(cast("Sequence[bytes]", items)).hex(",", 16) + "}"
+    return "{" + ",".join(map(str, items)) + "}"
 
 
 class _Xid8(UserDefinedType[int]):

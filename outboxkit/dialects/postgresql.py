@@ -13,6 +13,7 @@ from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from outboxkit import tables
 from outboxkit.dialects import HEAVY, Features, Page, Reading
 from outboxkit.errors import LeaseLost
 from outboxkit.message import Row
@@ -28,13 +29,14 @@ __all__ = ["dialect", "refusal"]
 _row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
 
 _PING_SECONDS: Final = 3
-# For the session that reads. A generic plan would take a hundred times as long: the numbers of a snapshot decide which
-# index serves. And see `_statement`.
+# No plan is kept: our tables are empty at one moment and hold a million rows at the next, and the numbers of a snapshot
+# decide which index serves. Through a pooler nothing is prepared, which does the same.
+_NO_KEPT_PLANS: Final = {"plan_cache_mode": "force_custom_plan"}
+# For the session that reads, see `_statement`.
 _PLANS: Final = text(
     """
-    SELECT set_config('plan_cache_mode', 'force_custom_plan', false), set_config('enable_seqscan', 'off', false),
-           set_config('enable_sort', 'off', false), set_config('max_parallel_workers_per_gather', '0', false),
-           set_config('jit', 'off', false)
+    SELECT set_config('enable_seqscan', 'off', false), set_config('enable_sort', 'off', false),
+           set_config('max_parallel_workers_per_gather', '0', false), set_config('jit', 'off', false)
     """,
 )
 
@@ -112,15 +114,16 @@ WHERE id = %s AND expires_at > clock_timestamp()
 """
 
 # The two conditions on the position are one to us; the first one tells the planner that the primary key serves. It is a
-# sub-select because for a literal the planner would look up how frequent each of its positions is.
+# sub-select because for a literal the planner would look up how frequent each of its positions is. IS TRUE keeps the
+# second one from becoming a join: with statistics from a moment when all was published the planner takes the table to
+# be empty, and would compare each row with each.
 _REMOVE: Final = """
 WITH acknowledged AS MATERIALIZED (
     SELECT * FROM unnest(%(positions)s::bigint[], %(ids)s::uuid[]) AS pair (position, message_id)
 )
-DELETE FROM outbox_messages AS row
-USING acknowledged
-WHERE row.position = ANY(ARRAY(SELECT position FROM acknowledged))
-  AND row.position = acknowledged.position AND row.message_id = acknowledged.message_id
+DELETE FROM outbox_messages
+WHERE position = ANY(ARRAY(SELECT position FROM acknowledged))
+  AND ((position, message_id) IN (SELECT position, message_id FROM acknowledged)) IS TRUE
 """
 
 
@@ -141,7 +144,8 @@ class PostgreSQL:
         and nothing is prepared.
         """
         settings = _session_settings(int(patience.total_seconds() * 1000))
-        own: dict[str, Any] = {"options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
+        wanted = settings | _NO_KEPT_PLANS
+        own: dict[str, Any] = {"options": " ".join(f"-c {name}={value}" for name, value in wanted.items())}
         engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             hide_parameters=True,
@@ -189,8 +193,7 @@ class PostgreSQL:
     def remove(self, connection: Connection, rows: Sequence[tuple[int, bytes]]) -> int:
         """See `outboxkit.dialects.Dialect.remove`. Writes outbox_messages by its primary key."""
         # Array literals: the driver would adapt each element by itself.
-        positions = "{" + ",".join([str(position) for position, _ in rows]) + "}"
-        ids = "{" + ",".join([raw.hex() for _, raw in rows]) + "}"
+        positions, ids = map(tables.array_literal, zip(*rows, strict=True))
         return connection.exec_driver_sql(_REMOVE, {"positions": positions, "ids": ids}).rowcount
 
     def insert(self, table: Table) -> Insert:

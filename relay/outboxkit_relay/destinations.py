@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from outboxkit.policy import Failure, Order
@@ -16,12 +17,15 @@ from outboxkit_relay.breaker import Breaker, CircuitRule, CircuitState
 from outboxkit_relay.pace import Bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from outboxkit.brokers import Receipts
     from outboxkit.message import Row
 
-__all__ = ["Destination", "Flight", "Key", "Limits", "Trouble", "key_of"]
+__all__ = ["Destination", "Flight", "Key", "Limits", "Trouble", "by_topic", "key_of"]
+
+_KIND: Final = attrgetter("kind")
+_TOPIC: Final = attrgetter("topic")
 
 Key = tuple[str, bytes | int]
 
@@ -29,6 +33,17 @@ Key = tuple[str, bytes | int]
 def key_of(row: Row) -> Key:
     """What keeps its order together: (topic, key); a row without a key has only its own position."""
     return row.topic, row.position if row.key is None else row.key
+
+
+def by_topic(rows: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
+    """The rows of each topic, in order."""
+    topics = set(map(_TOPIC, rows))
+    if len(topics) == 1:  # as a rule, and a thousand rows are not copied
+        return {topics.pop(): rows}
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.topic, []).append(row)
+    return found
 
 
 @dataclass(slots=True)
@@ -155,9 +170,10 @@ class Destination:
         """The next rows to hand over, all of one kind."""
         queue = self.queue
         taken = [queue.popleft() for _ in range(min(limit, len(queue)))]
-        other = next((at for at, row in enumerate(taken) if row.kind != taken[0].kind), len(taken))
-        queue.extendleft(reversed(taken[other:]))
-        del taken[other:]
+        if len(set(map(_KIND, taken))) > 1:
+            other = next(at for at, row in enumerate(taken) if row.kind != taken[0].kind)
+            queue.extendleft(reversed(taken[other:]))
+            del taken[other:]
         self.held -= len(taken)
         return taken
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from outboxkit.brokers import Batch, Receipts
@@ -219,13 +220,12 @@ class Settle:
 
     def rows(self) -> Iterable[Row]:
         """Every row that leaves the relay's hands."""
-        for batch in self.evidence:
-            yield from batch.rows
-        for held in self.held:
-            yield from (held.row, *held.followers)
-        for burial in self.buried:
-            yield from (burial.row, *burial.followers)
-        yield from self.aside
+        return chain(
+            *(batch.rows for batch in self.evidence),
+            *((held.row, *held.followers) for held in self.held),
+            *((burial.row, *burial.followers) for burial in self.buried),
+            self.aside,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
 from outboxkit import policy
 from outboxkit.outbox import Evidence
 from outboxkit.policy import Bury, Followers, Pause, Retry
 from outboxkit.waiting import Hold
-from outboxkit_relay.destinations import Destination, Flight, Key, Trouble, key_of
+from outboxkit_relay.destinations import Destination, Flight, Key, Trouble, by_topic, key_of
 from outboxkit_relay.dialogue import Burial, Settle
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
 
     from outboxkit.brokers import Receipts, Refusal
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from outboxkit_relay.state import State
 
 __all__ = ["expiries", "freed", "judge", "keys_aside"]
+
+_WAITING_ID: Final = attrgetter("waiting_id")
 
 
 @dataclass(slots=True)
@@ -152,14 +154,11 @@ def keys_aside(settlement: Settle) -> list[Key]:
     return [key_of(row) for row in (*settlement.aside, *heads) if row.key is not None]
 
 
-def expiries(rows: Iterable[Row]) -> tuple[Evidence, ...]:
+def expiries(rows: Sequence[Row]) -> tuple[Evidence, ...]:
     """The evidence of rows that came too late, by topic."""
-    by_topic: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_topic[row.topic].append(row)
     return tuple(
         Evidence(topic=topic, outcome="expired", rows=group, partitions=[-1] * len(group), offsets=[-1] * len(group))
-        for topic, group in by_topic.items()
+        for topic, group in by_topic(rows).items()
     )
 
 
@@ -190,6 +189,8 @@ def _settlement(published: list[Row], outcome: _Outcome, receipts: Receipts) -> 
     )
 
 
-def freed(rows: Iterable[Row]) -> tuple[StoppedKey, ...]:
+def freed(rows: Sequence[Row]) -> tuple[StoppedKey, ...]:
     """The stopped keys whose head is settled: their next follower is due."""
+    if not any(map(_WAITING_ID, rows)):
+        return ()
     return tuple((row.topic, row.key) for row in rows if row.waiting_id is not None and row.key is not None)

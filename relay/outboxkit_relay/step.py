@@ -12,15 +12,15 @@ more than all the rest.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from outboxkit.brokers import Batch
 from outboxkit.dialects import Reading
 from outboxkit.policy import Failure
-from outboxkit_relay.destinations import Flight, Key, key_of
+from outboxkit_relay.destinations import Flight, Key, by_topic, key_of
 from outboxkit_relay.dialogue import (
     Answered,
     Balance,
@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 
 __all__ = ["step"]
 
+_POSITION: Final = attrgetter("position")
+_EXPIRES_AT: Final = attrgetter("expires_at")
+_WAITING_ID: Final = attrgetter("waiting_id")
 _PROBE: Final = 10  # rows: enough to see whether a destination works again, few enough to lose
 _WAITING_ROOM_EVERY: Final = timedelta(milliseconds=100)
 _ASK_EVERY: Final = timedelta(milliseconds=100)  # (once) whether something is left
@@ -105,7 +108,7 @@ def _fetched(state: State, event: Fetched, commands: list[Command], now: datetim
     state.reading, state.more = False, state.more or bool(event.due)
     state.lease_until = event.until or state.lease_until
     # A scan finds what is in hand, too; and every read finds rows with transaction ids from another cluster.
-    rows = [row for row in event.page.rows if row.position not in state.positions]
+    rows = _not_in_hand(state, event.page.rows)
     if event.page.heavy:
         state.weigh([row for row in rows if state.lanes.reads(row.topic)], event.page.heavy)
     state.lanes.went_on(event.lane, event.page, state.rules.batch_size)
@@ -124,7 +127,7 @@ def _fetched(state: State, event: Fetched, commands: list[Command], now: datetim
 def _missed(state: State, event: Missed, commands: list[Command], now: datetime) -> None:
     state.busy = False
     state.lease_until = event.until or state.lease_until
-    rows = [row for row in event.rows if row.position not in state.positions]
+    rows = _not_in_hand(state, event.rows)
     state.found_by_rescan += len(rows)
     _take_in(state, rows, commands, now)
 
@@ -156,8 +159,10 @@ def _settled(state: State, event: Settled, _commands: list[Command], _now: datet
     rows = list(event.settlement.rows())
     state.settling -= 1
     state.lighten(rows)
-    state.fading.append((state.reads, [row.position for row in rows if row.waiting_id is None]))
-    state.waiting.difference_update(row.waiting_id for row in rows if row.waiting_id is not None)
+    waited = list(filter(None, map(_WAITING_ID, rows)))
+    state.waiting.difference_update(waited)
+    fresh = [row for row in rows if row.waiting_id is None] if waited else rows
+    state.fading.append((state.reads, list(map(_POSITION, fresh))))
     state.setting_aside.subtract(keys_aside(event.settlement))
     state.setting_aside = +state.setting_aside
     if event.stopped is not None:
@@ -255,22 +260,24 @@ def _rest(state: State, now: datetime, *, found: bool) -> None:
     state.hinted = False
 
 
+def _not_in_hand(state: State, rows: Sequence[Row]) -> Sequence[Row]:
+    known = state.positions.intersection(map(_POSITION, rows))
+    return [row for row in rows if row.position not in known] if known else rows
+
+
 def _take_in(state: State, rows: Sequence[Row], commands: list[Command], now: datetime) -> None:
     """Queues fresh rows for their destinations, but for those of stopped keys and those that came too late."""
-    by_topic: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_topic[row.topic].append(row)
     aside: list[Row] = []
     expired: list[Row] = []
-    for topic, group in by_topic.items():
+    for topic, group in by_topic(rows).items():
         if not state.lanes.reads(topic):
             continue  # it was paused while this page was read; its own lane will find them
-        state.positions.update([row.position for row in group])
+        state.positions.update(map(_POSITION, group))
         wanted = group
         if state.stopped or state.holds.single_out:
             wanted, kept_back = _apart(state, group)
             aside += kept_back
-        if any(row.expires_at is not None for row in wanted):
+        if any(map(_EXPIRES_AT, wanted)):
             expired += [row for row in wanted if row.expires_at is not None and row.expires_at <= now]
             wanted = [row for row in wanted if row.expires_at is None or row.expires_at > now]
         destination = state.destination(topic)

@@ -67,3 +67,9 @@ def test_what_the_root_offers_is_short_and_really_there() -> None:
     assert len(names) <= 20
     root = importlib.import_module("outboxkit")
     assert not [name for name in names if not hasattr(root, name)]
+
+
+def test_every_folder_of_tests_is_a_package() -> None:
+    """Else pytest takes two modules of one name for one, and the tests of the second are never run."""
+    folders = {folder for file in files("tests") for folder in file.parents if folder.is_relative_to(ROOT / "tests")}
+    assert not [place(folder) for folder in folders if not (folder / "__init__.py").exists()]
