@@ -7,6 +7,7 @@ round, because the machine's speed drifts. Messages have 300 bytes and four head
 
 Kafka:     orm      the tutorial: ORM rows, batch 100, FOR UPDATE SKIP LOCKED, produce, flush, delete
            loop     the usual psycopg loop: batch 100, decoded values, produce, flush, delete
+           faststream  faststream-outbox with 64 workers (`benchmarks/peer.py`, in an environment of its own)
            client   the broker client alone: the same bytes and headers from memory, delivery reports
            outboxkit, two: one relay, and two that share the shards
 RabbitMQ:  gather   aio-pika, publishes of 1,000 gathered, confirms (quorum queue)
@@ -45,7 +46,14 @@ ROOT = Path(__file__).parents[1]
 TOPIC, PARTITIONS, KEYS = "bench", 8, 10_000
 PAYLOAD = b'{"filler": "' + b"x" * 286 + b'"}'
 COUNTS = {
-    "kafka": {"orm": 4_000, "loop": 20_000, "client": 300_000, "outboxkit": 300_000, "two": 300_000},
+    "kafka": {
+        "orm": 4_000,
+        "loop": 20_000,
+        "faststream": 5_000,
+        "client": 300_000,
+        "outboxkit": 300_000,
+        "two": 300_000,
+    },
     "rabbitmq": {
         "gather": 10_000,
         "pika": 20_000,
@@ -56,6 +64,7 @@ COUNTS = {
     },
     "slow": {"loop": 5_000, "outboxkit": 50_000},
 }
+PROGRAMS = {"faststream": (str(ROOT / ".venv-peers" / "bin" / "python"), str(ROOT / "benchmarks" / "peer.py"))}
 KEYS_OF = {"keys50": 50, "key1": 1, "key1_pipelined": 1}
 # One row as capture writes it: the packed headers are frozen bytes, only id and key differ.
 FILL = """
@@ -277,7 +286,7 @@ def race(name: str, database: str, broker: str, count: int) -> dict[str, float]:
     began = time.perf_counter()
     running = [
         subprocess.Popen(
-            [sys.executable, __file__, "--contender", one, database, broker, str(count)],
+            [*PROGRAMS.get(one, (sys.executable, __file__, "--contender", one)), database, broker, str(count)],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
@@ -356,6 +365,8 @@ def main() -> None:
 
     kind = "slow" if arguments.round_trip else arguments.broker
     counts = {name: count // (5 if arguments.quick else 1) for name, count in COUNTS[kind].items()}
+    if not Path(PROGRAMS["faststream"][0]).exists():
+        counts.pop("faststream", None)
     postgres = servers.find("postgres")
     broker: Any = slow_cluster(arguments.round_trip) if arguments.round_trip else servers.find(arguments.broker)
     try:
@@ -379,7 +390,7 @@ def main() -> None:
                 measured[name] = race(name, database, broker.url, count)
                 for server, seconds in used.cpu().items():
                     measured[name][server] = (seconds - before[server]) / count * 1e6
-                if name not in ("client", "gather", "pika"):
+                if name not in ("client", "gather", "pika", "faststream"):
                     assert left(database) == 0, f"{name} left messages behind"
             rounds.append(measured)
             print(f"round {number + 1}: " + ", ".join(f"{name} {one['rate']:,.0f}/s" for name, one in measured.items()))

@@ -258,9 +258,11 @@ def _sequence_of(position: int) -> bytes:
 
 def outgoing_headers(row: Row) -> list[tuple[str, bytes]]:
     """The wire headers of a stored row: those frozen at capture, and the two that only the database knew."""
+    headers = unpack_headers(row.headers)
     seconds, microseconds = divmod(row.recorded_us, 1_000_000)
     recorded = b"%b.%06dZ" % (_second(seconds), microseconds)
-    return [*unpack_headers(row.headers), (_SEQUENCE, _sequence_of(row.position)), (_RECORDED, recorded)]
+    headers += ((_SEQUENCE, _sequence_of(row.position)), (_RECORDED, recorded))
+    return headers
 
 
 @lru_cache(maxsize=64)
