@@ -79,7 +79,7 @@ class BrokerConformance:
             else:
                 assert set(receipts.partitions) == set(receipts.offsets) == {-1}
 
-    async def test_headers_keep_order_duplicates_and_bytes_that_are_no_text(self, harness: BrokerHarness) -> None:
+    async def test_headers_keep_duplicates_in_order_and_bytes_that_are_no_text(self, harness: BrokerHarness) -> None:
         headers = (
             ("tenant", b"north"),
             ("twice", b"1"),
@@ -97,8 +97,6 @@ class BrokerConformance:
             (delivery,) = await world.read(1)
             for name in {name for name, _ in headers}:
                 assert values_of(delivery.headers, name) == values_of(headers, name)
-            firsts = [name for name in dict(delivery.headers) if name in dict(headers)]
-            assert firsts == list(dict(headers))
 
     async def test_the_envelope_arrives_in_the_spelling_of_the_port(self, harness: BrokerHarness) -> None:
         async with World(harness) as world:
