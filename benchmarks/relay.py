@@ -7,7 +7,7 @@ round, because the machine's speed drifts. Messages have 300 bytes and four head
 
 Kafka:     orm      the tutorial: ORM rows, batch 100, FOR UPDATE SKIP LOCKED, produce, flush, delete
            loop     the usual psycopg loop: batch 100, decoded values, produce, flush, delete
-           faststream  faststream-outbox with 64 workers (`benchmarks/peer.py`, in an environment of its own)
+           faststream  faststream-outbox with 64 workers (`benchmarks/peers`, in an environment of its own)
            client   the broker client alone: the same bytes and headers from memory, delivery reports
            outboxkit, two: one relay, and two that share the shards
 RabbitMQ:  gather   aio-pika, publishes of 1,000 gathered, confirms (quorum queue)
@@ -64,7 +64,12 @@ COUNTS = {
     },
     "slow": {"loop": 5_000, "outboxkit": 50_000},
 }
-PROGRAMS = {"faststream": (str(ROOT / ".venv-peers" / "bin" / "python"), str(ROOT / "benchmarks" / "peer.py"))}
+PROGRAMS = {
+    "faststream": (
+        str(ROOT / ".venv-peers" / "bin" / "python"),
+        str(ROOT / "benchmarks" / "peers" / "faststream_relay.py"),
+    )
+}
 KEYS_OF = {"keys50": 50, "key1": 1, "key1_pipelined": 1}
 # One row as capture writes it: the packed headers are frozen bytes, only id and key differ.
 FILL = """

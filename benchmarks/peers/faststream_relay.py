@@ -1,6 +1,6 @@
 """faststream-outbox as a relay to Kafka, for `benchmarks.relay`: in an environment of its own, as its README shows it.
 
-    python benchmarks/peer.py DATABASE BROKER MESSAGES
+    python benchmarks/peers/faststream_relay.py DATABASE BROKER MESSAGES
 
 It fills a table of its own, drains it with 64 workers, and prints seconds of wall clock and of CPU as JSON. The
 message has a key and the same payload and headers as those of the other contenders.
@@ -51,7 +51,7 @@ async def drain(database: str, address: str, count: int) -> tuple[float, float]:
         await connection.run_sync(TABLE.metadata.create_all)
         headers = {**HEADERS, "content-type": "application/json"}
         await connection.execute(FILL, {"payload": PAYLOAD, "headers": json.dumps(headers), "count": count})
-    outbox, kafka = OutboxBroker(engine, outbox_table=TABLE), KafkaBroker(address)
+    outbox, kafka = OutboxBroker(engine, outbox_table=TABLE, logger=None), KafkaBroker(address, logger=None)
     published, done = 0, asyncio.Event()
 
     @kafka.publisher("bench")
@@ -64,7 +64,7 @@ async def drain(database: str, address: str, count: int) -> tuple[float, float]:
         headers = {name: str(message.headers[name]) for name in HEADERS}
         return KafkaResponse(body, key=str(message.headers["key"]).encode(), headers=headers)
 
-    app = FastStream(outbox, on_startup=[kafka.connect])
+    app = FastStream(outbox, on_startup=[kafka.connect], logger=None)
     began, cpu = time.perf_counter(), _cpu()
     running = asyncio.create_task(app.run())
     await done.wait()
