@@ -177,16 +177,20 @@ class PostgreSQL:
 
     def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.claim`. Reads outbox_relays, writes one WAL record and no row."""
-        warnings: list[Any] = []
+        severities: list[str] = []
+
+        def note(diagnostic: Any) -> None:
+            severities.append(diagnostic.severity_nonlocalized)  # at once: the driver forgets what it was about
+
         with _driver(connection) as driver:
-            driver.add_notice_handler(warnings.append)
+            driver.add_notice_handler(note)
             try:
                 found = driver.execute(_CLAIM, (relay,)).fetchone()
                 driver.commit()
             finally:
-                driver.remove_notice_handler(warnings.append)
+                driver.remove_notice_handler(note)
         # A cancelled wait for a synchronous standby *succeeds* with a warning: then nothing is durable there.
-        if found is None or any(notice.severity_nonlocalized == "WARNING" for notice in warnings):
+        if found is None or "WARNING" in severities:
             return None
         return timedelta(seconds=found[0])
 

@@ -316,7 +316,7 @@ class KafkaPublisher:
             Producer,
             {
                 **self._settings.common,
-                "linger.ms": "0.5",  # a batch is handed over at once: a longer wait gathers nothing more
+                "linger.ms": "2",  # 0.5: a millisecond less of latency, a sixth less of throughput
                 **self._settings.publisher,
                 "acks": "all",
                 "enable.idempotence": True,

@@ -194,9 +194,6 @@ def test_e54_where_a_standby_is_synchronous_a_claim_waits_for_it(engine: Engine)
     assert outcome.result(0) > timedelta(0)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="the warning is read after the driver has forgotten its text"
-)
 def test_e54_a_claim_whose_wait_for_a_standby_was_cut_short_has_failed(engine: Engine) -> None:
     with claiming(engine) as outcome:
         scalar(engine, f"SELECT pg_cancel_backend(pid) {WAITS_FOR_STANDBY}")
