@@ -18,7 +18,7 @@ from tests.servers import processes
 from tests.servers.local import LocalServer
 from tests.servers.server import Given, Unavailable
 
-__all__ = ["create_database", "drop_database", "given", "local", "reachable", "server_version"]
+__all__ = ["create_database", "drop_database", "given", "local", "private", "reachable", "server_version"]
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -39,14 +39,22 @@ def given(url: str, source: str) -> Given:
 
 
 def local() -> LocalServer:
-    """A fresh cluster on a private port, with logical decoding and prepared transactions allowed."""
+    """The server that the tests share."""
+    server = private("postgres")
+    server.start()
+    server.version = server_version(server.url)
+    return server
+
+
+def private(name: str) -> LocalServer:
+    """A fresh cluster on a private port, with logical decoding and prepared transactions allowed; not yet started."""
     user = processes.drop_to("postgres", "nobody")  # its programs refuse root
     programs, source = _programs(user)
-    folder = processes.owned_folder(processes.session_folder() / "postgres", user)
+    folder = processes.owned_folder(processes.session_folder() / name, user)
     (port,) = processes.free_ports(1)
     _initdb(programs, folder, user=user, port=port)
     url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    server = LocalServer(
+    return LocalServer(
         name="PostgreSQL",
         url=url,
         version="?",
@@ -59,9 +67,6 @@ def local() -> LocalServer:
         shutdown=signal.SIGINT,  # "fast": it does not wait for clients to go
         farewell=signal.SIGQUIT,  # "immediate"; a killed one would leave a shared memory segment behind
     )
-    server.start()
-    server.version = server_version(url)
-    return server
 
 
 def _environment() -> dict[str, str]:

@@ -16,7 +16,7 @@ from tests.servers import processes
 from tests.servers.local import LocalServer
 from tests.servers.server import Given, Unavailable
 
-__all__ = ["given", "local", "server_version"]
+__all__ = ["control", "given", "local", "server_version"]
 
 # Debian's /usr/sbin wrappers change the user and lose the environment; these are what they call.
 _SCRIPTS = [Path("/usr/lib/rabbitmq/bin"), Path("/opt/homebrew/sbin"), Path("/usr/local/sbin")]
@@ -45,7 +45,7 @@ def local() -> LocalServer:
         folder=folder,
         user=user,
         env=environment,
-        ready=lambda: _ready(url, script.with_name("rabbitmqctl"), user, environment),
+        ready=lambda: _ready(server),
     )
     server.start()
     server.version = server_version(url)
@@ -111,14 +111,20 @@ lists:foreach(
 """
 
 
-def _ready(url: str, program: Path, user: str | None, environment: dict[str, str]) -> str:
-    """As `server_version`; and every quorum queue has a leader, or was told to elect one."""
-    version = server_version(url)
+def _ready(server: LocalServer) -> None:
+    """It serves clients, and every quorum queue has a leader, or was told to elect one."""
+    server_version(server.url)
+    control(server, "eval", _ELECT)
+
+
+def control(server: LocalServer, *command: str) -> None:
+    """Runs rabbitmqctl as the node's own user."""
+    user = server.user
     account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
+    program = Path(server.argv[0]).with_name("rabbitmqctl")
     subprocess.run(  # type: ignore[call-overload]  # the three are given together or not at all
-        [program, "eval", _ELECT], env=environment, cwd="/", check=True, capture_output=True, timeout=60, **account
+        [program, *command], env=dict(server.env), cwd="/", check=True, capture_output=True, timeout=60, **account
     )
-    return version
 
 
 def server_version(url: str) -> str:

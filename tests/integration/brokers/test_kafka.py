@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
 
-from outboxkit.brokers import Batch, Delivery, Publisher, Subscriber, Subscription, open_publisher, open_subscriber
+from outboxkit.brokers import Batch, Delivery, Publisher, Subscription, open_publisher, open_subscriber
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.policy import Failure
 from outboxkit.testing.broker_conformance import make_row
 from tests import servers
+from tests.integration.brokers.world import PATIENCE, SOON, create, read
 
 NOBODY = "kafka://127.0.0.1:1"
-SOON = timedelta(seconds=2)
-PATIENCE = timedelta(seconds=20)
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"t-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
@@ -34,25 +26,6 @@ def publisher(kafka: servers.Server) -> Iterator[Publisher]:
     opened = open_publisher(kafka.url)
     yield opened
     opened.close()
-
-
-def create(kafka: servers.Server, name: str, *, partitions: int = 1, **config: str) -> None:
-    settings = {key.replace("_", "."): value for key, value in config.items()}
-    admin = AdminClient({"bootstrap.servers": urlsplit(kafka.url).netloc})
-    for future in admin.create_topics([NewTopic(name, partitions, 1, config=settings)]).values():
-        future.result(10)
-    deadline = time.monotonic() + 10
-    while name not in admin.list_topics(timeout=10).topics:  # the brokers hear of it a little later
-        assert time.monotonic() < deadline
-
-
-async def read(subscriber: Subscriber, count: int) -> list[Delivery]:
-    received: list[Delivery] = []
-    deadline = time.monotonic() + PATIENCE.total_seconds()
-    while len(received) < count:
-        assert time.monotonic() < deadline, f"{len(received)} of {count} came"
-        received += await subscriber.receive(count, SOON)
-    return received
 
 
 def test_small_messages_pass_on_a_topic_that_takes_only_small_batches(

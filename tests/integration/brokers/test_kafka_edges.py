@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 
 from outboxkit.brokers import Batch, Publisher, Receipts, Subscription, open_publisher, open_subscriber
 from outboxkit.brokers.kafka.publish import KafkaPublisher
@@ -22,14 +22,10 @@ from outboxkit.message import pack_headers, wire_headers
 from outboxkit.policy import Failure
 from outboxkit.testing.broker_conformance import make_row
 from tests import servers
+from tests.integration.brokers.world import create
 
 PATIENCE_SECONDS = 30.0
 QUEUE = 100_000  # messages that librdkafka keeps, by default
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"t-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
@@ -43,13 +39,6 @@ def publisher(kafka: servers.Server) -> Iterator[KafkaPublisher]:
 @pytest.fixture
 def admin(kafka: servers.Server) -> AdminClient:
     return AdminClient({"bootstrap.servers": urlsplit(kafka.url).netloc})
-
-
-def create(admin: AdminClient, name: str, **config: str) -> None:
-    settings = {key.replace("_", "."): value for key, value in config.items()}
-    for future in admin.create_topics([NewTopic(name, 1, 1, config=settings)]).values():
-        future.result(10)
-    until(lambda: name in admin.list_topics(timeout=10).topics)  # the brokers hear of it a little later
 
 
 def until(fact: Callable[[], bool]) -> None:
@@ -80,9 +69,9 @@ def records(kafka: servers.Server, topic: str, count: int) -> list[Message]:
 
 
 def test_e64_after_a_fatal_error_nothing_is_sent_by_the_old_producer_and_a_reset_makes_a_new_one(
-    admin: AdminClient, publisher: KafkaPublisher, topic: str
+    kafka: servers.Server, publisher: KafkaPublisher, topic: str
 ) -> None:
-    create(admin, topic)
+    create(kafka, topic)
     assert not outcome(publisher.publish(Batch(topic, [make_row(topic)])))
     publisher._on_error(KafkaError(KafkaError._FATAL, "the sequence is broken", fatal=True))  # as the client calls it
 
@@ -94,9 +83,9 @@ def test_e64_after_a_fatal_error_nothing_is_sent_by_the_old_producer_and_a_reset
 
 
 def test_e69_a_client_whose_queue_is_full_holds_messages_back_and_refuses_none(
-    kafka: servers.Server, admin: AdminClient, publisher: KafkaPublisher, topic: str
+    kafka: servers.Server, publisher: KafkaPublisher, topic: str
 ) -> None:
-    create(admin, topic)
+    create(kafka, topic)
     assert not outcome(publisher.publish(Batch(topic, [make_row(topic)])))
     row = make_row(topic, b"x")
     rows = [row._replace(position=row.position + number) for number in range(QUEUE + 1_000)]
@@ -112,9 +101,9 @@ def test_e69_a_client_whose_queue_is_full_holds_messages_back_and_refuses_none(
 
 
 def test_e74_a_record_bears_the_time_of_publishing_and_its_message_the_time_of_the_fact(
-    kafka: servers.Server, admin: AdminClient, publisher: Publisher, topic: str
+    kafka: servers.Server, publisher: Publisher, topic: str
 ) -> None:
-    create(admin, topic, retention_ms="3600000")
+    create(kafka, topic, retention_ms="3600000")
     old = datetime.now(UTC) - timedelta(days=400)
     sent = Sent(id=str(uuid.uuid4()), type="order.placed", topic=topic, payload=b"{}", occurred_at=old)
     row = make_row(topic)._replace(
@@ -142,7 +131,7 @@ def test_e76_no_setting_makes_the_relays_producer_a_transactional_one_or_moves_i
 async def test_e79_a_consumer_whose_position_was_removed_stops_when_told_to_and_else_goes_on_with_what_is_left(
     kafka: servers.Server, admin: AdminClient, publisher: Publisher, *, topic: str, reset: str
 ) -> None:
-    create(admin, topic)
+    create(kafka, topic)
     rows = [make_row(topic, b"%d" % number) for number in range(10)]
     assert not outcome(publisher.publish(Batch(topic, rows)))
     subscription = Subscription(consumer=topic, topics=(topic,))
@@ -166,9 +155,9 @@ async def test_e79_a_consumer_whose_position_was_removed_stops_when_told_to_and_
 
 
 async def test_e80_the_event_loop_goes_on_while_the_client_waits_for_a_silent_broker(
-    kafka: servers.Server, admin: AdminClient, topic: str
+    kafka: servers.Server, topic: str
 ) -> None:
-    create(admin, topic)
+    create(kafka, topic)
     subscription = Subscription(consumer=topic, topics=(topic,))
     subscriber = open_subscriber(kafka.url, subscription)
     await subscriber.receive(1, timedelta(milliseconds=100))

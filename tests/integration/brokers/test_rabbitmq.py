@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -11,20 +9,14 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from outboxkit.brokers import Batch, Delivery, Publisher, Subscriber, Subscription, open_publisher, open_subscriber
+from outboxkit.brokers import Batch, Publisher, Subscription, open_publisher, open_subscriber
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.policy import Failure
 from outboxkit.testing.broker_conformance import make_row
 from tests import servers
+from tests.integration.brokers.world import PATIENCE, SOON, bound, read
 
 NOBODY = "amqp://127.0.0.1:1/"
-SOON = timedelta(seconds=2)
-PATIENCE = timedelta(seconds=20)
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"t-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
@@ -32,28 +24,6 @@ def publisher(rabbitmq: servers.Server) -> Iterator[Publisher]:
     opened = open_publisher(rabbitmq.url)
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def channel(rabbitmq: servers.Server) -> Iterator[BlockingChannel]:
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
-        yield connection.channel()
-
-
-def bound(channel: BlockingChannel, topic: str, queue: str, routing_key: str = "#", **arguments: object) -> None:
-    channel.exchange_declare(topic, exchange_type="topic", durable=True)
-    settings = {"x-" + name.replace("_", "-"): value for name, value in arguments.items()}
-    channel.queue_declare(queue, durable=True, arguments=settings)
-    channel.queue_bind(queue, topic, routing_key)
-
-
-async def read(subscriber: Subscriber, count: int) -> list[Delivery]:
-    received: list[Delivery] = []
-    deadline = time.monotonic() + PATIENCE.total_seconds()
-    while len(received) < count:
-        assert time.monotonic() < deadline, f"{len(received)} of {count} came"
-        received += await subscriber.receive(count, SOON)
-    return received
 
 
 def test_only_the_messages_without_a_queue_are_refused(

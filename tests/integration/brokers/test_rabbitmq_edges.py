@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pwd
 import socket
-import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -26,18 +23,14 @@ from outboxkit.testing.broker_conformance import make_row
 from outboxkit_relay.relay import Relay
 from outboxkit_relay.state import Rules
 from tests import servers
+from tests.integration.brokers.world import SOON, bound
 from tests.integration.relay.world import count, engine_for, message, relaying, until, write
+from tests.servers import rabbitmq as local_node
 from tests.servers.containers import ContainerServer
 from tests.servers.local import LocalServer
 
-SOON = timedelta(seconds=2)
 PATIENCE_SECONDS = 30.0
 ONE_TRY = RetryPolicy(delayed=full_jitter("10ms", cap="50ms", attempts=1))
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"t-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
@@ -54,24 +47,13 @@ def publisher(rabbitmq: servers.Server) -> Iterator[Publisher]:
     opened.close()
 
 
-@pytest.fixture
-def channel(rabbitmq: servers.Server) -> Iterator[BlockingChannel]:
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
-        yield connection.channel()
-
-
 def control(rabbitmq: servers.Server, *command: str) -> None:
     """Runs rabbitmqctl where the broker runs."""
     if isinstance(rabbitmq, ContainerServer):
         code, said = rabbitmq.container.exec_run(["rabbitmqctl", *command])
         assert code == 0, said
     elif isinstance(rabbitmq, LocalServer):
-        user = rabbitmq.user
-        account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-        program = Path(rabbitmq.argv[0]).with_name("rabbitmqctl")
-        subprocess.run(  # type: ignore[call-overload]  # the three are given together or not at all
-            [program, *command], env=dict(rabbitmq.env), cwd="/", check=True, capture_output=True, timeout=60, **account
-        )
+        local_node.control(rabbitmq, *command)
     else:
         pytest.fail(f"{rabbitmq.name} was given by {rabbitmq.source}: it cannot be told to raise an alarm")
 
@@ -84,13 +66,6 @@ def alarm(rabbitmq: servers.Server) -> Iterator[None]:
         yield
     finally:
         control(rabbitmq, "set_vm_memory_high_watermark", "0.6")
-
-
-def bound(channel: BlockingChannel, topic: str, queue: str, **arguments: object) -> None:
-    channel.exchange_declare(topic, exchange_type="topic", durable=True)
-    settings = {"x-" + name.replace("_", "-"): value for name, value in arguments.items()}
-    channel.queue_declare(queue, durable=True, arguments=settings)
-    channel.queue_bind(queue, topic, "#")
 
 
 def drained(channel: BlockingChannel, queue: str) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -25,9 +24,6 @@ from outboxkit_relay import leases
 from outboxkit_relay.state import Rules
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 from tests.servers import postgres as servers
-from tests.servers import processes
-from tests.servers.local import LocalServer
-from tests.servers.server import Unavailable
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=1))
 FOR_EVER = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=1), followers=Followers.BLOCK)
@@ -61,31 +57,6 @@ def registered(engine: Engine) -> UUID:
     with engine.begin() as connection:
         leases.register(connection, relay, host="here", version="", lease=timedelta(hours=1))
     return relay
-
-
-def another_postgres() -> LocalServer:
-    """A server of this test alone, not yet started."""
-    user, (port,) = processes.drop_to("postgres", "nobody"), processes.free_ports(1)
-    try:
-        programs, source = servers._programs(user)
-    except Unavailable as error:
-        pytest.fail(str(error), pytrace=False)
-    folder = processes.owned_folder(processes.session_folder() / f"another-{port}", user)
-    servers._initdb(programs, folder, user=user, port=port)
-    url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    return LocalServer(
-        name="PostgreSQL",
-        url=url,
-        version="?",
-        source=source,
-        argv=[programs / "postgres", "-D", folder / "data"],
-        folder=folder,
-        user=user,
-        env=servers._environment(),
-        ready=lambda: servers.server_version(url),
-        shutdown=signal.SIGINT,
-        farewell=signal.SIGQUIT,
-    )
 
 
 class Looking(ScriptedPublisher):
@@ -206,7 +177,7 @@ def test_e54_a_claim_whose_wait_for_a_standby_was_cut_short_has_failed(engine: E
 def test_e55_a_standby_is_waited_for_and_nothing_is_published_before_it_is_the_primary(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server = another_postgres()
+    server = servers.private("standby")
     try:
         server.start()
         engine = engine_for(servers.create_database(server.url))

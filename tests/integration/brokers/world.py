@@ -1,0 +1,41 @@
+"""What the tests of real brokers share: topics and queues of their own, and reading them."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+from confluent_kafka.admin import AdminClient, NewTopic
+from pika.adapters.blocking_connection import BlockingChannel
+
+from outboxkit.brokers import Delivery, Subscriber
+from tests import servers
+
+SOON = timedelta(seconds=2)
+PATIENCE = timedelta(seconds=20)
+
+
+def create(kafka: servers.Server, name: str, *, partitions: int = 1, **config: str) -> None:
+    settings = {key.replace("_", "."): value for key, value in config.items()}
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for future in admin.create_topics([NewTopic(name, partitions, 1, config=settings)]).values():
+        future.result(10)
+    deadline = time.monotonic() + 10
+    while name not in admin.list_topics(timeout=10).topics:  # the brokers hear of it a little later
+        assert time.monotonic() < deadline
+
+
+def bound(channel: BlockingChannel, topic: str, queue: str, routing_key: str = "#", **arguments: object) -> None:
+    channel.exchange_declare(topic, exchange_type="topic", durable=True)
+    settings = {"x-" + name.replace("_", "-"): value for name, value in arguments.items()}
+    channel.queue_declare(queue, durable=True, arguments=settings)
+    channel.queue_bind(queue, topic, routing_key)
+
+
+async def read(subscriber: Subscriber, count: int) -> list[Delivery]:
+    received: list[Delivery] = []
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while len(received) < count:
+        assert time.monotonic() < deadline, f"{len(received)} of {count} came"
+        received += await subscriber.receive(count, SOON)
+    return received
