@@ -1,4 +1,4 @@
-"""Named places at which a test makes the process die or fail. Without `enable` they do nothing.
+"""Named places at which a test makes the process die, fail or stand still. Without `enable` they do nothing.
 
 The environment is not read here: a command that wants failpoints hands the text of ``OUTBOXKIT_FAILPOINTS`` to
 `enable`.
@@ -7,6 +7,7 @@ The environment is not read here: a command that wants failpoints hands the text
 from __future__ import annotations
 
 import os
+import signal
 from typing import Final
 
 from outboxkit.errors import ConfigurationError
@@ -44,7 +45,7 @@ NAMES: Final = (
 )
 
 _EXIT_STATUS: Final = 137  # as after SIGKILL: no handler, no finally, no flush
-_ACTIONS: Final = ("exit", "raise")
+_ACTIONS: Final = ("exit", "raise", "stop")
 
 _armed: dict[str, tuple[str, int]] = {}
 
@@ -57,7 +58,8 @@ def enable(text: str) -> None:
     """Arms failpoints: ``name=action`` or ``name=action:n`` (at the n-th hit), separated by commas.
 
     Args:
-        text: as in ``commit.after=exit:2,ack.before=raise``; ``exit`` ends the process at once, ``raise`` raises.
+        text: as in ``commit.after=exit:2,ack.before=raise``; ``exit`` ends the process at once, ``raise`` raises,
+            ``stop`` is SIGSTOP: somebody outside can look at what is there, and kill it or let it go on.
 
     Raises:
         ConfigurationError: an unknown name or action.
@@ -84,4 +86,6 @@ def failpoint(name: str) -> None:
     if left == 1:
         if action == "exit":
             os._exit(_EXIT_STATUS)
-        raise FailpointHit(name)
+        if action == "raise":
+            raise FailpointHit(name)
+        signal.raise_signal(signal.SIGSTOP)  # to this thread: sent to the process, it would stop a moment later

@@ -40,13 +40,14 @@ _CONSUMERS: Final = ("inventory", "payments", "shipping", "confirmation")
 # The in-process cluster takes no notice when a member leaves its group: it waits until the session has timed out.
 _GROUP_OPTIONS: Final = "?session.timeout.ms=6000&heartbeat.interval.ms=500"
 _OUTAGE_SECONDS: Final = 1.5
-_ARRIVAL_SECONDS: Final = 0.03  # until the broker has stored what a stopped relay had sent
-_OPENING_SECONDS: Final = 2  # orders come one by one, so that there are many batches to be caught in
-_PATIENCE_SECONDS: Final = 60.0
+_OPENING_SECONDS: Final = 2  # orders come one by one, so that there are many batches
+_MID_BATCH: Final = "settle.before_commit=stop:3"  # so that the kill never comes a moment too late
 _CUSTOMER_SECONDS: Final = 1.0  # between two orders of a world that is kept
 
 _SETTLED: Final = text(
-    "SELECT (SELECT count(*) FROM demo_orders) - (SELECT count(*) FROM outbox_messages WHERE topic LIKE '%orders')"
+    "SELECT (SELECT count(*) FROM demo_orders) + (SELECT count(*) FROM demo_reservations) "
+    "+ (SELECT count(*) FROM demo_payments) + (SELECT count(*) FROM demo_shipments) "
+    "- (SELECT count(*) FROM outbox_messages)"
 )
 _UNSENT: Final = text("SELECT count(*) FROM outbox_messages")
 _CONFIRMED: Final = text("SELECT count(*) FROM demo_confirmations")
@@ -199,7 +200,7 @@ class _Story:
     def _start(self) -> Child:
         arguments = str(self.plan.seed), str(self.poison)
         self.shop = self.world.run("shop", "outboxkit_relay.demo.shop", *arguments, answers=True)
-        relay = self._relay("relay-1", relay__batch_size="5")
+        relay = self._relay("relay-1", relay__batch_size="5", failpoints=_MID_BATCH)
         for name in _CONSUMERS:
             self._consumer(name, name)
         self.shop.read_line()
@@ -213,7 +214,8 @@ class _Story:
         world.until(lambda: bool(relay.events("relay.joined")), self.world, "the relay is up")
         self._place(1, self.half, _OPENING_SECONDS)
         unsettled = self._kill_in_mid_batch(relay)
-        self._say(f"relay killed (SIGKILL) with {unsettled} messages published and not yet settled")
+        messages = "one message" if unsettled == 1 else f"{unsettled} messages"
+        self._say(f"relay killed (SIGKILL) with {messages} published and not yet settled")
         relay = self._relay("relay-2")
         self.shop.read_line()
         self._until_confirmed(self.half - 1, "the first half of the orders is confirmed")
@@ -268,24 +270,15 @@ class _Story:
     # --- their parts ---------------------------------------------------------------------------------------------
 
     def _kill_in_mid_batch(self, relay: Child) -> int:
-        """Kills the relay when the broker has something that the database does not know yet; returns how much."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            if self._unsettled() <= 0:
-                self.world.watch()
-                continue
-            # It may settle before it stands still: what counts is what is true then.
-            relay.send(signal.SIGSTOP)
-            time.sleep(_ARRIVAL_SECONDS)
-            if (unsettled := self._unsettled()) > 0:
-                self.world.kill(relay)
-                return unsettled
-            relay.send(signal.SIGCONT)
-        raise Failed("no relay could be caught in mid-batch; try again with more --orders")
+        """Kills the relay that stands still between the broker and the database; returns what only one of them has."""
+        world.until(relay.stands_still, self.world, "the first relay is in mid-batch")
+        world.until(lambda: self._unsettled() > 0, self.world, "the broker has what the database does not know yet")
+        unsettled = self._unsettled()
+        self.world.kill(relay)
+        return unsettled
 
     def _unsettled(self) -> int:
-        stored = self.watching.count(self.topics[0])  # first: what is settled later only makes the difference smaller
-        return stored - self._count(_SETTLED)
+        return sum(map(self.watching.count, self.topics)) - self._count(_SETTLED)
 
     def _place(self, first: int, last: int, seconds: int) -> None:
         """The shop places these orders within that time, and says so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -92,6 +93,11 @@ class Child:
         if self.process.poll() is None:
             self.send(signal.SIGKILL)
         self.process.wait()
+
+    def stands_still(self) -> bool:
+        """Whether it was stopped, by SIGSTOP."""
+        pid, status = os.waitpid(self.process.pid, os.WNOHANG | os.WUNTRACED)
+        return pid != 0 and os.WIFSTOPPED(status)
 
     def events(self, name: str) -> list[dict[str, object]]:
         """The lines of its log with this event."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from outboxkit import failpoints, tables
@@ -73,3 +78,28 @@ def test_a_death_while_burying_leaves_one_letter(world: World, point: str) -> No
 def test_unknown_failpoints_are_refused() -> None:
     with pytest.raises(ValueError, match=r"commit\.befor"):
         failpoints.enable("commit.befor=exit")
+
+
+def test_a_thread_does_not_leave_a_failpoint_at_which_the_process_stands_still() -> None:
+    program = """
+import threading
+from outboxkit import failpoints
+
+failpoints.enable("recv=stop:2")
+said = []
+thread = threading.Thread(target=lambda: [said.append(failpoints.failpoint("recv")) or print(len(said), flush=True)
+    for _ in range(3)])
+thread.start()
+thread.join()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        try:
+            _, status = os.waitpid(child.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            assert child.stdout is not None
+            assert os.read(child.stdout.fileno(), 99) == b"1\n"  # the second hit has not returned
+            child.send_signal(signal.SIGCONT)
+            assert child.stdout.read() == b"2\n3\n"
+            assert child.wait() == 0
+        finally:
+            child.kill()
