@@ -1,8 +1,9 @@
 """Dialects: what differs between databases, behind one contract.
 
-**Writing a dialect.** One module with ``dialect() -> Dialect`` and ``refusal(url, error) -> str``, and one entry point
-in the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
-``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
+**Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str`` and
+``hidden(connection) -> list[str]``, and one entry point in the group ``outboxkit.dialects`` named as SQLAlchemy names
+the dialect. It passes the dialect conformance suite of ``outboxkit.testing``. Everything that plain SQLAlchemy Core
+says for all databases stays out of here.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ __all__ = [
     "Part",
     "Reading",
     "dialect_of",
+    "hidden",
     "insert_ignoring",
     "open_engine",
     "refusal",
@@ -215,6 +217,12 @@ def refusal(url: URL, error: DBAPIError) -> str:
         error: what connecting raised.
     """
     found: str = _module(url.get_backend_name()).refusal(url, error)
+    return found
+
+
+def hidden(connection: Connection) -> list[str]:
+    """Which of the relay's tables this login may see in part only: what it does not see is not published."""
+    found: list[str] = _module(connection.dialect.name).hidden(connection)
     return found
 
 

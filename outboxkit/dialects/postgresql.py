@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Table
 
-__all__ = ["dialect", "refusal"]
+__all__ = ["dialect", "hidden", "refusal"]
 
 _row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
 
@@ -127,6 +127,12 @@ WHERE position = ANY(ARRAY(SELECT position FROM acknowledged))
 """
 
 
+_ROW_SECURITY: Final = text(
+    """
+    SELECT name, row_security_active(name)
+    FROM (VALUES ('outbox_messages'), ('outbox_waiting'), ('outbox_stopped_keys')) AS read (name)
+    """,
+)
 _SET_LOCALLY: Final = """
 SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS wanted (name, value)
 """
@@ -280,6 +286,11 @@ def _session(connection: Connection) -> str:
 def dialect() -> PostgreSQL:
     """The plug."""
     return PostgreSQL()
+
+
+def hidden(connection: Connection) -> list[str]:
+    """See `outboxkit.dialects.hidden`: row-level security is active for this role."""
+    return [name for name, active in connection.execute(_ROW_SECURITY) if active]
 
 
 def refusal(url: URL, error: DBAPIError) -> str:

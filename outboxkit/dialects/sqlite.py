@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
     from sqlalchemy.exc import DBAPIError
 
-__all__ = ["dialect", "refusal"]
+__all__ = ["dialect", "hidden", "refusal"]
 
 _HOT: Final = tables.outbox_messages.c
 _ROW: Final = (
@@ -159,6 +159,11 @@ def _begin(connection: Connection) -> None:
 def dialect() -> SQLite:
     """The plug."""
     return SQLite()
+
+
+def hidden(_connection: Connection) -> list[str]:
+    """See `outboxkit.dialects.hidden`. A file has no logins."""
+    return []
 
 
 def refusal(url: URL, error: DBAPIError) -> str:

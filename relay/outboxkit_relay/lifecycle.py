@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from outboxkit import dialects, migrations, tables
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure, full_jitter
+from outboxkit_relay import logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -220,15 +221,10 @@ class _Patience:
         """Seconds to wait before the next try."""
         self._failures += 1
         if self._failures == 1:
-            _log.warning(_AWAY[self._what], extra={"error": why if isinstance(why, str) else _reason(why)})
+            _log.warning(_AWAY[self._what], extra={"error": why if isinstance(why, str) else logs.cause(why)})
         return _DELAYS.delay(self._failures, self._rng).total_seconds()
 
     def over(self) -> None:
         """It is there."""
         if self._failures:
             _log.info(_BACK[self._what], extra={"failures": self._failures})
-
-
-def _reason(error: BaseException) -> str:
-    """The driver's first line: it names host and cause, never data."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, MutableMapping
     from typing import TextIO
 
-__all__ = ["configure", "escaped", "is_secret", "redacted", "secrets_of"]
+__all__ = ["cause", "configure", "escaped", "is_secret", "redacted", "secrets_of"]
 
 _MASK: Final = "***"
 _SHORTEST_SECRET: Final = 4  # replacing shorter ones would garble every line
@@ -44,6 +44,11 @@ _VALUES_OF_ROWS: Final = re.compile(r"^\s*(?:DETAIL|CONTEXT):.*$", re.MULTILINE)
 _TALKATIVE: Final = ("aiormq", "outboxkit.brokers.kafka.client", "sqlalchemy.engine", "sqlalchemy.pool")
 
 _known: set[str] = set()
+
+
+def cause(error: BaseException) -> str:
+    """What a driver says of a database that is away: its first line names host and reason, never data."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def configure(level: str, form: str, *, secrets: Collection[str] = (), stream: TextIO | None = None) -> None:

@@ -23,11 +23,11 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from outboxkit import control, dead_letters, due, outbox, waiting
+from outboxkit import control, dead_letters, dialects, due, outbox, waiting
 from outboxkit.errors import LeaseLost
 from outboxkit.failpoints import failpoint
 from outboxkit.policy import Followers, full_jitter
-from outboxkit_relay import leases, quarantine
+from outboxkit_relay import leases, logs, quarantine
 from outboxkit_relay.dialogue import (
     Answered,
     Balance,
@@ -252,10 +252,13 @@ class Relay:
         with self._engine.begin() as connection:
             host = socket.gethostname()
             at = leases.register(connection, self._id, host=host, version=self._version, lease=self._rules.lease)
+            hidden = dialects.hidden(connection)
         # The relay's clock is the database's, carried on by a monotonic one: no step of the local clock can hurt.
         began = time.monotonic()
         self._clock = lambda: at + timedelta(seconds=time.monotonic() - began)
         _log.info("relay.joined", extra={"relay": str(self._id)})
+        if hidden:
+            _log.warning("relay.rows_hidden", extra={"relay": str(self._id), "tables": hidden})
         self._reader.do(self._by_reader[Balance], Balance(release=True))
 
     def _leave(self) -> None:
@@ -268,8 +271,7 @@ class Relay:
     def _wait_for_database(self, error: DBAPIError, stop: threading.Event) -> None:
         delay = _PATIENCE_WITH_DATABASE.delay(self._failures, self._rng).total_seconds()
         if self._failures == 1:
-            name = type(error.orig or error).__name__
-            _log.warning("database.away", extra={"relay": str(self._id), "error": name})
+            _log.warning("database.away", extra={"relay": str(self._id), "error": logs.cause(error.orig or error)})
         self._show(away=True)
         # What is in flight is unknown now and will be sent again: the old batches must not come after that.
         self._publisher.reset()

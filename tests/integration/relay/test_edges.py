@@ -191,6 +191,8 @@ def test_e55_a_standby_is_waited_for_and_nothing_is_published_before_it_is_the_p
         publisher = ScriptedPublisher()
         with relaying(engine, publisher):
             until(lambda: "database.away" in caplog.text)
+            (away,) = [record for record in caplog.records if record.message == "database.away"]
+            assert "read-only transaction" in vars(away)["error"]
             assert publisher.sent == []
             scalar(engine, "SELECT pg_promote()")
             until(lambda: numbers(publisher) == [1])
@@ -210,7 +212,7 @@ def test_e56_a_connection_that_is_half_open_is_given_up_within_seconds(engine: E
 
 
 def test_e57_what_row_level_security_hides_from_the_relay_stays_until_it_may_see_it(
-    engine: Engine, database_url: str
+    engine: Engine, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     role = f"{engine.url.database}_half"
     run(engine, f"CREATE ROLE {role}")
@@ -231,9 +233,13 @@ def test_e57_what_row_level_security_hides_from_the_relay_stays_until_it_may_see
         with relaying(restricted, publisher):
             until(lambda: numbers(publisher) == [2])
             until(lambda: count(engine, tables.outbox_messages) == 1)
+        told = [vars(record)["tables"] for record in caplog.records if record.message == "relay.rows_hidden"]
+        assert told == [["outbox_messages"]]
+        caplog.clear()
         run(engine, "ALTER TABLE outbox_messages DISABLE ROW LEVEL SECURITY")
         with relaying(restricted, publisher):
             until(lambda: numbers(publisher) == [2, 1])
+        assert "relay.rows_hidden" not in caplog.text
     finally:
         restricted.dispose()
         run(engine, f"DROP OWNED BY {role}")
