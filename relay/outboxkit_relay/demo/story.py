@@ -214,8 +214,7 @@ class _Story:
         world.until(lambda: bool(relay.events("relay.joined")), self.world, "the relay is up")
         self._place(1, self.half, _OPENING_SECONDS)
         unsettled = self._kill_in_mid_batch(relay)
-        messages = "one message" if unsettled == 1 else f"{unsettled} messages"
-        self._say(f"relay killed (SIGKILL) with {messages} published and not yet settled")
+        self._say(f"relay killed (SIGKILL) in mid-batch; published and not yet settled: {unsettled}")
         relay = self._relay("relay-2")
         self.shop.read_line()
         self._until_confirmed(self.half - 1, "the first half of the orders is confirmed")
