@@ -10,8 +10,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import servers
-from tests.servers.postgres import create_database, drop_database
+pytest.register_assert_rewrite(  # the suites that ship are tests, too: before anybody imports them
+    "outboxkit.testing.broker_conformance", "outboxkit.testing.broker_harness", "outboxkit.testing.dialect_conformance"
+)
+
+from tests import servers  # noqa: E402
+from tests.servers.postgres import create_database, drop_database  # noqa: E402
 
 _NEEDS = {"database_url": "postgres", **{kind: kind for kind in servers.KINDS}}
 _found: dict[str, Future[servers.Server]] = {}

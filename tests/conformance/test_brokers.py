@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from urllib.parse import urlsplit
 
+import pika
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
-pytest.register_assert_rewrite("outboxkit.testing.broker_conformance", "outboxkit.testing.broker_harness")
-
-import pika  # noqa: E402
-from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
-
-from outboxkit.brokers import memory  # noqa: E402
-from outboxkit.testing.broker_conformance import BrokerConformance, BrokerHarness  # noqa: E402
-from tests import servers  # noqa: E402
+from outboxkit.brokers import memory
+from outboxkit.testing.broker_conformance import BrokerConformance, BrokerHarness
+from tests import servers
 
 
 async def _exists_anyway(destination: str) -> None:

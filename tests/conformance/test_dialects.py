@@ -7,14 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
-pytest.register_assert_rewrite("outboxkit.testing.dialect_conformance")
-
-from sqlalchemy import Engine  # noqa: E402
-
-from outboxkit import migrations  # noqa: E402
-from outboxkit.dialects import open_engine  # noqa: E402
-from outboxkit.testing.dialect_conformance import DialectConformance  # noqa: E402
+from outboxkit import migrations
+from outboxkit.dialects import open_engine
+from outboxkit.testing.dialect_conformance import DialectConformance
 
 
 def engine_with_tables(url: str) -> Iterator[Engine]:

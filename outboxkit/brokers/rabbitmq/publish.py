@@ -42,6 +42,7 @@ _END_SECONDS: Final = 10.0
 _PROBE_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
 _CANCEL_SECONDS: Final = 0.1
+_BLINK_SECONDS: Final = 0.01
 
 
 class RabbitPublisher:
@@ -61,6 +62,7 @@ class RabbitPublisher:
         self._end: asyncio.Event
         self._connecting: asyncio.Lock
         self._connection: Connection | None = None
+        self._is_over = False  # the connection is of a session that has ended
         self._lanes: dict[str, _Lane] = {}
 
     def __repr__(self) -> str:
@@ -160,16 +162,27 @@ class RabbitPublisher:
         for lane in lanes:
             await lane.stop()
         self._refuse_open("given up")
-        connection, self._connection = self._connection, None
+        self._is_over = True
+        # A new connection is not told of an alarm before it has written something, so this one is kept until that is
+        # over; what it still holds goes out before anything new.
+        if self._end.is_set() or not await _is_blocked(self._connection, _BLINK_SECONDS):
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        connection, self._connection, self._is_over = self._connection, None, False
         await _close(connection)
 
     async def connection(self) -> Connection:
         """The open connection; made when there is none.
 
         Raises:
-            Trouble: the broker is away, or refused the login.
+            Trouble: the broker is away, refused the login, or takes nothing.
         """
+        if self._is_over:
+            await _until_ready(self._connection, self.settings.blocked_seconds)
         async with self._connecting:
+            if self._is_over:
+                await self._hang_up()
             if self._connection is None or self._connection.is_closed:
                 self._connection = await connect(self.settings)
             return self._connection
@@ -232,13 +245,7 @@ class _Lane:
 
     async def _open_channel(self, *, command: bool) -> ConfirmChannel:
         connection = await self._owner.connection()
-        limit = self._owner.settings.blocked_seconds
-        try:
-            await asyncio.wait_for(connection.ready(), limit)
-        except TimeoutError as error:
-            raise Trouble(
-                Failure.BLOCKED, f"RabbitMQ takes nothing since {limit:g} s (memory or disk alarm)"
-            ) from error
+        await _until_ready(connection, self._owner.settings.blocked_seconds)
         if self._channel is None or self._channel.is_closed:
             trouble = await _trouble_with_kind(connection, self._destination, command=command)
             if trouble:
@@ -293,6 +300,27 @@ async def _trouble_with_kind(connection: Connection, name: str, *, command: bool
     except TROUBLE as error:
         return trouble_of(error, f"the {'queue' if command else 'exchange'} {name}")
     return None
+
+
+async def _until_ready(connection: Connection | None, limit: float) -> None:
+    """Returns when the broker takes messages on this connection.
+
+    Raises:
+        Trouble: it did not within so many seconds.
+    """
+    if await _is_blocked(connection, limit):
+        raise Trouble(Failure.BLOCKED, f"RabbitMQ takes nothing since {limit:g} s (memory or disk alarm)")
+
+
+async def _is_blocked(connection: Connection | None, seconds: float) -> bool:
+    """Whether the broker takes nothing because of an alarm, and goes on so for so long."""
+    if connection is None or connection.is_closed:
+        return False
+    try:
+        await asyncio.wait_for(connection.ready(), seconds)
+    except TimeoutError:
+        return True
+    return False
 
 
 async def _close(connection: Connection | None) -> None:

@@ -24,6 +24,8 @@ class Owner:
     class settings:  # noqa: N801  stands for a value
         blocked_seconds = 60.0
 
+    is_closed = False
+
     def __init__(self) -> None:
         self.asked, self.is_ready = asyncio.Event(), asyncio.Event()
 
