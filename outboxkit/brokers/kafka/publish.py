@@ -7,11 +7,11 @@ After `Failure.INDETERMINATE` the caller calls `reset` before it sends again: wh
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from outboxkit.brokers.kafka.settings import Settings
 
 __all__ = ["FEATURES", "KafkaPublisher", "failure_of"]
-
-_log = logging.getLogger(__name__)
 
 FEATURES: Final = Features(name="kafka", order=Order.PIPELINED, evidence=True, max_message_bytes=1_048_588)
 
@@ -69,6 +67,8 @@ _FAILURES: Final[Mapping[int, Failure]] = {
 
 _PAYLOAD: Final = attrgetter("payload")
 _POLL_SECONDS: Final = 0.005  # bounds how long a new batch waits while reports are awaited
+_LINGER_MS: Final = "2"  # 0.5 costs a sixth of throughput
+_TRICKLE: Final = 100  # messages under way, at most: they do not linger
 _IDLE_SECONDS: Final = 0.5  # serves librdkafka's log and error events while nothing is in flight
 _DRAIN_SECONDS: Final = 10.0  # after a purge every outcome is there within milliseconds
 _LOOKUP_SECONDS: Final = 5.0
@@ -222,8 +222,7 @@ class KafkaPublisher:
         try:
             job = self._jobs.get_nowait() if self._produced else self._jobs.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
-            if self._producer is not None:
-                self._producer.poll(_POLL_SECONDS if self._produced else 0)
+            self._serve()
             return True
         if isinstance(job, _Barrier):
             self._end_session()
@@ -238,6 +237,14 @@ class KafkaPublisher:
         else:
             self._send(job)
         return True
+
+    def _serve(self) -> None:
+        """Serves reports. A few messages go out at once: they need not linger for company that does not come."""
+        if self._producer is not None:
+            under_way = sum(pending.left for pending in self._produced)
+            hurries = 0 < under_way <= _TRICKLE and "linger.ms" not in self._settings.publisher
+            wait = self._producer.flush if hurries else self._producer.poll
+            wait(_POLL_SECONDS if self._produced else 0)
 
     def _send(self, pending: _Pending) -> None:
         destination = pending.batch.destination
@@ -277,7 +284,7 @@ class KafkaPublisher:
             try:
                 record()
             except BufferError:  # back-pressure that `capacity` should have prevented: wait for reports
-                self._poll()
+                self._serve()
                 if self._barriers:
                     for unsent in range(index, len(pending.batch.rows)):
                         pending.refuse(unsent, Failure.BROKER_DOWN, "given up before it was sent")
@@ -288,10 +295,6 @@ class KafkaPublisher:
                 return True
             else:
                 return True
-
-    def _poll(self) -> None:
-        if self._producer is not None:
-            self._producer.poll(_POLL_SECONDS)
 
     def _session_for(self, destination: str) -> Producer:
         """A producer that may produce to the destination; waits for what is in flight when it needs another one.
@@ -304,7 +307,7 @@ class KafkaPublisher:
         wanted = min(_BATCH_BYTES, max(1, self._topics.smallest_limit - _BATCH_MARGIN))
         if self._producer is not None and wanted < self._batch_bytes:
             while self._produced and not self._barriers:
-                self._poll()
+                self._serve()
             self._end_session()
         if self._producer is None:
             self._batch_bytes = wanted
@@ -316,7 +319,7 @@ class KafkaPublisher:
             Producer,
             {
                 **self._settings.common,
-                "linger.ms": "2",  # 0.5: a millisecond less of latency, a sixth less of throughput
+                "linger.ms": _LINGER_MS,
                 **self._settings.publisher,
                 "acks": "all",
                 "enable.idempotence": True,
@@ -328,10 +331,8 @@ class KafkaPublisher:
                 "error_cb": self._on_error,
             },
         )
-        try:
+        with suppress(KafkaException):
             producer.list_topics(timeout=_SESSION_SECONDS)  # else the first acknowledgement takes half a second more
-        except KafkaException:
-            _log.debug("kafka_metadata_missing")
         return producer
 
     def _end_session(self) -> None:

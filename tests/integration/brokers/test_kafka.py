@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import Producer
 
 from outboxkit.brokers import Batch, Delivery, Publisher, Subscription, open_publisher, open_subscriber
+from outboxkit.brokers.kafka import publish
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.policy import Failure
 from outboxkit.testing.broker_conformance import make_row
@@ -60,6 +61,23 @@ def test_the_limit_of_the_topic_decides_what_is_too_large(
         (1, Failure.TOO_LARGE),
         (3, Failure.TOO_LARGE),
     ]
+
+
+def test_a_few_messages_do_not_linger_unless_that_is_asked_for(
+    kafka: servers.Server, publisher: Publisher, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute is longer than anybody waits here."""
+    create(kafka, topic)
+    patient = open_publisher(kafka.url, {"linger.ms": "60000"})
+    monkeypatch.setattr(publish, "_LINGER_MS", "60000")
+    try:
+        lingering = patient.publish(Batch(topic, [make_row(topic, b"later")]))
+        at_once = publisher.publish(Batch(topic, [make_row(topic, b"at once")]))
+
+        assert list(at_once.result(20).offsets) == [0]
+        assert not lingering.done()
+    finally:
+        patient.close()
 
 
 async def test_a_tombstone_of_a_foreign_producer_arrives_as_none(kafka: servers.Server, topic: str) -> None:
