@@ -199,6 +199,7 @@ def test_two_writers_and_every_interleaving(programs: tuple[str, ...], limit: in
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("programs", list(itertools.combinations_with_replacement(PROGRAMS, 3)), ids="-".join)
 def test_three_writers_and_every_interleaving(programs: tuple[str, ...]) -> None:
     _, wrongs = explore(programs, limit=1, turns=3)
