@@ -42,7 +42,7 @@ _END_SECONDS: Final = 10.0
 _PROBE_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
 _CANCEL_SECONDS: Final = 0.1
-_BLINK_SECONDS: Final = 0.01
+_BLINK_SECONDS: Final = 0.01  # a look at what is known; no time at all would never see it
 
 
 class RabbitPublisher:

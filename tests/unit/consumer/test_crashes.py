@@ -85,10 +85,13 @@ def test_a_thread_does_not_leave_a_failpoint_at_which_the_process_stands_still()
 import threading
 from outboxkit import failpoints
 
+def count():
+    for number in (1, 2, 3):
+        failpoints.failpoint("recv")
+        print(number, flush=True)
+
 failpoints.enable("recv=stop:2")
-said = []
-thread = threading.Thread(target=lambda: [said.append(failpoints.failpoint("recv")) or print(len(said), flush=True)
-    for _ in range(3)])
+thread = threading.Thread(target=count)
 thread.start()
 thread.join()
 """
