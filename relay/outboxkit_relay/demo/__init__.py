@@ -54,5 +54,6 @@ def command(ctx: click.Context, /, **asked: Any) -> int:
                 f"--{name} carries a secret, and every user of this machine can read arguments; "
                 f"set OUTBOXKIT_DEMO_{name.upper()} instead",
             )
-    servers.refuse_unfit(database=asked["database"], own=asked["postgres"])
+    servers.refuse_unfit(database=asked["database"], own=asked["postgres"], broker=asked["broker"])
+    logs.configure("error", "auto")  # what clients log of a broker that is away, the demo says in its own words
     return story.tell(story.Plan(**asked))

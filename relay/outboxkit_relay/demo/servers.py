@@ -12,6 +12,7 @@ from sqlalchemy import DDL, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from outboxkit import dialects
+from outboxkit.brokers import open_publisher
 from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit_relay.demo import postgres
 
@@ -26,8 +27,8 @@ _NOT_ALLOWED: Final = "42501"  # PostgreSQL's code for a privilege that is missi
 _ANSWER_SECONDS: Final = 15.0
 
 
-def refuse_unfit(*, database: str, own: bool) -> None:
-    """Refuses a choice of databases that cannot work, before anything is started.
+def refuse_unfit(*, database: str, own: bool, broker: str) -> None:
+    """Refuses a choice of servers that cannot work, before anything is started.
 
     Raises:
         ConfigurationError: says what to change.
@@ -45,6 +46,13 @@ def refuse_unfit(*, database: str, own: bool) -> None:
         is_postgres = False
     if not is_postgres:
         raise ConfigurationError("--database is for a PostgreSQL, as in postgresql://user@host/; SQLite is the default")
+    if broker:
+        publisher = open_publisher(broker)  # reads the URL and connects to nothing
+        publisher.close()
+        if publisher.features.name not in _REMOVE:
+            raise ConfigurationError(
+                "--broker is for a Kafka or a RabbitMQ of yours, as in kafka://host:9092; the demo brings its own"
+            )
 
 
 def own_postgres(place: World) -> str:

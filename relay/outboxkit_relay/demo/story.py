@@ -189,7 +189,7 @@ class _Story:
         topology = [part for name in _CONSUMERS for part in ("--topology", f"{_FLOW}:{name}")]
         done = self.world.command("init", *topology)
         if done.returncode:
-            raise Failed(done.stderr.strip())
+            raise Failed(done.stderr.strip().removeprefix("outboxkit: "))
 
     def _take_a_detour(self, stack: contextlib.ExitStack) -> None:
         if detour.is_possible(self.plan.broker):
