@@ -25,7 +25,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from uuid_utils.compat import uuid7
 
 from outboxkit import Outbox, OutboxMixin, event, migrations, tables
-from outboxkit.message import shard_of, unpack_headers
+from outboxkit.headers import unpack_headers
+from outboxkit.rows import shard_of
 
 HEADER_NAMES = b"\3ce_specversion\0ce_id\0ce_type\0ce_source\0ce_dataschema\0content-type\0ce_time\0ce_partitionkey\0\0"
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import fastavro
 
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode, encode
-from outboxkit.schemas import parse
 
 _ORDER: dict[str, Any] = {
     "type": "record",

@@ -58,9 +58,9 @@ class Sink:
 def drain_here(database: str) -> None:
     """(in a process of its own)"""
     from outboxkit.dialects import open_engine
-    from outboxkit_relay import lifecycle
-    from outboxkit_relay.relay import Relay
-    from outboxkit_relay.state import Rules
+    from outboxkit_relay.core.state import Rules
+    from outboxkit_relay.daemon import lifecycle
+    from outboxkit_relay.daemon.relay import Relay
 
     lifecycle.tune_interpreter()
     engine = open_engine(database, patience=timedelta(seconds=10))

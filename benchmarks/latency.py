@@ -104,11 +104,11 @@ def measure(database: str, broker: str, wake: str, load: tuple[int, float]) -> d
     """Milliseconds from the commit, for each message."""
     from sqlalchemy import create_engine, text
 
-    from outboxkit import hints
+    from outboxkit.capture import commit_hooks
 
     rate, seconds = load
     engine = create_engine(database)
-    end = hints.notify(engine) if wake == "notify" else lambda: None
+    end = commit_hooks.notify(engine) if wake == "notify" else lambda: None
     consumer = Consumer(broker)
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE IF EXISTS sent"))

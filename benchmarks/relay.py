@@ -110,9 +110,9 @@ def outboxkit(database: str, broker: str, _count: int, order: str = "") -> None:
     from outboxkit.brokers import open_publisher
     from outboxkit.dialects import open_engine
     from outboxkit.policy import Order
-    from outboxkit_relay import lifecycle
-    from outboxkit_relay.relay import Relay
-    from outboxkit_relay.state import Rules
+    from outboxkit_relay.core.state import Rules
+    from outboxkit_relay.daemon import lifecycle
+    from outboxkit_relay.daemon.relay import Relay
 
     lifecycle.tune_interpreter()  # as the daemon does
     publisher = open_publisher(broker)
@@ -273,9 +273,8 @@ CONTENDERS: dict[str, Callable[[str, str, int], None]] = {
 def run_here(name: str, database: str, broker: str, count: int) -> None:
     """(in the contender's process) Prints seconds of wall clock and of CPU."""
     import confluent_kafka  # noqa: F401  imports are not part of the race
-    import sqlalchemy  # noqa: F401
-
     import outboxkit_relay.relay  # noqa: F401
+    import sqlalchemy  # noqa: F401
 
     began, cpu = time.perf_counter(), _cpu()
     CONTENDERS[name](database, broker, count)

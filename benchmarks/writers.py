@@ -151,13 +151,13 @@ def main() -> None:
     import asyncio
 
     from outboxkit.brokers import open_subscriber
-    from outboxkit_relay.cli import application
+    from outboxkit_relay.cli.console import import_string
     from tests import servers
     from tests.acceptance.shop import billing
     from tests.servers.postgres import create_database
 
     async def declare(url: str) -> None:
-        wanted = application.subscription(billing)
+        wanted = import_string.subscription(billing)
         subscriber = open_subscriber(url, wanted, {})
         await subscriber.declare(wanted)
         await subscriber.close()

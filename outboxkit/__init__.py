@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from outboxkit import bulk, changes, inbox  # noqa: F401 # the first two listen to sessions
-from outboxkit.capture import Outbox, OutboxMixin, publish, send
+from outboxkit import inbox  # the first two listen to sessions
+from outboxkit.capture import Outbox, OutboxMixin, bulk, change_capture, publish, send
 from outboxkit.consumer import Consumer
+from outboxkit.consumer.handlers import MessageContext
 from outboxkit.context import correlation
 from outboxkit.errors import CaptureError, EncodeError, OutboxKitError
 from outboxkit.events import event
-from outboxkit.handlers import MessageContext
 from outboxkit.policy import RetryPolicy, full_jitter
 from outboxkit.tables import outbox_tables
 
@@ -21,6 +21,8 @@ __all__ = [
     "OutboxKitError",
     "OutboxMixin",
     "RetryPolicy",
+    "bulk",
+    "change_capture",
     "correlation",
     "event",
     "full_jitter",

@@ -15,9 +15,9 @@ from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from outboxkit import tables
+from outboxkit._failpoints import failpoint
 from outboxkit.dialects import insert_ignoring
 from outboxkit.errors import ConfigurationError, InboxConflict, OutboxKitError
-from outboxkit.failpoints import failpoint
 from outboxkit.message import content_hash
 
 if TYPE_CHECKING:

@@ -1,244 +1,190 @@
-"""Messages become rows: the INSERT of the write side, one statement however many messages.
+"""Stored rows as values: what a relay reads, page by page, and the proof of what became of them. Pure.
 
-It runs inside the applications' own transactions, so it is made to cost little. Where the database has arrays, many
-rows travel as one text for each column, and a single row by a statement that was compiled before, with values that the
-driver sends as they are. All run on SQLAlchemy's connection: logging, cursor events, quoting and
-``schema_translate_map`` work as for any other statement.
-
-The database computes the shard from the number of shards that is stored there: a process that has been running since
-before that number changed cannot put a row where nobody reads.
+SQL is in `outboxkit.outbox` and `outboxkit.dialects`; the relay's core sees only these.
 """
 
 from __future__ import annotations
 
-import functools
-import re
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
-from uuid import NAMESPACE_URL, UUID, uuid5
+from typing import Final, NamedTuple
+from uuid import UUID
 
-from sqlalchemy import ARRAY, Float, Integer, MetaData, Text, bindparam, cast, column, func, select
-from sqlalchemy.types import UserDefinedType
+__all__ = [
+    "HEAVY",
+    "NOTHING_PAUSED",
+    "Evidence",
+    "Page",
+    "Part",
+    "PauseSet",
+    "Reading",
+    "Row",
+    "shard_of",
+]
 
-from outboxkit import tables
-from outboxkit.dialects import dialect_of
-from outboxkit.message import Message, packed_headers, shard_of
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection, Dialect, Table
-    from sqlalchemy.sql.dml import Insert
-    from sqlalchemy.types import TypeEngine
-
-__all__ = ["insert", "insert_waiting", "stored_id"]
-
-_HOT: Final = tables.outbox_messages
-_WAITING: Final = tables.outbox_waiting
-_MOST_BYTES: Final = 8_000_000  # of payload in one statement: PostgreSQL takes 1 GB, memory is dear long before
-_CANONICAL: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-
-# The first two bytes of the hash that spreads messages over shards; the database takes it modulo its number of shards.
-_SPREAD: Final = "spread"
-_ALL: Final = 1 << 16
-_NO_ID: Final = UUID(int=0)
-_NAMES: Final = (
-    "message_id",
-    "topic",
-    "key",
-    "type",
-    "kind",
-    "payload",
-    "headers",
-    "content_type",
-    "schema_fingerprint",
-    "occurred_at",
-    "expires_at",
-)
-_BINDS: Final = tuple(f"_{name}" for name in (_SPREAD, *_NAMES))  # a bind may not be called as a column
+HEAVY: Final = 4096  #: bytes; payloads above are counted by their size, all others by their number
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def insert(connection: Connection, messages: Sequence[Message]) -> None:
-    """Inserts messages as unpublished rows, in order.
+class Row(NamedTuple):
+    """One stored outbox row as a relay reads it: raw values, because this is the hot path.
 
-    Transaction: joins the caller's; does not commit.
+    It is a tuple of what the driver returns: making a UUID and a datetime of every row would cost more than all else
+    that is done to it. `of` makes one from decoded values.
     """
-    if not dialect_of(connection).features.arrays:
-        connection.execute(_TYPED, [_typed(message) for message in messages])
-    elif len(messages) == 1:
-        _insert_one(connection, messages[0])
-    else:
-        for part in _parts(messages):
-            connection.execute(_MANY, _arrays([_values(message) for message in part]))
+
+    position: int
+    raw_id: bytes
+    topic: str
+    key: bytes | None
+    type: str
+    kind: str
+    payload: bytes
+    headers: bytes
+    recorded_us: int  # microseconds since 1970
+    expires_at: datetime | None
+    attempts: int = 0
+    waiting_id: int | None = None  # set when it comes from outbox_waiting
+
+    @classmethod
+    def of(  # noqa: PLR0917  the columns in their order
+        cls,
+        position: int,
+        id: UUID,  # noqa: A002
+        topic: str,
+        key: bytes | None,
+        type: str,  # noqa: A002
+        kind: str,
+        payload: bytes,
+        headers: bytes,
+        recorded_at: datetime,
+        expires_at: datetime | None,
+        attempts: int = 0,
+        waiting_id: int | None = None,
+    ) -> Row:
+        """A row of decoded values, in the same order."""
+        recorded_us = (recorded_at - _EPOCH) // timedelta(microseconds=1)
+        sent = (topic, key, type, kind, payload, headers)
+        return cls(position, id.bytes, *sent, recorded_us, expires_at, attempts, waiting_id)
+
+    @property
+    def id(self) -> UUID:
+        """The message's id."""
+        return UUID(bytes=self.raw_id)
+
+    @property
+    def recorded_at(self) -> datetime:
+        """When the row was inserted, by the database's clock."""
+        return _EPOCH + timedelta(microseconds=self.recorded_us)
 
 
-def _insert_one(connection: Connection, message: Message) -> None:
-    """SQLAlchemy's way from a statement to text and values costs more than the row, so the text is kept."""
-    schema = connection.get_execution_options().get("schema_translate_map", {}).get(None)
-    known = _COMPILED.setdefault(connection.dialect, {})
-    compiled = known.get(schema)
-    if compiled is None:
-        compiled = known[schema] = _raw(schema).compile(dialect=connection.dialect)
-    values = dict(zip(_BINDS, _values(message), strict=True))
-    places = compiled.positiontup
-    connection.exec_driver_sql(compiled.string, values if places is None else tuple(values[name] for name in places))
+def shard_of(topic: str, key: bytes | None, message_id: UUID, shards: int) -> int:
+    """The shard of a message: the first two bytes of SHA-256 over (topic, NUL, key), modulo the number of shards.
 
-
-def insert_waiting(connection: Connection, messages: Sequence[tuple[Message, datetime | timedelta]]) -> None:
-    """Inserts messages into the waiting room, each with its instant, or a time after now by the database's clock.
-
-    Transaction: joins the caller's; does not commit.
+    A message without a key has no order to keep and is spread by its id.
     """
-    rows = [
-        {
-            **_typed(message),
-            "_due": None if isinstance(due, timedelta) else due,
-            "_delay": due.total_seconds() if isinstance(due, timedelta) else None,
-        }
-        for message, due in messages
-    ]
-    connection.execute(_SCHEDULED, rows)
+    digest = hashlib.sha256(topic.encode() + b"\0" + (message_id.bytes if key is None else key)).digest()
+    return int.from_bytes(digest[:2], "big") % shards
 
 
-def stored_id(message_id: str) -> UUID:
-    """The id of a row: the message's own when it is a UUID, else derived from it (foreign messages in a replay)."""
-    try:
-        return UUID(message_id)
-    except ValueError:
-        return uuid5(NAMESPACE_URL, message_id)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Topics with one memory.
+
+    Attributes:
+        topics: these topics, or all but these.
+        only: which of the two.
+        seen: what a snapshot saw is left out; None leaves nothing out.
+    """
+
+    topics: frozenset[str]
+    only: bool
+    seen: str | None
 
 
-# --- statements --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One page that a relay wants: rows that the parts' snapshots did not see.
+
+    Attributes:
+        shards: the shards it owns.
+        parts: one or two.
+        round: snapshot of the round's first page: what it did not see belongs to the next round; None on that page.
+        last: only positions above, 0 on the first page.
+        limit: at most so many rows.
+        most_bytes: no more heavy payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
+        missed: the complement instead: rows that are present although the snapshots saw them.
+    """
+
+    shards: frozenset[int]
+    parts: tuple[Part, ...]
+    round: str | None = None
+    last: int = 0
+    limit: int
+    most_bytes: int = 16 << 20
+    missed: bool = False
 
 
-class _Raw(UserDefinedType[Any]):
-    """What the driver sends by itself, without a detour through SQLAlchemy's types."""
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a read returned.
 
-    cache_ok = True
+    Attributes:
+        rows: in position order.
+        snapshot: what this statement could see; told also when there are no rows.
+        heavy: the payloads above `HEAVY` bytes: their sizes by position.
+        cut: the page ends here although more was asked for and may be there.
+    """
 
-    def get_col_spec(self, **_: Any) -> str:
-        raise NotImplementedError  # a value, never a column
-
-
-def _shard(spread: Any, version: Table = tables.outbox_version) -> Any:
-    return cast(spread, Integer) % select(version.c.shards).scalar_subquery()
-
-
-def _statement(table: Table, type_of: Any, version: Table = tables.outbox_version, **more: Any) -> Insert:
-    given = {name: bindparam(f"_{name}", type_=type_of(table.c[name])) for name in _NAMES}
-    shard = _shard(bindparam(f"_{_SPREAD}", type_=Integer()), version)
-    return table.insert().inline().values(shard=shard, **given, **more)
+    rows: list[Row]
+    snapshot: str
+    heavy: Mapping[int, int] = field(default_factory=dict)
+    cut: bool = False
 
 
-def _raw(schema: str | None) -> Any:
-    """The statement for one row, in the schema that ``schema_translate_map`` says."""
-    there, both = MetaData(), (_HOT, tables.outbox_version)
-    hot, version = both if schema is None else [table.to_metadata(there, schema=schema) for table in both]
-    return _statement(hot, lambda _: _Raw(), version)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a batch became: the proof that goes to the ledger.
+
+    Attributes:
+        topic: the destination.
+        outcome: ``published`` or ``expired``.
+        rows: the rows, in order.
+        partitions: where the broker put each, -1 when it does not tell.
+        offsets: likewise.
+    """
+
+    topic: str
+    outcome: str
+    rows: Sequence[Row]
+    partitions: Sequence[int]
+    offsets: Sequence[int]
 
 
-def _own_type(of: Any) -> TypeEngine[Any]:
-    found: TypeEngine[Any] = of.type
-    return found
+@dataclass(frozen=True, slots=True)
+class PauseSet:
+    """All pauses in force, as relays ask them.
+
+    Attributes:
+        destinations: topics and queues of which nothing is read.
+        types: event types that wait.
+        keys: (destination, key) that wait.
+    """
+
+    destinations: frozenset[str] = frozenset()
+    types: frozenset[str] = frozenset()
+    keys: frozenset[tuple[str, bytes]] = frozenset()
+
+    @property
+    def single_out(self) -> bool:
+        """Whether single messages must be looked at."""
+        return bool(self.types or self.keys)
+
+    def hold(self, row: Row) -> bool:
+        """Whether the message itself is paused."""
+        return row.type in self.types or (row.topic, row.key) in self.keys
 
 
-def _many() -> Insert:
-    names = (_SPREAD, *_NAMES)
-    types = {_SPREAD: Integer(), **{name: _HOT.c[name].type for name in _NAMES}}
-    arrays = [cast(bindparam(f"_{name}", type_=Text()), ARRAY(types[name])) for name in names]
-    given = func.unnest(*arrays).table_valued(
-        *(column(name, types[name]) for name in names), with_ordinality="place", name="given"
-    )
-    given = given.render_derived()
-    rows = select(_shard(given.c[_SPREAD]), *(given.c[name] for name in _NAMES)).order_by(given.c.place)
-    return _HOT.insert().inline().from_select(["shard", *_NAMES], rows)
-
-
-_TYPED: Final = _statement(_HOT, _own_type)
-_COMPILED: Final[weakref.WeakKeyDictionary[Dialect, dict[str | None, Any]]] = weakref.WeakKeyDictionary()
-_MANY: Final = _many()
-_SCHEDULED: Final = _statement(
-    _WAITING,
-    _own_type,
-    reason="scheduled",
-    due_at=func.coalesce(
-        bindparam("_due", type_=_WAITING.c.due_at.type), tables.database_now(bindparam("_delay", type_=Float()))
-    ),
-)
-
-
-# --- values ------------------------------------------------------------------------------------------------------
-
-
-def _typed(message: Message) -> dict[str, Any]:
-    return {**dict(zip(_BINDS, _values(message), strict=True)), "_message_id": stored_id(message.id)}
-
-
-def _values(message: Message) -> tuple[Any, ...]:
-    """As in `_BINDS`."""
-    by_key = message.key is not None and _CANONICAL.fullmatch(message.id)  # then nobody needs the id's bytes
-    found = _NO_ID if by_key else stored_id(message.id)
-    return (
-        shard_of(message.topic, message.key, found, _ALL),
-        message.id if by_key else str(found),
-        message.topic,
-        message.key,
-        message.type,
-        message.kind.value,
-        message.payload,
-        packed_headers(message),
-        message.content_type,
-        message.schema or None,
-        message.occurred_at or datetime.now(UTC),  # no expression: one statement takes many rows
-        message.expires_at,
-    )
-
-
-def _parts(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """All of them at once, unless they are so large that a statement should not hold them."""
-    start, size = 0, 0
-    for at, message in enumerate(messages):
-        size += len(message.payload)
-        if size > _MOST_BYTES and at > start:
-            yield messages[start:at]
-            start, size = at, len(message.payload)
-    yield messages[start:] if start else messages
-
-
-def _arrays(rows: Sequence[tuple[Any, ...]]) -> dict[str, str]:
-    """Each column of the rows as the text of an array."""
-    columns = zip(_BINDS, _WRITE, zip(*rows, strict=True), strict=True)
-    return {bind: "{" + ",".join(map(write, column)) + "}" for bind, write, column in columns}
-
-
-@functools.lru_cache(maxsize=1024)
-def _text(value: str | None) -> str:
-    """An element of an array; topics and types repeat."""
-    if value is None:
-        return "NULL"
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _binary(value: bytes | None) -> str:
-    return "NULL" if value is None else f'"\\\\x{value.hex()}"'
-
-
-def _instant(value: datetime | None) -> str:
-    return "NULL" if value is None else f'"{value}"'
-
-
-_WRITE: Final[tuple[Callable[[Any], str], ...]] = (
-    str,
-    str,
-    _text,
-    _binary,
-    _text,
-    _text,
-    _binary,
-    _binary,
-    _text,
-    _text,
-    _instant,
-    _instant,
-)
+NOTHING_PAUSED: Final = PauseSet()

@@ -9,19 +9,13 @@ the same names.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, cast
-from uuid import UUID
+from typing import Any, Final
 
 from sqlalchemy import (
-    ARRAY,
     DDL,
     JSON,
-    TIMESTAMP,
     BigInteger,
-    Boolean,
     Column,
-    ColumnElement,
     Identity,
     Index,
     Integer,
@@ -32,32 +26,17 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TypeDecorator,
     Uuid,
-    bindparam,
     event,
-    literal,
     text,
 )
-from sqlalchemy.dialects.postgresql.base import ischema_names
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import UserDefinedType
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from sqlalchemy import Dialect
-    from sqlalchemy.types import TypeEngine
+from outboxkit._sql import Array, CurrentXid, Instant, Xid8, database_now
 
 __all__ = [
     "METADATA",
     "SHARDS",
     "VERSION",
-    "Instant",
-    "any_of",
-    "array_literal",
-    "database_now",
     "dead_letters",
     "inbox_batches",
     "inbox_messages",
@@ -79,142 +58,6 @@ VERSION: Final = 1  #: of these tables; stored in ``outbox_version``
 SHARDS: Final = 64  #: default number of shards; stored in ``outbox_version`` and read from there by everyone
 
 METADATA: Final = MetaData()
-
-# --- types and functions that differ by database -----------------------------------------------------------------
-
-
-class Instant(TypeDecorator[datetime]):
-    """An aware instant: ``timestamptz``, or sortable UTC text where the database has no such type."""
-
-    impl = TIMESTAMP(timezone=True)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Text on SQLite."""
-        return dialect.type_descriptor(String(32) if dialect.name == "sqlite" else TIMESTAMP(timezone=True))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """UTC, always."""
-        if value is None or dialect.name != "sqlite":
-            return value
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Aware, always."""
-        del dialect
-        if isinstance(value, str):
-            return datetime.fromisoformat(value).replace(tzinfo=UTC)
-        return value  # type: ignore[no-any-return]
-
-
-class _Array(TypeDecorator[list[Any]]):
-    """A list in one column: an array where the database has them, else JSON."""
-
-    impl = JSON
-    cache_ok = True
-
-    def __init__(self, item: type[TypeEngine[Any]] | TypeEngine[Any]) -> None:
-        super().__init__()
-        self.item = item
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(ARRAY(self.item) if dialect.name == "postgresql" else JSON())
-
-    def bind_processor(self, dialect: Dialect) -> Any:
-        # A literal: the driver would adapt each item by itself, and a relay writes thousands a second.
-        return array_literal if dialect.name == "postgresql" else super().bind_processor(dialect)
-
-    def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> Any:
-        del dialect
-        return value and [str(UUID(bytes=item)) if isinstance(item, bytes) else item for item in value]
-
-
-def array_literal(items: Sequence[int | bytes] | None) -> str | None:
-    """Numbers, or ids of 16 bytes each, as PostgreSQL writes an array."""
-    if items is None:
-        return None
-    if items and isinstance(items[0], bytes):
-        return "{" + b"".join(cast("Sequence[bytes]", items)).hex(",", 16) + "}"
-    return "{" + ",".join(map(str, items)) + "}"
-
-
-class _Xid8(UserDefinedType[int]):
-    """PostgreSQL's 64-bit transaction id; it never wraps around, ``xmin`` does."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        return "xid8"
-
-
-ischema_names["xid8"] = _Xid8  # so that reflection, and with it Alembic, knows the type of our column
-
-
-class _CurrentXid(FunctionElement[int]):
-    type = BigInteger()
-    inherit_cache = True
-
-
-@compiles(_CurrentXid)
-def _no_xid(_element: _CurrentXid, _compiler: Any, **_options: Any) -> str:
-    return "NULL"
-
-
-@compiles(_CurrentXid, "postgresql")
-def _postgresql_xid(_element: _CurrentXid, _compiler: Any, **_options: Any) -> str:
-    return "pg_current_xact_id()"
-
-
-class _DatabaseNow(FunctionElement[datetime]):
-    type = Instant()
-    inherit_cache = True
-
-
-@compiles(_DatabaseNow, "postgresql")
-def _postgresql_now(element: _DatabaseNow, compiler: Any, **options: Any) -> str:
-    # clock_timestamp, not now(): now() is the start of the transaction and reverses two writers.
-    offset = compiler.process(element.clauses, **options)
-    return f"(clock_timestamp() + make_interval(secs => {offset}))" if offset else "clock_timestamp()"
-
-
-@compiles(_DatabaseNow, "sqlite")
-def _sqlite_now(element: _DatabaseNow, compiler: Any, **options: Any) -> str:
-    offset = compiler.process(element.clauses, **options)
-    shift = f", ({offset}) || ' seconds'" if offset else ""
-    return f"strftime('%Y-%m-%d %H:%M:%f', 'now'{shift})"
-
-
-def database_now(offset: timedelta | ColumnElement[float] | None = None) -> ColumnElement[datetime]:
-    """The database's own clock, plus an offset: the only clock that leases, retries and due times are compared with.
-
-    Args:
-        offset: added to it; an expression is a number of seconds, and null makes the whole null.
-    """
-    if offset is None:
-        return _DatabaseNow()
-    return _DatabaseNow(literal(offset.total_seconds()) if isinstance(offset, timedelta) else offset)
-
-
-class _AnyOf(FunctionElement[bool]):
-    type = Boolean()
-    inherit_cache = True
-
-
-@compiles(_AnyOf, "postgresql")
-def _postgresql_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
-    column, values = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"{column} = ANY({values})"
-
-
-@compiles(_AnyOf, "sqlite")
-def _sqlite_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
-    column, values = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({values}))"  # noqa: S608  a column, and a placeholder
-
-
-def any_of(column: ColumnElement[int], numbers: Collection[int]) -> ColumnElement[bool]:
-    """``column IN numbers`` with one bound value: a list of as many values would be compiled again and again."""
-    return _AnyOf(column, bindparam(None, sorted(numbers), _Array(SmallInteger())))
 
 
 _Big: Final = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up only an INTEGER PRIMARY KEY
@@ -241,7 +84,7 @@ def _message_columns() -> list[Column[Any]]:
         Column("content_type", Text, nullable=False),
         Column("schema_fingerprint", Text),
         Column("occurred_at", Instant, nullable=False),
-        Column("recorded_at", Instant, nullable=False, server_default=_DatabaseNow()),
+        Column("recorded_at", Instant, nullable=False, server_default=database_now()),
         Column("expires_at", Instant),
     ]
 
@@ -251,7 +94,7 @@ def _message_columns() -> list[Column[Any]]:
 outbox_messages = Table(
     "outbox_messages",
     METADATA,
-    Column("xid", _Xid8().with_variant(Integer(), "sqlite"), server_default=_CurrentXid()),
+    Column("xid", Xid8().with_variant(Integer(), "sqlite"), server_default=CurrentXid()),
     _identity("position"),
     *_message_columns(),
     Index("outbox_messages_xid", "xid"),
@@ -303,7 +146,7 @@ outbox_relays = Table(
     METADATA,
     Column("id", Uuid, primary_key=True),
     Column("host", Text, nullable=False),
-    Column("started_at", Instant, nullable=False, server_default=_DatabaseNow()),
+    Column("started_at", Instant, nullable=False, server_default=database_now()),
     Column("expires_at", Instant, nullable=False),
     Column("version", Text, nullable=False),
     comment="leases; the id is the fencing token of one start of one relay",
@@ -323,13 +166,13 @@ outbox_ledger = Table(
     _identity("id"),
     Column("relay", Uuid, nullable=False),
     Column("topic", Text, nullable=False),
-    Column("published_at", Instant, nullable=False, server_default=_DatabaseNow()),
+    Column("published_at", Instant, nullable=False, server_default=database_now()),
     Column("outcome", String(16), nullable=False),
     Column("min_id", Uuid, nullable=False),
     Column("max_id", Uuid, nullable=False),
-    Column("ids", _Array(Uuid()), nullable=False),
-    Column("partitions", _Array(Integer()), nullable=False),
-    Column("offsets", _Array(BigInteger()), nullable=False),
+    Column("ids", Array(Uuid()), nullable=False),
+    Column("partitions", Array(Integer()), nullable=False),
+    Column("offsets", Array(BigInteger()), nullable=False),
     Index("outbox_ledger_published", "published_at"),
     comment="evidence: one row per batch that the broker acknowledged",
 )
@@ -342,7 +185,7 @@ outbox_control = Table(
     Column("target", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("set_by", Text, nullable=False),
-    Column("set_at", Instant, nullable=False, server_default=_DatabaseNow()),
+    Column("set_at", Instant, nullable=False, server_default=database_now()),
     Column("until", Instant),
     comment="pauses and kill switches that operators set",
 )
@@ -351,7 +194,7 @@ outbox_audit = Table(
     "outbox_audit",
     METADATA,
     _identity("id"),
-    Column("at", Instant, nullable=False, server_default=_DatabaseNow()),
+    Column("at", Instant, nullable=False, server_default=database_now()),
     Column("who", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("target", Text, nullable=False),
@@ -368,7 +211,7 @@ inbox_messages = Table(
     Column("source", Text, nullable=False, server_default=_EMPTY),
     Column("message_id", Text, nullable=False),
     Column("content_hash", LargeBinary),
-    Column("handled_at", Instant, nullable=False, server_default=_DatabaseNow()),
+    Column("handled_at", Instant, nullable=False, server_default=database_now()),
     Column("outcome", LargeBinary),
     PrimaryKeyConstraint("consumer", "source", "message_id"),
     Index("inbox_messages_handled", "handled_at"),
@@ -391,7 +234,7 @@ inbox_waiting = Table(
     Column("due_at", Instant),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("error", Text),
-    Column("first_failed_at", Instant, nullable=False, server_default=_DatabaseNow()),
+    Column("first_failed_at", Instant, nullable=False, server_default=database_now()),
     Index("inbox_waiting_key", "consumer", "topic", "key", "id"),
     Index("inbox_waiting_due", "consumer", "due_at"),
     comment="deliveries that wait: retry (a failed head), follower (behind one)",
@@ -439,8 +282,8 @@ dead_letters = Table(
     Column("path", Text, nullable=False, server_default=_EMPTY),
     Column("byte_offset", BigInteger),
     Column("attempts", Integer, nullable=False),
-    Column("first_failed_at", Instant, nullable=False, server_default=_DatabaseNow()),
-    Column("died_at", Instant, nullable=False, server_default=_DatabaseNow()),
+    Column("first_failed_at", Instant, nullable=False, server_default=database_now()),
+    Column("died_at", Instant, nullable=False, server_default=database_now()),
     Column("closed_at", Instant),
     Column("fingerprint", String(16), nullable=False),
     # schema facts
@@ -460,7 +303,7 @@ outbox_schemas = Table(
     Column("consumer", Text, nullable=False, server_default=_EMPTY),
     Column("type", Text, nullable=False),
     Column("text", Text, nullable=False),
-    Column("seen_at", Instant, nullable=False, server_default=_DatabaseNow()),
+    Column("seen_at", Instant, nullable=False, server_default=database_now()),
     PrimaryKeyConstraint("fingerprint", "role", "consumer", "type"),
     comment="schemas that writers used and readers read with",
 )

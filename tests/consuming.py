@@ -19,8 +19,10 @@ from outboxkit.brokers import Delivery, Subscriber
 from outboxkit.brokers.memory import Exchange, MemorySubscriber, exchange
 from outboxkit.consumer import Consumer
 from outboxkit.events import event
-from outboxkit.message import Message, Row, pack_headers, wire_headers
+from outboxkit.headers import pack_headers, wire_headers
+from outboxkit.message import Message
 from outboxkit.policy import RetryPolicy, full_jitter
+from outboxkit.rows import Row
 
 __all__ = ["Base", "Effect", "OrderPlaced", "Until", "World", "create_tables", "impatient", "order", "row_of"]
 

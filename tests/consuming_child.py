@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from outboxkit import failpoints
+from outboxkit import _failpoints
 from outboxkit.consumer import Consumer
-from outboxkit.handlers import MessageContext
+from outboxkit.consumer.handlers import MessageContext
 from outboxkit.message import Message
 from tests.consuming import Effect, OrderPlaced, World, impatient, order
 
@@ -62,7 +62,7 @@ def _consumer(world: World, killer: int) -> Consumer:
 
 def _main(url: str, killer: int, poison: int, armed: str) -> None:
     async def consume() -> None:
-        failpoints.enable(armed)
+        _failpoints.enable(armed)
         world = World(url)
         world.send(*_messages(poison))
         await world.run(_consumer(world, killer))

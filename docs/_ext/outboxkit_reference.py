@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from sphinx.util.docutils import SphinxDirective
 
 from outboxkit import errors
-from outboxkit_relay.cli.program import COMMANDS, program
+from outboxkit_relay.cli.main import COMMANDS, program
 from outboxkit_relay.settings import PREFIX, DestinationSettings, Settings
 
 if TYPE_CHECKING:

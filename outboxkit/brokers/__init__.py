@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from datetime import timedelta
 
-    from outboxkit.message import Headers, Row
+    from outboxkit.message import Headers
+    from outboxkit.rows import Row
 
 __all__ = [
     "Batch",
@@ -69,7 +70,7 @@ class Batch:
 
     Attributes:
         destination: the topic; the queue when the rows are commands.
-        rows: what to send; `outboxkit.message.outgoing_headers` gives the wire headers of each.
+        rows: what to send; `outboxkit.headers.outgoing_headers` gives the wire headers of each.
     """
 
     destination: str

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from outboxkit.brokers import Delivery, Features, Receipts, Refusal, refuse_unknown
 from outboxkit.errors import ConfigurationError, TransientBrokerError
-from outboxkit.message import outgoing_headers
+from outboxkit.headers import outgoing_headers
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from outboxkit.brokers import Batch, Subscription
-    from outboxkit.message import Row
+    from outboxkit.rows import Row
 
 __all__ = ["FEATURES", "Exchange", "exchange", "publisher", "subscriber"]
 

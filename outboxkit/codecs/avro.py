@@ -1,9 +1,9 @@
 """Avro: events written and read under a schema, by fastavro behind a guard.
 
 fastavro is fast and trusts its input: 5 kB of recursive bytes end the process, a negative index reads another symbol,
-an int field takes 2^40. So it never sees a value or a message unchecked. On writing, `outboxkit.schemas.writing` checks
-every value first, inside the user's transaction. On reading, `outboxkit.schemas.guard` steps over the bytes first, and
-differences between writer and reader are resolved by `outboxkit.schemas.resolution`, not by fastavro.
+an int field takes 2^40. So it never sees a value or a message unchecked. On writing, `outboxkit.avro.binary.prepare` checks
+every value first, inside the user's transaction. On reading, `outboxkit.avro.binary.guard` steps over the bytes first, and
+differences between writer and reader are resolved by `outboxkit.avro.binary.resolution`, not by fastavro.
 
 Whatever the bytes are, `decode` returns a value or raises `DecodeError` with data path and byte offset.
 """
@@ -22,30 +22,20 @@ from typing import TYPE_CHECKING, Any, Final
 import fastavro
 from fastavro.read import LOGICAL_READERS
 
+from outboxkit.avro import Frame, FrameKind, Schema, body_of, check, fingerprint, framed_body, read_frame, write_frame
+from outboxkit.avro.binary.guard import Refused, scanner
+from outboxkit.avro.binary.json_values import encode_default
+from outboxkit.avro.binary.locate import explain, locate, offset_of
+from outboxkit.avro.binary.prepare import Prepare, preparer
+from outboxkit.avro.binary.resolution import Leaves, Resolution, Unreadable, resolve
+from outboxkit.avro.classes import schema_of
+from outboxkit.avro.frames import FRAMED, frame_of, name_of
+from outboxkit.avro.model.canonical import wire_form
+from outboxkit.avro.model.nodes import Enum, Field, Fixed, Node, Primitive, Record
+from outboxkit.avro.model.parse import parse
+from outboxkit.avro.model.sizes import recursive_names, zero_width_weights
 from outboxkit.codecs import Codec, Encoded
 from outboxkit.errors import ConfigurationError, DecodeError, EncodeError, IncompatibleSchema, SchemaError
-from outboxkit.schemas import (
-    Frame,
-    FrameKind,
-    Schema,
-    body_of,
-    check,
-    fingerprint,
-    framed_body,
-    parse,
-    read_frame,
-    write_frame,
-)
-from outboxkit.schemas.binary import encode_default
-from outboxkit.schemas.canonical import wire_form
-from outboxkit.schemas.classes import schema_of
-from outboxkit.schemas.frames import FRAMED, frame_of, name_of
-from outboxkit.schemas.guard import Refused, scanner
-from outboxkit.schemas.locate import explain, locate, offset_of
-from outboxkit.schemas.nodes import Enum, Field, Fixed, Node, Primitive, Record
-from outboxkit.schemas.resolution import Leaves, Resolution, Unreadable, resolve
-from outboxkit.schemas.sizes import recursive_names, zero_width_weights
-from outboxkit.schemas.writing import Prepare, preparer
 
 if TYPE_CHECKING:
     from outboxkit.events import EventType
@@ -126,7 +116,7 @@ def decode(writer: Schema, reader: Schema, data: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class AvroCodec:
-    """Events as Avro, by the schema that they declare, else by one made of the class (`outboxkit.schemas.classes`).
+    """Events as Avro, by the schema that they declare, else by one made of the class (`outboxkit.avro.classes`).
 
     It is the codec ``avro``, or ``@event(…, codec=AvroCodec(frame=…))`` for another way to name schemas.
 

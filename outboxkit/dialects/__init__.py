@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError
 from outboxkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import timedelta
     from uuid import UUID
 
@@ -28,15 +28,11 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects.postgresql import Insert
     from sqlalchemy.exc import DBAPIError
 
-    from outboxkit.message import Row
+    from outboxkit.rows import Page, Reading
 
 __all__ = [
-    "HEAVY",
     "Dialect",
     "Features",
-    "Page",
-    "Part",
-    "Reading",
     "dialect_of",
     "hidden",
     "insert_ignoring",
@@ -44,7 +40,6 @@ __all__ = [
     "refusal",
 ]
 
-HEAVY: Final = 4096  #: bytes; payloads above are counted by their size, all others by their number
 
 _GROUP: Final = "outboxkit.dialects"
 
@@ -64,61 +59,6 @@ class Features:
     concurrent_writers: bool
     notifies: bool
     arrays: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Topics with one memory.
-
-    Attributes:
-        topics: these topics, or all but these.
-        only: which of the two.
-        seen: what a snapshot saw is left out; None leaves nothing out.
-    """
-
-    topics: frozenset[str]
-    only: bool
-    seen: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """One page that a relay wants: rows that the parts' snapshots did not see.
-
-    Attributes:
-        shards: the shards it owns.
-        parts: one or two.
-        round: snapshot of the round's first page: what it did not see belongs to the next round; None on that page.
-        last: only positions above, 0 on the first page.
-        limit: at most so many rows.
-        most_bytes: no more heavy payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
-        missed: the complement instead: rows that are present although the snapshots saw them.
-    """
-
-    shards: frozenset[int]
-    parts: tuple[Part, ...]
-    round: str | None = None
-    last: int = 0
-    limit: int
-    most_bytes: int = 16 << 20
-    missed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What a read returned.
-
-    Attributes:
-        rows: in position order.
-        snapshot: what this statement could see; told also when there are no rows.
-        heavy: the payloads above `HEAVY` bytes: their sizes by position.
-        cut: the page ends here although more was asked for and may be there.
-    """
-
-    rows: list[Row]
-    snapshot: str
-    heavy: Mapping[int, int] = field(default_factory=dict)
-    cut: bool = False
 
 
 class Dialect(Protocol):

@@ -13,10 +13,10 @@ from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from outboxkit import tables
-from outboxkit.dialects import HEAVY, Features, Page, Reading
+from outboxkit._sql import array_literal
+from outboxkit.dialects import Features
 from outboxkit.errors import LeaseLost
-from outboxkit.message import Row
+from outboxkit.rows import HEAVY, Page, Reading, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -203,7 +203,7 @@ class PostgreSQL:
     def remove(self, connection: Connection, rows: Sequence[tuple[int, bytes]]) -> int:
         """See `outboxkit.dialects.Dialect.remove`. Writes outbox_messages by its primary key."""
         # Array literals: the driver would adapt each element by itself.
-        positions, ids = map(tables.array_literal, zip(*rows, strict=True))
+        positions, ids = map(array_literal, zip(*rows, strict=True))
         return connection.exec_driver_sql(_REMOVE, {"positions": positions, "ids": ids}).rowcount
 
     def insert(self, table: Table) -> Insert:

@@ -27,8 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from outboxkit import tables
-from outboxkit.dialects import HEAVY, Features, Page, Part, Reading
-from outboxkit.message import Row
+from outboxkit.dialects import Features
+from outboxkit.rows import HEAVY, Page, Part, Reading, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

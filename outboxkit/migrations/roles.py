@@ -22,7 +22,7 @@ __all__ = ["FUNCTIONS", "GRANTS", "LAG", "NEVER_GIVEN", "VIEWS", "create_roles",
 
 PREFIX: Final = "outboxkit_"
 NEVER_GIVEN: Final = ("xid", "position")  # the database alone writes these columns of the hot table
-#: What writers may read of it, for `outboxkit.control.lag`: how many messages wait, and since when, but not which.
+#: What writers may read of it, for `outboxkit.outbox.lag`: how many messages wait, and since when, but not which.
 LAG: Final = ("position", "recorded_at")
 
 

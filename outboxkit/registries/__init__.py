@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Final, Protocol
 
+from outboxkit.avro import Mode, Schema, Version, check_history, fingerprint, full_form, identity
 from outboxkit.errors import ConfigurationError, IncompatibleSchema, SchemaNotFound
-from outboxkit.schemas import Mode, Schema, Version, check_history, fingerprint, full_form, identity
 
 __all__ = [
     "Features",

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
+from outboxkit.avro import Mode, Schema, fingerprint, identity
+from outboxkit.avro.model.parse import parse
 from outboxkit.errors import (
     ConfigurationError,
     IncompatibleSchema,
@@ -33,7 +35,6 @@ from outboxkit.errors import (
     SchemaNotFound,
 )
 from outboxkit.registries import Features, Reference, Registered, Registry, self_contained
-from outboxkit.schemas import Mode, Schema, fingerprint, identity, parse
 
 __all__ = ["ConfluentRegistry", "Login", "registry"]
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from outboxkit.avro import Mode, Schema, Version, fingerprint, identity
+from outboxkit.avro.gate.evaluate import Allow, Finding, find, parse_allowed
+from outboxkit.avro.model.parse import parse
 from outboxkit.errors import ConfigurationError, SchemaError, SchemaNotFound
 from outboxkit.registries import Features, Reference, Registered, Registry, require_compatible, self_contained
-from outboxkit.schemas import Mode, Schema, Version, fingerprint, identity, parse
-from outboxkit.schemas.gate import Allow, Finding, find, parse_allowed
 
 __all__ = ["ALLOW_FILE", "LOCK_FILE", "DirectoryRegistry", "SchemaFile", "registry"]
 

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+from outboxkit.avro import Mode, Schema, identity
+from outboxkit.avro.model.parse import parse
 from outboxkit.errors import SchemaNotFound
 from outboxkit.registries import Features, Reference, Registered, Registry, require_compatible, self_contained
-from outboxkit.schemas import Mode, Schema, identity, parse
 
 __all__ = ["MemoryRegistry", "registry"]
 

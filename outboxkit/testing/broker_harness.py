@@ -27,8 +27,10 @@ from outboxkit.brokers import (
     open_subscriber,
 )
 from outboxkit.errors import TransientBrokerError
-from outboxkit.message import Headers, Kind, Message, Row, pack_headers, wire_headers
+from outboxkit.headers import pack_headers, wire_headers
+from outboxkit.message import Headers, Kind, Message
 from outboxkit.policy import Failure
+from outboxkit.rows import Row
 
 __all__ = [
     "GIVEN_UP",

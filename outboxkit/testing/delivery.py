@@ -21,13 +21,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlalchemy.orm import sessionmaker
 
 from outboxkit import dead_letters, outbox, tables
+from outboxkit._sql import database_now
 from outboxkit.brokers.memory import Exchange, MemorySubscriber
 from outboxkit.codecs import codec_named
-from outboxkit.dead_letters import DeadLetter
+from outboxkit.consumer.process import Result
+from outboxkit.dead_letters.letter import DeadLetter
 from outboxkit.errors import ConfigurationError
 from outboxkit.events import event_type
-from outboxkit.handling import Result
-from outboxkit.message import Kind, Message, Row, pack_headers, wire_headers
+from outboxkit.headers import pack_headers, wire_headers
+from outboxkit.message import Kind, Message
+from outboxkit.rows import Row
 from outboxkit.testing.emitted import is_unfinished
 
 if TYPE_CHECKING:
@@ -205,7 +208,7 @@ class _Draining(MemorySubscriber):
         with self._engine.begin() as connection:
             count = connection.execute(select(func.count()).select_from(waiting).where(mine)).scalar_one()
             if count:
-                due = {"due_at": tables.database_now(_LONG_DUE)}
+                due = {"due_at": database_now(_LONG_DUE)}
                 connection.execute(update(waiting).where(mine, waiting.c.due_at.is_not(None)).values(due))
         self._rounds += 1
         if self._rounds > _MOST_ROUNDS:

@@ -24,8 +24,10 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, Engine, delete, insert, select
 
 from outboxkit import outbox, tables
-from outboxkit.dialects import HEAVY, Page, Part, Reading, dialect_of, insert_ignoring
-from outboxkit.message import Message, Row
+from outboxkit._sql import database_now
+from outboxkit.dialects import dialect_of, insert_ignoring
+from outboxkit.message import Message
+from outboxkit.rows import HEAVY, Page, Part, Reading, Row
 
 __all__ = ["DialectConformance"]
 
@@ -295,7 +297,7 @@ def _delete_all(engine: Engine) -> None:
 
 def _register(engine: Engine, lease: timedelta) -> UUID:
     relay = uuid4()
-    values = {"id": relay, "host": "here", "version": "1", "expires_at": tables.database_now(lease)}
+    values = {"id": relay, "host": "here", "version": "1", "expires_at": database_now(lease)}
     with engine.begin() as connection:
         connection.execute(insert(tables.outbox_relays).values(**values))
     return relay

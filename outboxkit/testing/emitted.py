@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from sqlalchemy import Connection, Engine, Table, select
 
 from outboxkit import tables
+from outboxkit.avro import fingerprint
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs import codec_named
+from outboxkit.consumer.handlers import decode
 from outboxkit.errors import CodecError, DecodeError, SchemaError
 from outboxkit.events import EventType, event_type, versions_of
-from outboxkit.handlers import decode
-from outboxkit.message import Kind, Message, from_wire, unpack_headers
-from outboxkit.schemas import fingerprint, parse
+from outboxkit.headers import from_wire, unpack_headers
+from outboxkit.message import Kind, Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

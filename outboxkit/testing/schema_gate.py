@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from outboxkit.avro import Mode
+from outboxkit.avro.gate.evaluate import Verdict, judge
+from outboxkit.avro.gate.reports import render
 from outboxkit.registries.directory import DirectoryRegistry
-from outboxkit.schemas import Mode
-from outboxkit.schemas.gate import Verdict, judge
-from outboxkit.schemas.reports import render
 
 __all__ = ["schema_gate"]
 

@@ -69,7 +69,8 @@ class RelaySettings(_Section):
     drain: Duration = Field(timedelta(seconds=20), description="how long a stop waits for messages in flight")
     patience: Duration = Field(timedelta(seconds=30), description="a batch not answered for so long is sent again")
     wake: Literal["poll", "notify"] = Field(
-        "poll", description="notify: PostgreSQL wakes it when writers call outboxkit.hints.notify; it polls, too"
+        "poll",
+        description="notify: PostgreSQL wakes it when writers call outboxkit.capture.commit_hooks.notify; it polls, too",
     )
     poll_slowest: Duration = Field(timedelta(milliseconds=250), description="the longest pause between two idle reads")
     order: Order | None = Field(

@@ -251,7 +251,7 @@ def test_a_stop_while_waiting_is_a_clean_exit(prepared: str) -> None:
 def test_a_second_signal_ends_the_process_at_once(number: signal.Signals, code: int) -> None:
     program = (
         "import signal\n"
-        "from outboxkit_relay.lifecycle import stop_on_signals\n"
+        "from outboxkit_relay.daemon.lifecycle import stop_on_signals\n"
         "with stop_on_signals(lambda: print('asked', flush=True)):\n"
         "    print('ready', flush=True)\n"
         "    while True: signal.pause()\n"

@@ -24,9 +24,9 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
 from outboxkit.errors import ConfigurationError
-from outboxkit_relay.demo import judge, postgres
+from outboxkit_relay.demo import audit, postgres
 from outboxkit_relay.demo import servers as demo_servers
-from outboxkit_relay.demo.judge import Record
+from outboxkit_relay.demo.audit import Record
 from tests import servers
 
 SECONDS = 170.0  # on a busy machine; alone it takes a fifth of that
@@ -364,7 +364,7 @@ def _records() -> list[Record]:
 
 
 def test_the_judge_is_content_with_what_is_right(engine: Engine) -> None:
-    verdict = judge.judge(engine, _records(), 1, poison=1)
+    verdict = audit.judge(engine, _records(), 1, poison=1)
 
     assert verdict.failures == ()
     assert (verdict.placed, verdict.published, verdict.redelivered, verdict.replayed) == (3, 12, 1, 1)
@@ -385,14 +385,14 @@ def test_the_judge_sees_a_fault_in_the_tables(engine: Engine, fault: str, failur
     with engine.begin() as connection:
         connection.execute(text(fault))
 
-    assert failure in judge.judge(engine, _records(), 1, poison=1).failures
+    assert failure in audit.judge(engine, _records(), 1, poison=1).failures
 
 
 def test_the_judge_sees_a_fault_in_the_topics(engine: Engine) -> None:
     records = _records()
 
     def failures(changed: list[Record], duplicates: int = 1) -> tuple[str, ...]:
-        return judge.judge(engine, changed, duplicates, poison=1).failures
+        return audit.judge(engine, changed, duplicates, poison=1).failures
 
     assert "every message was published" in failures(records[1:])
     assert "order is kept per key" in failures([records[1], records[0], *records[2:]])

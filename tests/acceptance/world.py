@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from outboxkit.brokers import open_subscriber
-from outboxkit_relay.cli import application
+from outboxkit_relay.cli.console import import_string
 from tests import servers
 from tests.acceptance.shop import TOPIC, Base, Order, billing
 
@@ -126,7 +126,7 @@ def declare(url: str) -> None:
     """As ``outboxkit init --topology`` does it, without a process."""
 
     async def work() -> None:
-        wanted = application.subscription(billing)
+        wanted = import_string.subscription(billing)
         subscriber = open_subscriber(url, wanted, {})
         try:
             await subscriber.declare(wanted)

@@ -11,26 +11,20 @@ import pytest
 from tests.architecture.house import ROOT, calls, files, functions, imported, place, syntax
 
 CORES = files(
+    "outboxkit/avro",
+    "outboxkit/consumer/order_check.py",
+    "outboxkit/headers.py",
     "outboxkit/message.py",
     "outboxkit/policy.py",
-    "outboxkit/schemas",
-    "outboxkit/sequences.py",
-    "relay/outboxkit_relay/destinations.py",
-    "relay/outboxkit_relay/dialogue.py",
-    "relay/outboxkit_relay/judge.py",
-    "relay/outboxkit_relay/lanes.py",
-    "relay/outboxkit_relay/state.py",
-    "relay/outboxkit_relay/step.py",
-    "relay/outboxkit_relay/breaker.py",
-    "relay/outboxkit_relay/pace.py",
+    "outboxkit/rows.py",
+    "relay/outboxkit_relay/core",
 )
 
 # Around the user's handler, around one relay cycle, in the command line's main.
 BROAD_EXCEPTS = {
-    "outboxkit/consumer.py",
-    "relay/outboxkit_relay/worker.py",
-    "relay/outboxkit_relay/embedded.py",
-    "relay/outboxkit_relay/cli.py",
+    "outboxkit/consumer/__init__.py",
+    "relay/outboxkit_relay/daemon/db_thread.py",
+    "relay/outboxkit_relay/daemon/embedded.py",
     "relay/outboxkit_relay/cli/__init__.py",
 }
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from outboxkit.avro import Mode, canonical_form, fingerprint
+from outboxkit.avro.model.parse import parse
 from outboxkit.errors import IncompatibleSchema, SchemaError, SchemaNotFound
 from outboxkit.registries import Reference, Registry, ids_of, open_registry, require_compatible
 from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.registries.directory import DirectoryRegistry
 from outboxkit.registries.memory import MemoryRegistry
-from outboxkit.schemas import Mode, canonical_form, fingerprint, parse
 from tests.servers import registry as server
 
 KINDS = ("confluent", "directory", "memory")

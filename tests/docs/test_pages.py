@@ -15,8 +15,8 @@ import pytest
 from pydantic import BaseModel
 
 from outboxkit import errors
-from outboxkit_relay.cli.program import program
-from outboxkit_relay.lifecycle import Exit
+from outboxkit_relay.cli.main import program
+from outboxkit_relay.exit_codes import Exit
 from outboxkit_relay.settings import PREFIX, Settings
 from tests import servers
 from tests.docs.blocks import Reader, apart, blocks, commands, environment, fits

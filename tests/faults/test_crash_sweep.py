@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import select
 
 import outboxkit_relay
-from outboxkit import failpoints, migrations, outbox, tables
+from outboxkit import _failpoints, migrations, outbox, tables
 from tests import servers
 from tests.acceptance.world import Kafka, RabbitMQ, World, by_key, first_occurrences, numbers, ordinal
 from tests.conftest import PROFILE
@@ -25,7 +25,7 @@ from tests.faults.brokers import on_brokers
 from tests.faults.traffic import LARGEST, LEFT, OURS, evidenced, message, open_destination, with_limit
 from tests.servers.postgres import create_database, drop_database
 
-POINTS = tuple(name for name in failpoints.NAMES if re.match(r"(claim|publish|settle|lease|dead)\.", name))
+POINTS = tuple(name for name in _failpoints.NAMES if re.match(r"(claim|publish|settle|lease|dead)\.", name))
 # The short profile sweeps one place of each family, the full one all of them, at the first three hits.
 SHORT = ("claim.after_commit", "publish.after_ack", "settle.before_commit", "dead.after_insert")
 SWEPT, HITS = (POINTS, (1, 2, 3)) if PROFILE == "full" else (SHORT, (1,))

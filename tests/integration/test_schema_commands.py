@@ -16,11 +16,12 @@ import pytest
 from sqlalchemy import create_engine, insert
 
 from outboxkit import tables
+from outboxkit.avro import FrameKind, fingerprint, write_frame
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import encode
-from outboxkit.message import pack_headers
+from outboxkit.headers import pack_headers
 from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.registries.directory import LOCK_FILE
-from outboxkit.schemas import FrameKind, fingerprint, parse, write_frame
 from outboxkit.testing.schema_gate import _gate
 from outboxkit_relay.cli import run
 from tests.servers import registry as server

@@ -20,10 +20,11 @@ import avro.schema
 import pytest
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 
+from outboxkit.avro import Problem, Schema, canonical_form, check, fingerprint
+from outboxkit.avro.binary.json_values import encode_json
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode
 from outboxkit.errors import DecodeError, SchemaError
-from outboxkit.schemas import Problem, Schema, canonical_form, check, fingerprint, parse
-from outboxkit.schemas.binary import encode_json
 from tests.oracle.java import ask
 from tests.property.schemas import random_schemas
 

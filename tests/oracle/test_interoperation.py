@@ -14,11 +14,12 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
+from outboxkit.avro import FrameKind, fingerprint, read_frame, write_frame
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import AvroCodec, decode, encode
 from outboxkit.events import EventType
 from outboxkit.message import Message
 from outboxkit.registries.confluent import ConfluentRegistry
-from outboxkit.schemas import FrameKind, fingerprint, parse, read_frame, write_frame
 from tests.oracle.java import ask
 from tests.servers import registry as server
 

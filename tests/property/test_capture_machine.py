@@ -13,7 +13,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from outboxkit import unit_of_work
+from outboxkit.capture import session_hooks
 from outboxkit.errors import CaptureError
 from tests.integration.capture.machine import CaptureMachine
 from tests.integration.capture.world import prepare
@@ -58,48 +58,48 @@ def test_after_every_commit_the_outbox_holds_exactly_what_survived(engine: Engin
 
 def buffer_on_session_info(monkeypatch: pytest.MonkeyPatch) -> None:
     def waiting(transaction: Any) -> Any:
-        return transaction and transaction.session.info.setdefault("outbox", unit_of_work._Waiting())
+        return transaction and transaction.session.info.setdefault("outbox", session_hooks._Waiting())
 
-    monkeypatch.setattr(unit_of_work, "_waiting", waiting)
-    monkeypatch.setattr(unit_of_work, "_found", waiting)
+    monkeypatch.setattr(session_hooks, "_waiting", waiting)
+    monkeypatch.setattr(session_hooks, "_found", waiting)
 
 
 def drain_only_in_before_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     def before_flush(session: Session, context: Any, _objects: Any) -> None:
-        if waiting := unit_of_work._found(unit_of_work._current(session)):
-            unit_of_work._unmark(session, waiting)
+        if waiting := session_hooks._found(session_hooks._current(session)):
+            session_hooks._unmark(session, waiting)
             context.attributes["drained"], waiting.emissions = waiting.emissions, []
-            if unit_of_work._is_clean(session):
+            if session_hooks._is_clean(session):
                 after_flush(session, context)
 
     def after_flush(session: Session, context: Any) -> None:
         if drained := context.attributes.get("drained"):
-            unit_of_work._insert(unit_of_work._current(session), drained)  # type: ignore[arg-type]
+            session_hooks._insert(session_hooks._current(session), drained)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(unit_of_work, "_LISTENERS", {"before_flush": before_flush, "after_flush": after_flush})
+    monkeypatch.setattr(session_hooks, "_LISTENERS", {"before_flush": before_flush, "after_flush": after_flush})
 
 
 def insert_before_the_domain_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     def before_flush(session: Session, _context: Any, _objects: Any) -> None:
-        transaction = unit_of_work._current(session)
-        if transaction and (waiting := unit_of_work._found(transaction)):
-            unit_of_work._unmark(session, waiting)
-            unit_of_work._write(session, transaction)
+        transaction = session_hooks._current(session)
+        if transaction and (waiting := session_hooks._found(transaction)):
+            session_hooks._unmark(session, waiting)
+            session_hooks._write(session, transaction)
 
-    monkeypatch.setattr(unit_of_work, "_LISTENERS", {**unit_of_work._LISTENERS, "before_flush": before_flush})
+    monkeypatch.setattr(session_hooks, "_LISTENERS", {**session_hooks._LISTENERS, "before_flush": before_flush})
 
 
 @pytest.mark.parametrize("defect", [buffer_on_session_info, drain_only_in_before_flush, insert_before_the_domain_flush])
 def test_the_machine_finds_a_defect(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, defect: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    unit_of_work.remove()
+    session_hooks.remove()
     try:
         with monkeypatch.context() as patch:
             defect(patch)
-            unit_of_work.install()
+            session_hooks.install()
             with pytest.raises((AssertionError, CaptureError, SQLAlchemyError)):  # a wrong outbox, or an error
                 run(engine, 200, Phase.generate)
-            unit_of_work.remove()
+            session_hooks.remove()
     finally:
-        unit_of_work.install()
+        session_hooks.install()

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from outboxkit import consumer as consumer_module
 from outboxkit import tables
 from outboxkit.consumer import Consumer
-from outboxkit.handlers import MessageContext
+from outboxkit.consumer.handlers import MessageContext
 from tests.consuming import Effect, OrderPlaced, World, impatient, order
 
 RETRIES = 2

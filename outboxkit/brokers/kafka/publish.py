@@ -21,7 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from outboxkit.brokers import Features, Receipts, Refusal
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove
 from outboxkit.errors import ConfigurationError
-from outboxkit.message import outgoing_headers
+from outboxkit.headers import outgoing_headers
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from outboxkit.message import CONTENT_TYPE, Kind, outgoing_headers
+from outboxkit.headers import CONTENT_TYPE, outgoing_headers
+from outboxkit.message import Kind
 from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from pamqp.commands import Basic
 
-    from outboxkit.message import Headers, Row
+    from outboxkit.message import Headers
+    from outboxkit.rows import Row
 
 __all__ = ["SEQUENCE", "Unsendable", "headers_of", "publish_frames"]
 

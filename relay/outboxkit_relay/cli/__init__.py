@@ -1,6 +1,6 @@
 """The command line ``outboxkit``. Data goes to standard output, talk to standard error.
 
-Nothing here or in `outboxkit_relay.cli.program` imports the library: `--help` and completion must be quick.
+Nothing here or in `outboxkit_relay.cli.main` imports the library: `--help` and completion must be quick.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print(f"outboxkit: the command line needs {missing}; run: pip install 'outboxkit[relay]'", file=sys.stderr)
         return 2
     try:
-        from outboxkit_relay.cli.program import program
+        from outboxkit_relay.cli.main import program
 
         return int(program.main(args=arguments, prog_name="outboxkit", standalone_mode=False) or 0)
     except Exception as error:  # noqa: BLE001  the boundary: nothing leaves as a traceback
-        from outboxkit_relay.cli import failures
+        from outboxkit_relay.cli.console import errors
 
-        return failures.report(error)
+        return errors.report(error)

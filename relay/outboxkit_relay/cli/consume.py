@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from outboxkit import failpoints
-from outboxkit_relay import lifecycle
-from outboxkit_relay.cli import application
+from outboxkit import _failpoints
+from outboxkit_relay.cli.console import import_string
+from outboxkit_relay.daemon import lifecycle
 
 if TYPE_CHECKING:
     from outboxkit.consumer import Consumer
-    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.cli.main import Invocation
     from outboxkit_relay.settings import Settings
 
 __all__ = ["command"]
@@ -31,8 +31,8 @@ def command(invocation: Invocation, app: str) -> None:
     MODULE:CONSUMER is an import string, for example app:billing. The consumer's own sessions say which database.
     """
     settings = invocation.settings
-    failpoints.enable(settings.failpoints)
-    asyncio.run(_consume(application.load(app), settings))
+    _failpoints.enable(settings.failpoints)
+    asyncio.run(_consume(import_string.load(app), settings))
 
 
 async def _consume(consumer: Consumer, settings: Settings) -> None:

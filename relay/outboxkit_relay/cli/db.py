@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from outboxkit import migrations, tables
-from outboxkit_relay.cli import database, screen
-from outboxkit_relay.lifecycle import Exit
+from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.exit_codes import Exit
 
 if TYPE_CHECKING:
-    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.cli.main import Invocation
 
 __all__ = ["command"]
 
@@ -57,7 +57,7 @@ def check(invocation: Invocation, *, as_json: bool) -> Exit:
     with database.opened(invocation) as engine, database.connect(engine) as connection:
         problems = migrations.check(connection)
     if as_json:
-        screen.print_json({"version": tables.VERSION, "problems": problems})
+        output.print_json({"version": tables.VERSION, "problems": problems})
     else:
         click.echo("\n".join(problems) or f"the tables are right, version {tables.VERSION}")
     return Exit.PROBLEMS if problems else Exit.OK

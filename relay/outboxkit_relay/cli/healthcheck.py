@@ -11,11 +11,11 @@ import click
 
 from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit.policy import duration
-from outboxkit_relay.cli import screen
-from outboxkit_relay.lifecycle import Exit
+from outboxkit_relay.cli.console import output
+from outboxkit_relay.exit_codes import Exit
 
 if TYPE_CHECKING:
-    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.cli.main import Invocation
     from outboxkit_relay.settings import ProbeSettings
 
 __all__ = ["command"]
@@ -39,11 +39,11 @@ def command(invocation: Invocation, level: str, timeout: str, *, as_json: bool) 
     """
     status, answer = _ask(invocation.settings.probes, _PATHS[level], duration(timeout).total_seconds())
     if as_json:
-        screen.print_json(answer)
+        output.print_json(answer)
     else:
-        click.echo("well" if status == HTTPStatus.OK else screen.safe(answer.get("reason", f"HTTP {status}")))
+        click.echo("well" if status == HTTPStatus.OK else output.safe(answer.get("reason", f"HTTP {status}")))
         for paused in answer.get("paused", []):
-            click.echo(screen.safe(f"{paused['topic']} is paused: {paused['failure']}: {paused['reason']}"))
+            click.echo(output.safe(f"{paused['topic']} is paused: {paused['failure']}: {paused['reason']}"))
     return Exit.OK if status == HTTPStatus.OK else Exit.PROBLEMS
 
 

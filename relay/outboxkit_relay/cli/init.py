@@ -10,10 +10,10 @@ from sqlalchemy import inspect
 
 from outboxkit import migrations, tables
 from outboxkit.brokers import Subscription, open_subscriber
-from outboxkit_relay.cli import application, database
+from outboxkit_relay.cli.console import database, import_string
 
 if TYPE_CHECKING:
-    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.cli.main import Invocation
 
 __all__ = ["command"]
 
@@ -28,7 +28,7 @@ def command(invocation: Invocation, topology: tuple[str, ...], topic: tuple[str,
 
     Running it again adds what is missing and changes nothing else.
     """
-    subscriptions = [application.subscription(application.load(name)) for name in topology]
+    subscriptions = [import_string.subscription(import_string.load(name)) for name in topology]
     if topic:
         subscriptions.append(Subscription(consumer="", topics=topic))
     _create_tables(invocation, dry_run=dry_run)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from outboxkit_relay import janitor
-from outboxkit_relay.cli import database, screen
+from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.store import retention
 
 if TYPE_CHECKING:
-    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.cli.main import Invocation
 
 __all__ = ["command"]
 
@@ -27,15 +27,15 @@ def command(invocation: Invocation, *, dry_run: bool, as_json: bool) -> None:
     Closed dead letters, the evidence of what was published, the memory of inboxes, the audit log. Never an unpublished
     message, never an open dead letter.
     """
-    total = dict.fromkeys(janitor.PRUNED, 0)
+    total = dict.fromkeys(retention.PRUNED, 0)
     with database.writing(invocation) as connection:
-        found = janitor.prune(connection, invocation.settings.retention, dry_run=dry_run, limit=_PORTION)
+        found = retention.prune(connection, invocation.settings.retention, dry_run=dry_run, limit=_PORTION)
     total |= found
     while not dry_run and any(count >= _PORTION for count in found.values()):
         with database.writing(invocation) as connection:
-            found = janitor.prune(connection, invocation.settings.retention, limit=_PORTION)
+            found = retention.prune(connection, invocation.settings.retention, limit=_PORTION)
         total = {name: total[name] + count for name, count in found.items()}
     if as_json:
-        screen.print_json({"dry_run": dry_run, "deleted": total})
+        output.print_json({"dry_run": dry_run, "deleted": total})
         return
-    screen.table(["TABLE", "WOULD DELETE" if dry_run else "DELETED"], list(total.items()))
+    output.table(["TABLE", "WOULD DELETE" if dry_run else "DELETED"], list(total.items()))

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from outboxkit import waiting
-from outboxkit.waiting import Request, Stop
-from outboxkit_relay.cli import database, screen
-from outboxkit_relay.cli.audit import who
-from outboxkit_relay.lifecycle import Exit
+from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.cli.console.operator import who
+from outboxkit_relay.exit_codes import Exit
+from outboxkit_relay.store import stopped_keys
+from outboxkit_relay.store.stopped_keys import Request, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import Connection
 
-    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.cli.main import Invocation
 
 __all__ = ["command"]
 
@@ -47,17 +47,17 @@ def command() -> None:
 def list_stops(invocation: Invocation, topic: str | None, limit: int, *, as_json: bool) -> None:
     """List stopped keys and why their heads failed."""
     with database.reading(invocation) as connection:
-        found = waiting.stops(connection, topic=topic, limit=limit)
-        total = waiting.how_many_stops(connection, topic=topic)
+        found = stopped_keys.stops(connection, topic=topic, limit=limit)
+        total = stopped_keys.how_many_stops(connection, topic=topic)
     if as_json:
         for stop in found:
-            screen.print_json({**screen.plain(asdict(stop)), "key": _text_of(stop.key)})
+            output.print_json({**output.plain(asdict(stop)), "key": _text_of(stop.key)})
         return
     if not found:
         click.echo("no stopped keys", err=True)
         return
     now = datetime.now(UTC)
-    screen.table(_COLUMNS, [_row(stop, now) for stop in found], whole=("TOPIC", "KEY"))
+    output.table(_COLUMNS, [_row(stop, now) for stop in found], whole=("TOPIC", "KEY"))
     if total > len(found):
         click.echo(f"{len(found):,} of {total:,}: --limit shows more", err=True)
 
@@ -122,12 +122,12 @@ def _ask(invocation: Invocation, what: Request, target: tuple[str, tuple[str, ..
     outcomes = {one.text: one.refusal for one in asked}
     stops = {one.text: one.stop for one in asked if one.stop is not None and not one.refusal}
     if stops and not options["dry_run"]:
-        if not screen.confirmed(_question(what, topic, list(stops.values())), yes=options["yes"]):
+        if not output.confirmed(_question(what, topic, list(stops.values())), yes=options["yes"]):
             click.echo("nothing was changed", err=True)
             return Exit.FAILED
         with database.writing(invocation) as connection:
             for text, stop in stops.items():
-                done = waiting.request(
+                done = stopped_keys.request(
                     connection, topic, stop.key, what, by=who(), why=options["why"], position=stop.position
                 )
                 outcomes[text] = "" if done else "its head is another one by now: look again"
@@ -143,7 +143,7 @@ def _stopped(connection: Connection, topic: str, text: str) -> Stop | None:
     raw = text.encode("utf-8", "surrogateescape")
     escaped = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), raw)
     for key in dict.fromkeys((raw, escaped)):
-        if found := waiting.stops(connection, topic=topic, key=key):
+        if found := stopped_keys.stops(connection, topic=topic, key=key):
             return found[0]
     return None
 
@@ -164,13 +164,13 @@ def _meaning(what: Request, stop: Stop) -> str:
 
 def _tell(topic: str, key: str, outcome: str, *, reason: str, as_json: bool) -> None:
     if as_json:
-        screen.print_json({"topic": topic, "key": key, "outcome": outcome, "reason": reason})
+        output.print_json({"topic": topic, "key": key, "outcome": outcome, "reason": reason})
     else:
-        click.echo(screen.safe(f"{topic}  {key}  {outcome}: {reason}"))
+        click.echo(output.safe(f"{topic}  {key}  {outcome}: {reason}"))
 
 
 def _row(stop: Stop, now: datetime) -> tuple[object, ...]:
-    due = "-" if stop.due_at is None else "now" if stop.due_at <= now else f"in {screen.ago(stop.due_at - now)}"
+    due = "-" if stop.due_at is None else "now" if stop.due_at <= now else f"in {output.ago(stop.due_at - now)}"
     asked = stop.request or "-"
     return (stop.topic, _text_of(stop.key), stop.reason, stop.attempts, due, stop.followers, asked, stop.error or "-")
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from outboxkit import failpoints
-from outboxkit_relay import embedded, lifecycle
-from outboxkit_relay.cli import pauses
+from outboxkit import _failpoints
+from outboxkit_relay.cli import pause
+from outboxkit_relay.daemon import embedded, lifecycle
 
 if TYPE_CHECKING:
-    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.cli.main import Invocation
 
 __all__ = ["command"]
 
@@ -22,7 +22,7 @@ def command() -> None:
     """Publish what is in the outbox."""
 
 
-for _one in (pauses.pause, pauses.resume, pauses.listing):
+for _one in (pause.pause, pause.resume, pause.listing):
     command.add_command(_one)
 
 
@@ -38,7 +38,7 @@ def run(invocation: Invocation, *, once: bool) -> None:
     relays, also of dead ones; not for what is paused, parked, or scheduled for later.
     """
     settings = invocation.settings
-    failpoints.enable(settings.failpoints)
+    _failpoints.enable(settings.failpoints)
     lifecycle.tune_interpreter()
     stop = threading.Event()
     with lifecycle.stop_on_signals(stop.set), embedded.opened(settings, once=once) as (_, publish):

@@ -10,16 +10,19 @@ from uuid import UUID
 import click
 from sqlalchemy import exists, func, select, union_all
 
-from outboxkit import control, tables
-from outboxkit.control import Scope
+from outboxkit import tables
+from outboxkit._sql import Instant, database_now
+from outboxkit.outbox import pauses
+from outboxkit.outbox.pauses import Scope
 from outboxkit.policy import duration
-from outboxkit_relay.cli import database, pauses, screen, whereabouts
-from outboxkit_relay.lifecycle import Exit
+from outboxkit_relay.cli import find_message, pause
+from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.exit_codes import Exit
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
-    from outboxkit_relay.cli.program import Invocation
+    from outboxkit_relay.cli.main import Invocation
 
 __all__ = ["Report", "command", "look"]
 
@@ -72,7 +75,7 @@ def command(invocation: Invocation, limit: str, message_id: str | None, *, as_js
     with database.reading(invocation) as connection:
         report = look(connection, patience)
     if as_json:
-        screen.print_json({"verdict": "stuck" if report.problems else "healthy", **asdict(report)})
+        output.print_json({"verdict": "stuck" if report.problems else "healthy", **asdict(report)})
     else:
         _show(report)
     return Exit.PROBLEMS if report.problems else Exit.OK
@@ -80,15 +83,15 @@ def command(invocation: Invocation, limit: str, message_id: str | None, *, as_js
 
 def _tell_of(invocation: Invocation, message_id: str, *, as_json: bool) -> int:
     with database.reading(invocation) as connection:
-        places = whereabouts.find(connection, message_id)
+        places = find_message.find(connection, message_id)
     for place in places:
         if as_json:
-            screen.print_json({"message": message_id, **place})
+            output.print_json({"message": message_id, **place})
         else:
             named = [f"{name} {value}" for name, value in place.items() if name != "place" and value not in (None, "")]
-            click.echo(screen.safe(f"{place['place']}: {', '.join(named)}"))
+            click.echo(output.safe(f"{place['place']}: {', '.join(named)}"))
     if not places:
-        click.echo(f"{screen.safe(message_id)} is nowhere: it was never committed, or no longer kept", err=True)
+        click.echo(f"{output.safe(message_id)} is nowhere: it was never committed, or no longer kept", err=True)
     return Exit.OK if places else Exit.PROBLEMS
 
 
@@ -97,9 +100,9 @@ def look(connection: Connection, patience: timedelta) -> Report:
 
     Transaction: reads only.
     """
-    now = connection.execute(select(tables.database_now())).scalar_one()
+    now = connection.execute(select(database_now())).scalar_one()
     topics, relays, parked = _topics(connection, now), _relays(connection, now), _parked(connection)
-    held = control.pauses(connection)
+    held = pauses.pauses(connection)
     paused = {one.target.name for one in held if one.target.scope is Scope.DESTINATION}
     return Report(
         topics=topics,
@@ -107,7 +110,7 @@ def look(connection: Connection, patience: timedelta) -> Report:
         dead_letters=_dead_letters(connection),
         consumers=_consumers(connection, now),
         parked=parked,
-        pauses=[{**pauses.shown(one), "seconds": round((now - one.since).total_seconds(), 1)} for one in held],
+        pauses=[{**pause.shown(one), "seconds": round((now - one.since).total_seconds(), 1)} for one in held],
         problems=_problems([topic for topic in topics if topic.topic not in paused], relays, parked, patience),
     )
 
@@ -124,8 +127,8 @@ def _problems(
     if not alive and any(topic.pending or topic.retry or topic.scheduled for topic in topics):
         found.append("messages wait, and no relay is alive: start one with `outboxkit relay run`")
     for topic in late:
-        age = screen.ago(timedelta(seconds=topic.oldest_seconds))
-        found.append(f"{topic.topic}: oldest pending {age} (limit {screen.ago(patience)}), {topic.pending:,} pending")
+        age = output.ago(timedelta(seconds=topic.oldest_seconds))
+        found.append(f"{topic.topic}: oldest pending {age} (limit {output.ago(patience)}), {topic.pending:,} pending")
     found += [
         f"{key['topic']}: the key {key['key']} is parked behind a dead head, {key['followers']:,} messages wait: "
         "see `outboxkit dlq list --side relay`"
@@ -141,7 +144,7 @@ def _problems(
 
 def _topics(connection: Connection, now: datetime) -> list[Topic]:
     found: dict[str, dict[str, Any]] = {}
-    pending = select(_HOT.topic, func.count(), func.min(_HOT.recorded_at, type_=tables.Instant())).group_by(_HOT.topic)
+    pending = select(_HOT.topic, func.count(), func.min(_HOT.recorded_at, type_=Instant())).group_by(_HOT.topic)
     for topic, count, oldest in connection.execute(pending):
         found.setdefault(topic, {}).update(pending=count, oldest_seconds=max(0.0, (now - oldest).total_seconds()))
     waiting = select(_WAITING.topic, _WAITING.reason, func.count()).group_by(_WAITING.topic, _WAITING.reason)
@@ -221,18 +224,18 @@ def _show(report: Report) -> None:
     dead = sum(group["count"] for group in report.dead_letters if group["state"] == "dead")
     if report.problems:
         for problem in report.problems:
-            screen.verdict("STUCK", problem, "red")
+            output.verdict("STUCK", problem, "red")
     else:
         pending = sum(topic.pending for topic in report.topics)
         oldest = max((topic.oldest_seconds for topic in report.topics), default=0.0)
         state = (
-            f"{pending:,} pending, the oldest for {screen.ago(timedelta(seconds=oldest))}"
+            f"{pending:,} pending, the oldest for {output.ago(timedelta(seconds=oldest))}"
             if pending
             else "nothing is pending"
         )
-        screen.verdict("Healthy", state, "green")
-    for pause in report.pauses:
-        screen.verdict("Paused", _of_pause(pause), "yellow")
+        output.verdict("Healthy", state, "green")
+    for held in report.pauses:
+        output.verdict("Paused", _of_pause(held), "yellow")
     if dead:
         click.echo(
             f"{dead:,} dead letter{'s' if dead > 1 else ''} wait{'' if dead > 1 else 's'} for you: outboxkit dlq list"
@@ -250,23 +253,23 @@ def _show(report: Report) -> None:
 
 def _of_pause(pause: dict[str, Any]) -> str:
     name = pause["name"] if pause["key"] is None else f"{pause['name']} {pause['key']}"
-    age = screen.ago(timedelta(seconds=pause["seconds"]))
+    age = output.ago(timedelta(seconds=pause["seconds"]))
     return f"{pause['scope']} {name}, by {pause['by']} {age} ago: {pause['reason']}"
 
 
 def _section(first: str, others: list[str], rows: list[list[object]]) -> None:
     if rows:
         click.echo()
-        screen.table([first, *others], rows)
+        output.table([first, *others], rows)
 
 
 def _topic_row(topic: Topic) -> list[object]:
-    oldest = screen.ago(timedelta(seconds=topic.oldest_seconds)) if topic.pending else "-"
+    oldest = output.ago(timedelta(seconds=topic.oldest_seconds)) if topic.pending else "-"
     counts = (topic.retry, topic.follower, topic.scheduled, topic.stopped_keys, topic.parked_keys)
     return [topic.topic, topic.pending, oldest, *counts]
 
 
 def _relay_row(relay: dict[str, Any]) -> list[object]:
-    up = screen.ago(timedelta(seconds=relay["up_seconds"]))
+    up = output.ago(timedelta(seconds=relay["up_seconds"]))
     lease = f"{relay['lease_seconds']}s left" if relay["alive"] else "expired"
     return [relay["id"][:8], relay["host"], relay["shards"], up, lease]

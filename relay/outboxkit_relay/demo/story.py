@@ -19,7 +19,7 @@ from sqlalchemy import Engine, TextClause, text
 
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
-from outboxkit_relay.demo import detour, judge, servers, world
+from outboxkit_relay.demo import audit, detour, servers, world
 from outboxkit_relay.demo.screen import Screen
 from outboxkit_relay.demo.witness import READER, witness
 from outboxkit_relay.demo.world import Failed
@@ -27,7 +27,7 @@ from outboxkit_relay.demo.world import Failed
 if TYPE_CHECKING:
     from types import FrameType
 
-    from outboxkit_relay.demo.judge import Verdict
+    from outboxkit_relay.demo.audit import Verdict
     from outboxkit_relay.demo.witness import Witness
     from outboxkit_relay.demo.world import Child, World
 
@@ -167,7 +167,7 @@ class _Story:
             self._lose_the_broker()
             self._repair(self._see_what_died())
             self._stop(relay)
-        return judge.judge(self.engine, self.watching.read_all(self.topics), self.duplicates, self.poison)
+        return audit.judge(self.engine, self.watching.read_all(self.topics), self.duplicates, self.poison)
 
     def go_on(self) -> None:
         """Business as usual, an order a second, until somebody has seen enough."""

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from outboxkit.brokers import Subscription, open_subscriber
 from outboxkit.brokers.kafka import settings
-from outboxkit_relay.demo.judge import Record
+from outboxkit_relay.demo.audit import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,8 +17,8 @@ from confluent_kafka.admin import AdminClient
 from outboxkit.brokers import Batch, Publisher, Receipts, Subscription, open_publisher, open_subscriber
 from outboxkit.brokers.kafka.publish import KafkaPublisher
 from outboxkit.errors import ConfigurationError
+from outboxkit.headers import pack_headers, wire_headers
 from outboxkit.message import Message as Sent
-from outboxkit.message import pack_headers, wire_headers
 from outboxkit.policy import Failure
 from outboxkit.testing.broker_conformance import make_row
 from tests import servers

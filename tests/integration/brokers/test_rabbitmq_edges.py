@@ -21,8 +21,8 @@ from outboxkit.brokers import Batch, Publisher, Subscriber, Subscription, open_p
 from outboxkit.errors import TransientBrokerError
 from outboxkit.policy import Failure, RetryPolicy, full_jitter
 from outboxkit.testing.broker_conformance import make_row
-from outboxkit_relay.relay import Relay
-from outboxkit_relay.state import Rules
+from outboxkit_relay.core.state import Rules
+from outboxkit_relay.daemon.relay import Relay
 from tests import servers
 from tests.integration.brokers.world import SOON, bound
 from tests.integration.relay.world import count, engine_for, message, relaying, until, write

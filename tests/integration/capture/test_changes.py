@@ -10,7 +10,7 @@ from sqlalchemy import Column, ForeignKey, Table, delete, func, insert, select, 
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from outboxkit import CaptureError, Outbox, OutboxMixin
-from outboxkit.bulk import GUARD, bulk
+from outboxkit.capture.bulk import GUARD, bulk
 from tests.integration.capture.model import Line, Order, OrderPlaced
 from tests.integration.capture.world import World
 

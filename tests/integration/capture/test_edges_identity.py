@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from outboxkit import CaptureError, capture, correlation, publish, send
 from outboxkit.context import handling, producing
-from outboxkit.message import Message, unpack_headers
+from outboxkit.headers import unpack_headers
+from outboxkit.message import Message
 from tests.integration.capture.model import Noted, Order, OrderPlaced
 from tests.integration.capture.world import World
 

@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from outboxkit import publish, tables, unit_of_work
+from outboxkit import publish, tables
+from outboxkit.capture import session_hooks
 from tests.integration.capture.model import Line, Noted, Order, OrderPlaced, Plain
 from tests.integration.capture.world import World
 
@@ -438,17 +439,17 @@ def test_e26_installing_again_changes_nothing_and_removing_is_possible(sync_worl
         note(session, "once")
         session.commit()
 
-    unit_of_work.install()
+    session_hooks.install()
     sync_world.run(scenario)
     assert sync_world.events() == notes("once")
 
-    unit_of_work.remove()
+    session_hooks.remove()
     try:
         with Session(sync_world.sync_engine) as session:
             session.add(Order())
             session.commit()
     finally:
-        unit_of_work.install()
+        session_hooks.install()
     sync_world.run(scenario)
     assert sync_world.events() == notes("once", "once")
 

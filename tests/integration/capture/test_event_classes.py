@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from outboxkit import event, publish
-from outboxkit.message import unpack_headers
+from outboxkit.headers import unpack_headers
 from tests.integration.capture.world import World
 
 pytestmark = pytest.mark.sqlalchemy_lines

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 
 from outboxkit import migrations, outbox_tables, publish, tables
 from outboxkit.errors import ConfigurationError
-from outboxkit.message import shard_of, unpack_headers
+from outboxkit.headers import unpack_headers
+from outboxkit.rows import shard_of
 from tests.integration.capture.model import Noted
 from tests.integration.capture.world import World
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from outboxkit import control, publish, tables
+from outboxkit import outbox, publish, tables
 from outboxkit.migrations.roles import FUNCTIONS, GRANTS, LAG, NEVER_GIVEN, VIEWS, create_roles, is_hidden
 from tests.integration.capture.model import Noted
 
@@ -100,7 +100,7 @@ def test_an_application_may_ask_how_far_the_relays_are_behind_and_sees_no_messag
         session.connection().exec_driver_sql(f"SET ROLE {roles}app")
         publish(session, Noted("mine"), topic="notes")
         session.flush()
-        assert control.lag(session.connection()).depth == 1
+        assert outbox.lag(session.connection()).depth == 1
         hidden = [column.name for column in tables.outbox_messages.c if column.name not in LAG]
         assert not [name for name in hidden if may(session.connection(), f"SELECT {name} FROM outbox_messages")]
         session.rollback()

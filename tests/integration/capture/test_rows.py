@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session
 
 from outboxkit import outbox, publish, tables
 from outboxkit.errors import ConfigurationError
-from outboxkit.message import Kind, Message, shard_of, unpack_headers, wire_headers
+from outboxkit.headers import unpack_headers, wire_headers
+from outboxkit.message import Kind, Message
+from outboxkit.rows import shard_of
 from tests.integration.capture.model import Noted
 from tests.integration.capture.world import World
 

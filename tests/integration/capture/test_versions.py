@@ -10,7 +10,10 @@ import pytest
 from sqlalchemy import Engine, create_engine, insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from outboxkit import Outbox, OutboxMixin, migrations, publish, readers, tables
+from outboxkit import Outbox, OutboxMixin, migrations, publish, schema_store, tables
+from outboxkit.avro import Mode, fingerprint
+from outboxkit.avro.model.parse import parse
+from outboxkit.capture.declare import declare
 from outboxkit.errors import (
     CaptureError,
     ConfigurationError,
@@ -19,13 +22,11 @@ from outboxkit.errors import (
     RegistryUnavailable,
     SchemaNotFound,
 )
-from outboxkit.events import Canary, event, event_type
+from outboxkit.events import Rollout, event, event_type
 from outboxkit.migrations.roles import GRANTS, create_roles
 from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.registries.memory import MemoryRegistry
-from outboxkit.schemas import Mode, fingerprint, parse
 from outboxkit.testing.emitted import EmittedMessages
-from outboxkit.writers import declare
 from tests.integration.capture.model import Noted
 from tests.integration.capture.world import World
 
@@ -48,7 +49,7 @@ class ShippedV1:
     order_id: int
 
 
-@event("shipped", version=2, schema=V2, canary=Canary(ShippedV1, share=0.25))
+@event("shipped", version=2, schema=V2, canary=Rollout(ShippedV1, share=0.25))
 @dataclass(frozen=True)
 class Shipped:
     order_id: int
@@ -99,7 +100,7 @@ def test_what_is_declared_is_kept_for_those_who_read_later(sync_world: World, re
 
     assert _known(sync_world) == {(digest, "shipped") for digest in DIGESTS}, "the canary's previous version as well"
     with sync_world.observer.connect() as connection:
-        assert parse(readers.schema_text(connection, DIGESTS[1])).source == V2
+        assert parse(schema_store.schema_text(connection, DIGESTS[1])).source == V2
 
 
 def test_a_producer_that_would_break_the_mode_does_not_start(sync_world: World, registry: MemoryRegistry) -> None:
@@ -144,10 +145,10 @@ def test_a_row_that_somebody_forged_is_no_schema(sync_world: World) -> None:
     with sync_world.sync_engine.begin() as connection:
         connection.execute(insert(tables.outbox_schemas).values(row))
         with pytest.raises(SchemaNotFound):
-            readers.schema_text(connection, DIGESTS[0])
+            schema_store.schema_text(connection, DIGESTS[0])
         connection.execute(insert(tables.outbox_schemas).values(row | {"type": "b", "text": str(V1).replace("'", '"')}))
 
-        assert parse(readers.schema_text(connection, DIGESTS[0])).source == V1
+        assert parse(schema_store.schema_text(connection, DIGESTS[0])).source == V1
 
 
 # --- a share of the keys -----------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ def test_messages_without_a_key_are_chosen_one_by_one(sync_world: World) -> None
 def test_a_share_may_grow_while_the_process_runs(sync_world: World) -> None:
     share = [0.0]
 
-    @event("shipped", version=2, schema=V2, canary=Canary(ShippedV1, share=lambda: share[0]))
+    @event("shipped", version=2, schema=V2, canary=Rollout(ShippedV1, share=lambda: share[0]))
     @dataclass(frozen=True)
     class Growing:
         order_id: int
@@ -246,7 +247,7 @@ def test_an_event_that_the_previous_version_cannot_tell_is_refused_for_every_key
     class Narrow:
         order_id: int
 
-    @event("shipped", version=2, schema=V2, canary=Canary(Narrow, share=1.0))
+    @event("shipped", version=2, schema=V2, canary=Rollout(Narrow, share=1.0))
     @dataclass(frozen=True)
     class Wide:
         order_id: int
@@ -258,14 +259,14 @@ def test_an_event_that_the_previous_version_cannot_tell_is_refused_for_every_key
 
 def test_a_previous_version_is_an_earlier_version_of_the_same_event() -> None:
     with pytest.raises(ConfigurationError, match="the previous version of other 2 cannot be shipped 1"):
-        event("other", version=2, canary=Canary(ShippedV1, share=0.5))
+        event("other", version=2, canary=Rollout(ShippedV1, share=0.5))
     with pytest.raises(ConfigurationError, match="the previous version of shipped 1 cannot be shipped 1"):
-        event("shipped", version=1, canary=Canary(ShippedV1, share=0.5))
+        event("shipped", version=1, canary=Rollout(ShippedV1, share=0.5))
     with pytest.raises(ConfigurationError, match=r"between 0 and 1, not 1\.5"):
-        Canary(ShippedV1, share=1.5)
+        Rollout(ShippedV1, share=1.5)
     with pytest.raises(CaptureError, match="is not an event"):
-        event("shipped", version=2, canary=Canary(int, share=0.5))
-    assert event_type(Shipped).canary == Canary(ShippedV1, share=0.25)
+        event("shipped", version=2, canary=Rollout(int, share=0.5))
+    assert event_type(Shipped).canary == Rollout(ShippedV1, share=0.25)
 
 
 def test_json_events_have_canaries_too(sync_world: World) -> None:
@@ -274,7 +275,7 @@ def test_json_events_have_canaries_too(sync_world: World) -> None:
     class Old:
         text: str
 
-    @event("noted", version=2, canary=Canary(Old, share=0.0))
+    @event("noted", version=2, canary=Rollout(Old, share=0.0))
     @dataclass(frozen=True)
     class New:
         text: str

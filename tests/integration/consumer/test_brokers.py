@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from outboxkit import tables
 from outboxkit.brokers import Batch, open_publisher, open_subscriber
 from outboxkit.consumer import Consumer
-from outboxkit.handlers import MessageContext
+from outboxkit.consumer.handlers import MessageContext
 from outboxkit.message import Message
 from tests.consuming import Effect, OrderPlaced, Until, World, impatient, order, row_of
 from tests.servers import Server

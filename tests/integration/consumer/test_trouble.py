@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from outboxkit import tables
 from outboxkit.brokers.memory import MemorySubscriber, exchange
 from outboxkit.consumer import Consumer
-from outboxkit.handlers import MessageContext
+from outboxkit.consumer.handlers import MessageContext
 from outboxkit.policy import RetryPolicy
 from tests.consuming import Effect, OrderPlaced, Until, World, impatient, order, row_of
 from tests.servers import Server

@@ -20,8 +20,8 @@ from outboxkit.brokers import Batch, Receipts
 from outboxkit.dialects import open_engine
 from outboxkit.errors import LeaseLost
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
-from outboxkit_relay import leases
-from outboxkit_relay.state import Rules
+from outboxkit_relay.core.state import Rules
+from outboxkit_relay.store import leases
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 from tests.servers import postgres as servers
 

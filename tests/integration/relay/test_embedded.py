@@ -11,11 +11,12 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, create_engine
 
-from outboxkit import hints, tables
+from outboxkit import tables
 from outboxkit.brokers.memory import exchange
+from outboxkit.capture import commit_hooks
 from outboxkit.errors import ConfigurationError
 from outboxkit_relay import settings
-from outboxkit_relay.embedded import Relay
+from outboxkit_relay.daemon.embedded import Relay
 from outboxkit_relay.settings import Settings
 from tests.integration.relay.world import count, engine_for, message, until, write
 
@@ -47,7 +48,7 @@ async def test_it_publishes_while_the_block_runs_and_gives_everything_back(
     loaded: Settings, engine: Engine, name: str
 ) -> None:
     async with Relay(loaded) as relay:
-        end = hints.on_commit(engine, relay.wake)
+        end = commit_hooks.on_commit(engine, relay.wake)
         write(engine, message(1))
         await asyncio.to_thread(until, lambda: count(engine, tables.outbox_messages) == 0)
         await asyncio.to_thread(until, lambda: relay.snapshot is not None and relay.snapshot.joined)

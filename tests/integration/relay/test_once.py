@@ -8,12 +8,13 @@ from uuid import uuid4
 
 from sqlalchemy import Engine, update
 
-from outboxkit import control, outbox, tables
-from outboxkit.control import Scope, Target
+from outboxkit import outbox, tables
+from outboxkit.outbox import pauses
+from outboxkit.outbox.pauses import Scope, Target
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
-from outboxkit_relay import leases
-from outboxkit_relay.relay import Relay
-from outboxkit_relay.state import Rules
+from outboxkit_relay.core.state import Rules
+from outboxkit_relay.daemon.relay import Relay
+from outboxkit_relay.store import leases
 from tests.integration.relay.world import ScriptedPublisher, count, message, write
 
 RETRY = RetryPolicy(delayed=full_jitter("300ms", cap="400ms", attempts=3))
@@ -57,7 +58,7 @@ def test_what_is_parked_paused_or_scheduled_for_later_is_not(engine: Engine) -> 
     with engine.begin() as connection:
         outbox.schedule(connection, [(message(5, key="later"), timedelta(hours=1))])
         for target in (Target(Scope.DESTINATION, "bills"), Target(Scope.TYPE, "paused")):
-            control.pause(connection, target, by="ana", reason="test")
+            pauses.pause(connection, target, by="ana", reason="test")
     quick = RetryPolicy(delayed=full_jitter("1ms", cap="1ms", attempts=1), followers=Followers.PARK)
 
     assert run_once(engine, publisher, quick) == [2]

@@ -7,11 +7,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, select, update
 
-from outboxkit import control, tables
-from outboxkit.control import Holds, Scope, Target
+from outboxkit import outbox, tables
+from outboxkit._sql import database_now
 from outboxkit.errors import ConfigurationError
+from outboxkit.outbox import pauses
+from outboxkit.outbox.pauses import Scope, Target
 from outboxkit.policy import Order
-from outboxkit_relay.state import Rules
+from outboxkit.rows import PauseSet
+from outboxkit_relay.core.state import Rules
 from tests.integration.relay.world import ScriptedPublisher, count, message, relaying, until, write
 
 ORDERS, PLACED, K = (
@@ -24,12 +27,12 @@ LEASE = timedelta(milliseconds=900)  # relays look every third of it
 
 def pause(engine: Engine, target: Target, lasts: timedelta | None = None) -> None:
     with engine.begin() as connection:
-        control.pause(connection, target, by="ana@home", reason="ticket 7", lasts=lasts)
+        pauses.pause(connection, target, by="ana@home", reason="ticket 7", lasts=lasts)
 
 
 def resume(engine: Engine, target: Target) -> bool:
     with engine.begin() as connection:
-        return control.resume(connection, target, by="ben@home", why="done")
+        return pauses.resume(connection, target, by="ben@home", why="done")
 
 
 def audit(engine: Engine) -> list[tuple[str, str, str, str]]:
@@ -50,7 +53,7 @@ def test_a_pause_tells_who_why_and_until_when_and_leaves_a_trace(engine: Engine)
     pause(engine, ORDERS, timedelta(hours=1))
 
     with engine.connect() as connection:
-        (found,) = control.pauses(connection)
+        (found,) = pauses.pauses(connection)
     assert (found.target, found.reason, found.by) == (ORDERS, "ticket 7", "ana@home")
     assert found.until is not None
     assert abs(found.until - found.since - timedelta(hours=1)) < timedelta(minutes=1)  # two looks at one clock
@@ -68,7 +71,7 @@ def test_a_second_pause_of_the_same_replaces_the_first(engine: Engine) -> None:
     pause(engine, K, timedelta(hours=1))
 
     with engine.connect() as connection:
-        (found,) = control.pauses(connection)
+        (found,) = pauses.pauses(connection)
     assert found.until is not None
 
 
@@ -76,16 +79,16 @@ def test_a_pause_that_has_ended_holds_nothing(engine: Engine) -> None:
     for target in (ORDERS, PLACED, K):
         pause(engine, target, timedelta(hours=1))
     with engine.connect() as connection:
-        assert control.holds(connection) == Holds(
+        assert pauses.holds(connection) == PauseSet(
             frozenset({"orders"}), frozenset({"order.placed"}), frozenset({("orders", b"k")})
         )
 
     with engine.begin() as connection:
-        connection.execute(update(tables.outbox_control).values(until=tables.database_now(timedelta(seconds=-1))))
+        connection.execute(update(tables.outbox_control).values(until=database_now(timedelta(seconds=-1))))
 
     with engine.connect() as connection:
-        assert control.holds(connection) == Holds()
-        assert control.pauses(connection) == []
+        assert pauses.holds(connection) == PauseSet()
+        assert pauses.pauses(connection) == []
 
 
 @pytest.mark.parametrize("key", [b"42", b"a b", b"\\x41", b"\x00\xff", "ключ".encode()])
@@ -95,7 +98,7 @@ def test_any_key_of_any_destination_can_be_paused(engine: Engine, destination: s
     pause(engine, target)
 
     with engine.connect() as connection:
-        assert [found.target for found in control.pauses(connection)] == [target]
+        assert [found.target for found in pauses.pauses(connection)] == [target]
     assert resume(engine, target)
 
 
@@ -145,7 +148,7 @@ def test_a_relay_that_runs_obeys_within_a_third_of_its_lease(engine: Engine) -> 
         until(lambda: numbers(publisher) == [1, 90])
 
         with engine.begin() as connection:  # the pause ends by itself
-            connection.execute(update(tables.outbox_control).values(until=tables.database_now()))
+            connection.execute(update(tables.outbox_control).values(until=database_now()))
         until(lambda: numbers(publisher) == [1, 90, 2])
 
 
@@ -183,16 +186,16 @@ def test_another_relay_obeys_the_same_pauses_and_keeps_the_order(engine: Engine)
 
 def test_the_lag_is_the_age_of_the_oldest_message_and_how_many_there_are(engine: Engine) -> None:
     with engine.connect() as connection:
-        assert control.lag(connection) == control.Lag(oldest=timedelta(0), depth=0)
+        assert outbox.lag(connection) == outbox.Lag(oldest=timedelta(0), depth=0)
 
     write(engine, message(1), message(2), message(3))
     with engine.begin() as connection:
         hot = tables.outbox_messages
         first = select(hot.c.position).order_by(hot.c.position).limit(1).scalar_subquery()
-        old = tables.database_now(timedelta(minutes=-2))
+        old = database_now(timedelta(minutes=-2))
         connection.execute(update(hot).where(hot.c.position == first).values(recorded_at=old))
 
     with engine.connect() as connection:
-        found = control.lag(connection)
+        found = outbox.lag(connection)
     assert found.depth == 3
     assert timedelta(minutes=2) <= found.oldest < timedelta(minutes=3)

@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
-from outboxkit_relay.lifecycle import Exit
+from outboxkit_relay.exit_codes import Exit
 from tests import servers
 from tests.acceptance.world import Kafka, World, declare, effects_are_in_order, forget
 from tests.faults.test_database import answers

@@ -16,9 +16,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from outboxkit import outbox, tables
-from outboxkit.dialects import Part, Reading
-from outboxkit.message import Row
-from outboxkit.outbox import Evidence
+from outboxkit.rows import Evidence, Part, Reading, Row
 from tests.integration.relay.world import engine_for
 
 ROWS, TAKEN = 20_000, 2_000

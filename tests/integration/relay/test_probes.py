@@ -26,16 +26,16 @@ from sqlalchemy import Connection, Engine
 
 from outboxkit import dead_letters, outbox, tables
 from outboxkit.brokers import memory, open_publisher
-from outboxkit.dialects import Part, Reading
 from outboxkit.errors import ConfigurationError
-from outboxkit.message import Row
 from outboxkit.policy import Failure
-from outboxkit_relay import probes, settings
-from outboxkit_relay.breaker import CircuitState
-from outboxkit_relay.relay import Relay
+from outboxkit.rows import Part, Reading, Row
+from outboxkit_relay import settings
+from outboxkit_relay.core.circuit_breaker import CircuitState
+from outboxkit_relay.core.state import Rules
+from outboxkit_relay.daemon.relay import Relay
+from outboxkit_relay.observe import health
+from outboxkit_relay.observe.stats import MOST_TOPICS, OTHER_TOPICS, Snapshot, Tally, _Durations
 from outboxkit_relay.settings import ProbeSettings
-from outboxkit_relay.snapshot import MOST_TOPICS, OTHER_TOPICS, Snapshot, Tally, _Durations
-from outboxkit_relay.state import Rules
 from tests.integration.relay.world import DEADLINE, count, engine_for, message, relaying, until, write
 
 LEASE = timedelta(seconds=2)
@@ -54,8 +54,8 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @contextmanager
 def _serving(engine: Engine, look: Callable[[], Snapshot | None], **changes: Any) -> Iterator[int]:
-    subject = probes.Subject(look=look, engine=engine, lease=LEASE, transport="memory", version="1.2.3")
-    with probes.serving(ProbeSettings(port=0, **changes), subject) as port:
+    subject = health.Subject(look=look, engine=engine, lease=LEASE, transport="memory", version="1.2.3")
+    with health.serving(ProbeSettings(port=0, **changes), subject) as port:
         assert port
         yield port
 
@@ -80,7 +80,7 @@ def _metrics(port: int) -> dict[tuple[str, ...], float]:
 
 
 def test_a_relay_that_publishes_is_alive_and_ready_and_counts(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outboxkit_relay.probes._FRESH_FOR", 0.0)
+    monkeypatch.setattr("outboxkit_relay.observe.health._FRESH_FOR", 0.0)
     write(engine, *(message(number) for number in range(5)))
 
     with (
@@ -258,9 +258,9 @@ def _now(*, at: float = 0.0, heard: float = 0.0, **changes: Any) -> Snapshot:
 
 def test_without_a_port_nothing_listens(engine: Engine) -> None:
     before = threading.active_count()
-    subject = probes.Subject(look=lambda: None, engine=engine, lease=LEASE, transport="memory", version="")
+    subject = health.Subject(look=lambda: None, engine=engine, lease=LEASE, transport="memory", version="")
 
-    with probes.serving(ProbeSettings(), subject) as port:
+    with health.serving(ProbeSettings(), subject) as port:
         assert port is None
         assert threading.active_count() == before
 
@@ -278,8 +278,8 @@ def test_an_address_that_others_reach_can_be_allowed(engine: Engine) -> None:
 
 def test_a_port_that_is_taken_is_one_line(engine: Engine) -> None:
     with _serving(engine, _now) as port:
-        subject = probes.Subject(look=_now, engine=engine, lease=LEASE, transport="memory", version="")
-        with pytest.raises(ConfigurationError, match=f"port {port}"), probes.serving(ProbeSettings(port=port), subject):
+        subject = health.Subject(look=_now, engine=engine, lease=LEASE, transport="memory", version="")
+        with pytest.raises(ConfigurationError, match=f"port {port}"), health.serving(ProbeSettings(port=port), subject):
             pass
 
 
@@ -307,7 +307,7 @@ def test_unknown_paths_and_methods_change_nothing(engine: Engine) -> None:
 
 
 def test_clients_that_say_nothing_are_cut_and_never_exhaust_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outboxkit_relay.probes._LONGEST_REQUEST", 0.3)
+    monkeypatch.setattr("outboxkit_relay.observe.health._LONGEST_REQUEST", 0.3)
     with _serving(engine, _now) as port:
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
         until(lambda: threading.active_count() > 2)

@@ -8,12 +8,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, Engine, select, update
 
-from outboxkit import outbox, tables, waiting
-from outboxkit.message import Row
+from outboxkit import outbox, tables
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
-from outboxkit.waiting import Request, Stop
-from outboxkit_relay import quarantine
-from outboxkit_relay.state import Rules
+from outboxkit.rows import Row
+from outboxkit_relay.core.protocol import Hold
+from outboxkit_relay.core.state import Rules
+from outboxkit_relay.store import operator_requests, stopped_keys
+from outboxkit_relay.store.stopped_keys import Request, Stop
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
@@ -30,10 +31,10 @@ def _stop(engine: Engine, *, key: str = "k", due: timedelta = timedelta(hours=1)
     write(engine, *(message(number, key=key) for number in range(3)))
     with engine.begin() as connection:
         rows = _hot(connection, key)
-        held = waiting.Hold(
+        held = Hold(
             row=rows[0], failure="rejected", text="no: thanks", attempts=2, delay=due, followers=tuple(rows[1:])
         )
-        waiting.hold(connection, held)
+        stopped_keys.hold(connection, held)
 
 
 def _hot(connection: Connection, key: str) -> list[Row]:
@@ -58,17 +59,17 @@ def _hot(connection: Connection, key: str) -> list[Row]:
 
 def _ask(engine: Engine, what: Request, position: int | None = None) -> bool:
     with engine.begin() as connection:
-        return waiting.request(connection, "orders", b"k", what, by="ana@home", why="ticket 7", position=position)
+        return stopped_keys.request(connection, "orders", b"k", what, by="ana@home", why="ticket 7", position=position)
 
 
 def _stops(engine: Engine) -> list[Stop]:
     with engine.connect() as connection:
-        return waiting.stops(connection)
+        return stopped_keys.stops(connection)
 
 
 def _carry_out(engine: Engine) -> None:
     with engine.begin() as connection:
-        quarantine.carry_out_requests(connection, SHARDS)
+        operator_requests.carry_out_requests(connection, SHARDS)
 
 
 def numbers(rows: list[Row]) -> list[int]:
@@ -107,12 +108,12 @@ def test_one_topic_or_one_key_can_be_looked_at(engine: Engine) -> None:
     _stop(engine, key="l")
 
     with engine.connect() as connection:
-        assert [stop.key for stop in waiting.stops(connection, topic="orders")] == [b"k", b"l"]
-        assert [stop.key for stop in waiting.stops(connection, topic="orders", key=b"l")] == [b"l"]
-        assert waiting.stops(connection, topic="payments") == []
-        assert len(waiting.stops(connection, limit=1)) == 1
-        assert waiting.how_many_stops(connection) == waiting.how_many_stops(connection, topic="orders") == 2
-        assert waiting.how_many_stops(connection, topic="payments") == 0
+        assert [stop.key for stop in stopped_keys.stops(connection, topic="orders")] == [b"k", b"l"]
+        assert [stop.key for stop in stopped_keys.stops(connection, topic="orders", key=b"l")] == [b"l"]
+        assert stopped_keys.stops(connection, topic="payments") == []
+        assert len(stopped_keys.stops(connection, limit=1)) == 1
+        assert stopped_keys.how_many_stops(connection) == stopped_keys.how_many_stops(connection, topic="orders") == 2
+        assert stopped_keys.how_many_stops(connection, topic="payments") == 0
 
 
 def test_a_request_is_recorded_with_who_and_why_and_changes_nothing_else(engine: Engine) -> None:
@@ -151,7 +152,7 @@ def test_a_key_of_any_bytes_can_be_asked_about(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(tables.outbox_stopped_keys.insert().values(**stopped))
 
-        assert waiting.request(connection, "orders", b"\0\xff", Request.RELEASE, by="ana")
+        assert stopped_keys.request(connection, "orders", b"\0\xff", Request.RELEASE, by="ana")
 
         assert connection.execute(select(tables.outbox_audit.c.target)).scalar_one() == "orders \\x00\\xff"
 
@@ -250,27 +251,27 @@ def test_a_skip_outlives_the_failure_of_its_head_and_a_release_the_next_try_only
     for what, parked in (("skip", "skip"), ("release", None)):
         _stop(engine, key=what)
         with engine.begin() as connection:
-            waiting.request(connection, "orders", what.encode(), Request(what), by="ana")
-            found = waiting.head_of(connection, "orders", what.encode())
+            stopped_keys.request(connection, "orders", what.encode(), Request(what), by="ana")
+            found = stopped_keys.head_of(connection, "orders", what.encode())
             assert found is not None
-            hold = waiting.Hold(row=found[0], failure="rejected", text="x", attempts=3, delay=timedelta(hours=1))
-            waiting.hold(connection, hold)
-            assert waiting.stops(connection, key=what.encode())[0].request == what
+            hold = Hold(row=found[0], failure="rejected", text="x", attempts=3, delay=timedelta(hours=1))
+            stopped_keys.hold(connection, hold)
+            assert stopped_keys.stops(connection, key=what.encode())[0].request == what
 
-            waiting.park(connection, found[0], ())
+            stopped_keys.park(connection, found[0], ())
 
-            assert waiting.stops(connection, key=what.encode())[0].request == parked
+            assert stopped_keys.stops(connection, key=what.encode())[0].request == parked
 
 
 def test_a_request_is_forgotten_when_its_head_goes_out(engine: Engine) -> None:
     _stop(engine)
     assert _ask(engine, Request.SKIP)
     with engine.begin() as connection:
-        found = waiting.head_of(connection, "orders", b"k")
+        found = stopped_keys.head_of(connection, "orders", b"k")
         assert found is not None
-        waiting.bury(connection, found[0])  # as if it were published
+        stopped_keys.bury(connection, found[0])  # as if it were published
 
-        waiting.go_on(connection, [("orders", b"k")])
+        stopped_keys.go_on(connection, [("orders", b"k")])
 
     _carry_out(engine)
     (stop,) = _stops(engine)
@@ -299,12 +300,12 @@ def test_a_row_that_joins_while_its_key_is_freed_is_never_left_alone(database_ur
     engine = engine_for(database_url)
     write(engine, message(0), message(1))
     with engine.begin() as connection:
-        waiting.park(connection, _hot(connection, "k")[0], ())
+        stopped_keys.park(connection, _hot(connection, "k")[0], ())
     assert _ask(engine, Request.SKIP)
     reader, settler = engine.connect(), engine.connect()
 
     with reader.begin():
-        quarantine.carry_out_requests(reader, SHARDS)
+        operator_requests.carry_out_requests(reader, SHARDS)
         joined = threading.Thread(target=_join, args=(settler,))
         joined.start()
         joined.join(0.3)
@@ -321,12 +322,12 @@ def test_a_key_that_a_settlement_is_changing_is_left_for_the_next_time(database_
     engine = engine_for(database_url)
     write(engine, message(0), message(1))
     with engine.begin() as connection:
-        waiting.park(connection, _hot(connection, "k")[0], ())
+        stopped_keys.park(connection, _hot(connection, "k")[0], ())
     assert _ask(engine, Request.SKIP)
     settler = engine.connect()
 
     with settler.begin():
-        waiting.join_the_line(settler, _hot(settler, "k"))
+        stopped_keys.join_the_line(settler, _hot(settler, "k"))
         _carry_out(engine)  # does not wait
         assert _stops(engine)[0].request == "skip"
     _carry_out(engine)
@@ -339,7 +340,7 @@ def test_a_key_that_a_settlement_is_changing_is_left_for_the_next_time(database_
 
 def _join(settler: Connection) -> None:
     with settler.begin():
-        waiting.join_the_line(settler, _hot(settler, "k"))
+        stopped_keys.join_the_line(settler, _hot(settler, "k"))
 
 
 def test_one_transaction_holds_the_request_and_what_it_did(engine: Engine) -> None:
@@ -347,7 +348,7 @@ def test_one_transaction_holds_the_request_and_what_it_did(engine: Engine) -> No
     assert _ask(engine, Request.SKIP)
 
     with engine.connect() as connection, connection.begin() as transaction:
-        quarantine.carry_out_requests(connection, SHARDS)
+        operator_requests.carry_out_requests(connection, SHARDS)
         transaction.rollback()
 
     (stop,) = _stops(engine)
@@ -363,6 +364,6 @@ def test_only_keys_of_its_own_shards_are_touched(engine: Engine) -> None:
         own = connection.execute(select(tables.outbox_stopped_keys.c.shard)).scalar_one()
 
     with engine.begin() as connection:
-        quarantine.carry_out_requests(connection, set(range(shards)) - {own})
+        operator_requests.carry_out_requests(connection, set(range(shards)) - {own})
 
     assert _stops(engine)[0].request == "skip"

@@ -9,10 +9,11 @@ from datetime import timedelta
 from sqlalchemy import Engine, select, update
 
 from outboxkit import outbox, tables
-from outboxkit.message import Row
+from outboxkit._sql import database_now
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
-from outboxkit_relay.destinations import Limits
-from outboxkit_relay.state import Rules
+from outboxkit.rows import Row
+from outboxkit_relay.core.destinations import Limits
+from outboxkit_relay.core.state import Rules
 from tests.integration.relay.world import ScriptedPublisher, count, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
@@ -194,7 +195,7 @@ def test_a_dead_relays_shards_are_taken_over_after_its_lease(engine: Engine) -> 
                 id=outbox.stored_id(ghost),
                 host="gone",
                 version="",
-                expires_at=tables.database_now(timedelta(seconds=1)),
+                expires_at=database_now(timedelta(seconds=1)),
             ),
         )
         connection.execute(update(tables.outbox_shards).values(owner=outbox.stored_id(ghost)))

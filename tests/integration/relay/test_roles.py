@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, update
 from outboxkit import outbox, tables
 from outboxkit.migrations.roles import GRANTS, create_roles
 from outboxkit.policy import Failure, Order, RetryPolicy, full_jitter
-from outboxkit_relay.state import Rules
+from outboxkit_relay.core.state import Rules
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=1))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from outboxkit_relay.relay import Relay
-from outboxkit_relay.state import Rules
+from outboxkit_relay.core.state import Rules
+from outboxkit_relay.daemon.relay import Relay
 from tests.integration.relay.world import ScriptedPublisher, engine_for, until
 
 SIGNALS = 20

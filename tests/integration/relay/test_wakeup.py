@@ -14,10 +14,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from outboxkit import hints, outbox, publish, tables
+from outboxkit import outbox, publish, tables
+from outboxkit.capture import commit_hooks
 from outboxkit.errors import ConfigurationError
-from outboxkit_relay.state import Rules
-from outboxkit_relay.wakeup import Listener
+from outboxkit_relay.core.state import Rules
+from outboxkit_relay.daemon.listener import Listener
 from tests.integration.capture.model import Noted
 from tests.integration.relay.world import (
     ScriptedPublisher,
@@ -62,7 +63,7 @@ class Heard:
 @pytest.fixture(params=["sqlite", "engine"])
 def watched(request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Heard]]:
     found, heard = request.getfixturevalue(request.param), Heard()
-    end = hints.on_commit(found, heard)
+    end = commit_hooks.on_commit(found, heard)
     yield found, heard
     end()
 
@@ -79,7 +80,7 @@ def test_each_commit_with_messages_is_one_hint(watched: tuple[Engine, Heard]) ->
 
 def test_it_comes_when_the_messages_can_be_seen(sqlite: Engine) -> None:
     seen: list[int] = []
-    end = hints.on_commit(sqlite, lambda: seen.append(0))
+    end = commit_hooks.on_commit(sqlite, lambda: seen.append(0))
     with sqlite.begin() as connection:
         outbox.write(connection, [message(1)])
         assert seen == []
@@ -116,7 +117,7 @@ def test_a_connection_that_is_kept_gives_its_hint_with_its_next_transaction(watc
 async def test_an_async_engine_gives_hints_too(tmp_path: Path) -> None:
     engine_for(f"sqlite:///{tmp_path / 'a.db'}").dispose()
     engine, heard = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'a.db'}"), Heard()
-    end = hints.on_commit(engine, heard)
+    end = commit_hooks.on_commit(engine, heard)
     async with engine.begin() as connection:
         await connection.run_sync(outbox.write, [message(1)])
     end()
@@ -127,7 +128,7 @@ async def test_an_async_engine_gives_hints_too(tmp_path: Path) -> None:
 
 def test_after_the_end_there_are_no_more(sqlite: Engine) -> None:
     heard = Heard()
-    hints.on_commit(sqlite, heard)()
+    commit_hooks.on_commit(sqlite, heard)()
     write(sqlite, message(1))
 
     assert heard.count == 0
@@ -146,7 +147,7 @@ def test_a_hint_in_the_same_process_wakes_the_relay(sqlite: Engine) -> None:
     writer = create_engine(sqlite.url)
     with relaying(sqlite, publisher, SLOW, lease=SLOW.lease) as relay:
         until(lambda: _asleep(relay))
-        end = hints.on_commit(writer, relay.wake)
+        end = commit_hooks.on_commit(writer, relay.wake)
         write(writer, message(1))
         until(lambda: len(publisher.accepted) == 1, "nothing but the hint can have woken it")
         end()
@@ -156,7 +157,7 @@ def test_a_hint_in_the_same_process_wakes_the_relay(sqlite: Engine) -> None:
 def test_a_notification_wakes_a_relay_elsewhere(engine: Engine, database_url: str) -> None:
     publisher = ScriptedPublisher()
     writer = create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
-    end = hints.notify(writer)
+    end = commit_hooks.notify(writer)
     with (
         relaying(engine, publisher, SLOW, lease=SLOW.lease) as relay,
         Listener(engine, relay.wake),
@@ -183,7 +184,7 @@ def test_a_listener_connects_again_and_then_wakes_for_what_it_missed(engine: Eng
 
 def test_many_commits_are_few_notifications_and_the_last_one_is_not_forgotten(engine: Engine) -> None:
     heard = Heard()
-    end = hints.notify(engine)
+    end = commit_hooks.notify(engine)
     with Listener(engine, heard):
         until(lambda: heard.count == 1)
         for number in range(50):
@@ -198,7 +199,7 @@ def test_many_commits_are_few_notifications_and_the_last_one_is_not_forgotten(en
 
 def test_a_database_that_cannot_notify_says_so(sqlite: Engine) -> None:
     with pytest.raises(ConfigurationError, match="cannot notify"):
-        hints.notify(sqlite)
+        commit_hooks.notify(sqlite)
     with pytest.raises(ConfigurationError, match="cannot notify"):
         Listener(sqlite, lambda: None)
 
@@ -207,7 +208,7 @@ def test_a_sender_that_cannot_connect_delays_and_fails_no_commit(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     nowhere = engine.url.set(host="127.0.0.1", port=1).render_as_string(hide_password=False)
-    end = hints.notify(engine, url=nowhere)
+    end = commit_hooks.notify(engine, url=nowhere)
     for number in range(5):
         write(engine, message(number))
     until(lambda: "hints.failed" in caplog.text)
@@ -222,7 +223,7 @@ def test_nothing_is_started_before_the_first_commit_with_messages(engine: Engine
     def senders() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "outboxkit-hints"]
 
-    end = hints.notify(engine)
+    end = commit_hooks.notify(engine)
     with engine.begin() as connection:
         connection.execute(text("SELECT 1"))
     assert senders() == []
@@ -236,7 +237,7 @@ def test_nothing_is_started_before_the_first_commit_with_messages(engine: Engine
 def test_a_child_after_a_fork_notifies_by_itself(engine: Engine, database_url: str) -> None:
     heard = Heard()
     writer = create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
-    end = hints.notify(writer)
+    end = commit_hooks.notify(writer)
     with Listener(engine, heard):
         until(lambda: heard.count == 1)
         write(writer, message(1))

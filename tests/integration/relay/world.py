@@ -16,10 +16,11 @@ from sqlalchemy import Engine, Table, func, select
 from outboxkit import migrations, outbox
 from outboxkit.brokers import Batch, Features, Receipts, Refusal
 from outboxkit.dialects import open_engine
-from outboxkit.message import Message, Row
+from outboxkit.message import Message
 from outboxkit.policy import Failure, Order
-from outboxkit_relay.relay import Relay
-from outboxkit_relay.state import Rules
+from outboxkit.rows import Row
+from outboxkit_relay.core.state import Rules
+from outboxkit_relay.daemon.relay import Relay
 
 __all__ = ["ScriptedPublisher", "count", "engine_for", "message", "relaying", "until", "write"]
 

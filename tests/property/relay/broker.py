@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from outboxkit.brokers import Batch, Receipts, Refusal
-from outboxkit.message import Row
 from outboxkit.policy import Failure
-from outboxkit_relay.dialogue import Answered
+from outboxkit.rows import Row
+from outboxkit_relay.core.protocol import Answered
 
 __all__ = ["Broker", "Client"]
 

@@ -15,10 +15,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from outboxkit.control import NOTHING_PAUSED, Holds
-from outboxkit.dialects import Page, Part, Reading
 from outboxkit.errors import LeaseLost
-from outboxkit.message import Row
+from outboxkit.rows import NOTHING_PAUSED, Page, Part, PauseSet, Reading, Row
 
 __all__ = ["SHARDS", "Database", "Gone", "Stop", "Waiting", "shard_of"]
 
@@ -101,7 +99,7 @@ class Database:
     owners: dict[int, UUID | None] = field(default_factory=lambda: dict.fromkeys(range(SHARDS)))
     letters: dict[int, Row] = field(default_factory=dict)
     scheduled: dict[int, Stored] = field(default_factory=dict)
-    control: dict[str, Holds] = field(default_factory=dict)
+    control: dict[str, PauseSet] = field(default_factory=dict)
     expired: dict[int, bool] = field(default_factory=dict)
     truth: dict[int, int] = field(default_factory=dict)
     sharing: Counter[UUID] = field(default_factory=Counter)
@@ -213,12 +211,12 @@ class Database:
         return frozenset(key for key in self.stopped if shard_of(*key, 0) in shards)
 
     @property
-    def holds(self) -> Holds:
-        """See `outboxkit.control.holds`."""
+    def holds(self) -> PauseSet:
+        """See `outboxkit.outbox.pauses.holds`."""
         return self.control.get("holds", NOTHING_PAUSED)
 
-    def due_rows(self, shards: Collection[int], without: Collection[str], limit: int, holds: Holds) -> list[Row]:
-        """See `outboxkit.due.due_rows`."""
+    def due_rows(self, shards: Collection[int], without: Collection[str], limit: int, holds: PauseSet) -> list[Row]:
+        """See `outboxkit_relay.store.due.due_rows`."""
         heads: dict[Key, int] = {}
         for waits in self.waiting.values():
             row = waits.row
@@ -237,7 +235,7 @@ class Database:
         return sorted(due, key=lambda row: row.position)[:limit]
 
     def enqueue_scheduled(self, xid: int, shards: Collection[int], limit: int) -> None:
-        """See `outboxkit.due.enqueue_scheduled`: a new position, a fresh xid."""
+        """See `outboxkit_relay.store.due.enqueue_scheduled`: a new position, a fresh xid."""
         due = [(one.due_at, number) for number, one in self.scheduled.items() if one.due_at and one.due_at <= self.now]
         for _, number in sorted(due)[:limit]:
             one = self.scheduled[number]
@@ -257,7 +255,7 @@ class Database:
             elif row.position in self.hot and self.hot[row.position].row.id == row.id:
                 self.put(self.hot, row.position)
 
-    # --- the waiting room: `outboxkit.waiting`, verb by verb -----------------------------------------------------
+    # --- the waiting room: `outboxkit_relay.store.stopped_keys`, verb by verb -----------------------------------------------------
 
     def set_aside(self, rows: Iterable[Row], reason: str = "follower") -> None:
         for row in rows:
@@ -332,7 +330,7 @@ class Database:
                 self._carry_out(key, stop)
 
     def _carry_out(self, key: Key, stop: Stop) -> None:
-        """See `outboxkit_relay.quarantine`."""
+        """See `outboxkit_relay.store.operator_requests`."""
         dead = [row for row in self.letters.values() if row.position == stop.position]
         if stop.request == "repair" and dead:
             self.bring_back(dead[0])
@@ -356,7 +354,7 @@ class Database:
         )
 
     def renew_and_balance(self, relay: UUID, lease: timedelta, *, release: bool) -> tuple[frozenset[int], bool]:
-        """See `outboxkit_relay.leases`."""
+        """See `outboxkit_relay.store.leases`."""
         self.look(relay)
         self.put(self.leases, relay, self.now + lease)
         for other, until in list(self.leases.items()):

@@ -8,14 +8,13 @@ from typing import Any
 from unittest.mock import patch
 
 from outboxkit.brokers import Receipts
-from outboxkit.dialects import Page
-from outboxkit.message import Row
 from outboxkit.policy import Followers
-from outboxkit_relay import judge
-from outboxkit_relay.destinations import Destination, key_of
-from outboxkit_relay.dialogue import Answered, Command, Event, Fetch, Fetched
-from outboxkit_relay.lanes import Lane, Lanes
-from outboxkit_relay.state import State
+from outboxkit.rows import Page, Row
+from outboxkit_relay.core import outcomes
+from outboxkit_relay.core.destinations import Destination, key_of
+from outboxkit_relay.core.lanes import Lane, Lanes
+from outboxkit_relay.core.protocol import Answered, Command, Event, Fetch, Fetched
+from outboxkit_relay.core.state import State
 from tests.property.relay.database import Stored
 from tests.property.relay.process import Process
 from tests.property.relay.simulation import Key, World
@@ -74,7 +73,7 @@ class SkipFailedHead(Process):
             destination.free([head])
             return ()
 
-        with patch.object(judge, "_stop", stop_nothing):
+        with patch.object(outcomes, "_stop", stop_nothing):
             return super().step(event)
 
 
@@ -107,7 +106,7 @@ class HoldOnlyTheMessage(Process):
             free = [row for row, waits in zip(rows, held, strict=True) if not waits]
             return free, [row for row, waits in zip(rows, held, strict=True) if waits]
 
-        with patch("outboxkit_relay.step._apart", only_the_paused):
+        with patch("outboxkit_relay.core.step._apart", only_the_paused):
             return super().step(event)
 
 

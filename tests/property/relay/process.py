@@ -1,4 +1,4 @@
-"""A relay process around the production core: `outboxkit_relay.relay` without threads, one transaction at a time.
+"""A relay process around the production core: `outboxkit_relay.daemon.relay` without threads, one transaction at a time.
 
 Reader and settler are queues of generators; wherever one yields, anything else may happen.
 """
@@ -13,12 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from outboxkit.control import NOTHING_PAUSED
-from outboxkit.dialects import Page
 from outboxkit.errors import LeaseLost
-from outboxkit.message import Row
 from outboxkit.policy import Followers
-from outboxkit_relay.dialogue import (
+from outboxkit.rows import NOTHING_PAUSED, Page, Row
+from outboxkit_relay.core.protocol import (
     Balance,
     Claim,
     Claimed,
@@ -39,8 +37,8 @@ from outboxkit_relay.dialogue import (
     Tick,
     Watch,
 )
-from outboxkit_relay.state import Rules, State
-from outboxkit_relay.step import step
+from outboxkit_relay.core.state import Rules, State
+from outboxkit_relay.core.step import step
 from tests.property.relay.broker import Broker, Client
 from tests.property.relay.database import Database, Gone
 

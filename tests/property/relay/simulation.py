@@ -17,13 +17,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from outboxkit.control import Holds
-from outboxkit.message import Row
 from outboxkit.policy import Backoff, Failure, Followers, Order, RetryPolicy
-from outboxkit_relay.breaker import CircuitRule
-from outboxkit_relay.destinations import Limits
-from outboxkit_relay.dialogue import Command, Event, Tick, Woken
-from outboxkit_relay.state import Rules
+from outboxkit.rows import PauseSet, Row
+from outboxkit_relay.core.circuit_breaker import CircuitRule
+from outboxkit_relay.core.destinations import Limits
+from outboxkit_relay.core.protocol import Command, Event, Tick, Woken
+from outboxkit_relay.core.state import Rules
 from tests.property.relay.broker import Broker
 from tests.property.relay.database import Database, Stop, Stored, shard_of
 from tests.property.relay.process import Process
@@ -324,10 +323,10 @@ class World:
         topic, key = rng.choice(self.keys)
         self.control(
             rng.choice((
-                Holds(),
-                Holds(now.destinations | {topic}, now.types, now.keys),
-                Holds(now.destinations, frozenset(_TYPES[-1:]), now.keys),
-                Holds(now.destinations, now.types, now.keys | {(topic, key)}),
+                PauseSet(),
+                PauseSet(now.destinations | {topic}, now.types, now.keys),
+                PauseSet(now.destinations, frozenset(_TYPES[-1:]), now.keys),
+                PauseSet(now.destinations, now.types, now.keys | {(topic, key)}),
             ))
         )
 
@@ -341,7 +340,7 @@ class World:
                 database.commit(xid, flush=True)
                 self.pauses[f"{what} of a waiting head"] += 1
 
-    def control(self, holds: Holds) -> None:
+    def control(self, holds: PauseSet) -> None:
         database = self.database
         xid = database.begin()
         database.put(database.control, "holds", holds)
@@ -360,7 +359,7 @@ class World:
 
     def heal(self) -> None:
         self.broker.away.clear()
-        self.control(Holds())
+        self.control(PauseSet())
         self.paused.clear()
         for channel in self.broker.channels:
             channel.frozen = False

@@ -16,9 +16,8 @@ from uuid import UUID
 
 import pytest
 
-from outboxkit.dialects import Page, Part, Reading
-from outboxkit.message import Row
-from outboxkit_relay.lanes import MAIN, Lane, Lanes
+from outboxkit.rows import Page, Part, Reading, Row
+from outboxkit_relay.core.lanes import MAIN, Lane, Lanes
 from tests.conftest import PROFILE
 from tests.property.relay.database import unseen
 

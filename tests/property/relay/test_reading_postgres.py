@@ -21,9 +21,11 @@ from sqlalchemy import Connection, Engine, insert, text
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit import migrations, outbox, tables
-from outboxkit.dialects import Reading, open_engine
-from outboxkit.message import Message, Row
-from outboxkit_relay.lanes import MAIN, Lanes
+from outboxkit._sql import database_now
+from outboxkit.dialects import open_engine
+from outboxkit.message import Message
+from outboxkit.rows import Evidence, Reading, Row
+from outboxkit_relay.core.lanes import MAIN, Lanes
 from tests import servers
 from tests.conftest import PROFILE
 
@@ -49,7 +51,7 @@ def prepare(engine: Engine) -> None:
         connection.execute(text("CREATE TABLE truth (message_id uuid PRIMARY KEY)"))
         connection.execute(text("INSERT INTO aggregates VALUES (:key)"), [{"key": key} for key in KEYS])
         relay = {"id": UUID(int=1), "host": "here", "version": "1"}
-        expires_at = tables.database_now(timedelta(hours=1))
+        expires_at = database_now(timedelta(hours=1))
         connection.execute(insert(tables.outbox_relays).values(expires_at=expires_at, **relay))
 
 
@@ -173,10 +175,10 @@ class Reader:
             outbox.remove(connection, UUID(int=1), [self._evidence()])
         self.in_hand.clear()
 
-    def _evidence(self) -> outbox.Evidence:
+    def _evidence(self) -> Evidence:
         rows = list(self.in_hand.values())
         nowhere = [-1] * len(rows)
-        return outbox.Evidence(topic="t", outcome="published", rows=rows, partitions=nowhere, offsets=nowhere)
+        return Evidence(topic="t", outcome="published", rows=rows, partitions=nowhere, offsets=nowhere)
 
     def finish(self) -> None:
         """Every lane comes home; then the watchdog looks for what no snapshot could show."""

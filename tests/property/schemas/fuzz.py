@@ -17,10 +17,11 @@ import sys
 import time
 from collections.abc import Callable
 
+from outboxkit.avro import Schema, read_frame
+from outboxkit.avro.binary.json_values import encode_json, write_long
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode
 from outboxkit.errors import DecodeError, SchemaError
-from outboxkit.schemas import Schema, parse, read_frame
-from outboxkit.schemas.binary import encode_json, write_long
 from tests.property.schemas import random_schemas
 
 __all__ = ["damaged", "main"]

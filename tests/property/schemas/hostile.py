@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from outboxkit.avro import FrameKind, check, read_frame
+from outboxkit.avro.binary.json_values import write_long
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode, encode
-from outboxkit.schemas import FrameKind, check, parse, read_frame
-from outboxkit.schemas.binary import write_long
 
 __all__ = ["CASES", "main"]
 

@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from outboxkit.schemas import Schema
-from outboxkit.schemas.nodes import Array, Enum, Fixed, Map, Node, Primitive, Record, Union
-from outboxkit.schemas.witness import branch_name, smallest_values
+from outboxkit.avro import Schema
+from outboxkit.avro.compatibility.examples import branch_name, smallest_values
+from outboxkit.avro.model.nodes import Array, Enum, Fixed, Map, Node, Primitive, Record, Union
 
 __all__ = ["pair", "schema", "value"]
 

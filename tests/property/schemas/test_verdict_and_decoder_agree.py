@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from outboxkit.avro import Kind, Problem, Schema, check
+from outboxkit.avro.binary.json_values import encode_json
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode, encode
 from outboxkit.errors import DecodeError, EncodeError, SchemaError
-from outboxkit.schemas import Kind, Problem, Schema, check, parse
-from outboxkit.schemas.binary import encode_json
 from tests.property.schemas import random_schemas
 
 FULL = os.environ.get("OUTBOXKIT_PROFILE") == "full"

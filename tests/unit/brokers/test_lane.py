@@ -12,7 +12,7 @@ import pytest
 from outboxkit.brokers import Batch
 from outboxkit.brokers.rabbitmq.channel import Pending
 from outboxkit.brokers.rabbitmq.publish import _Lane
-from outboxkit.message import Row
+from outboxkit.rows import Row
 
 DEADLINE = 1.0
 ROW = Row.of(1, UUID(int=1), "orders", b"k", "t", "event", b"", b"", datetime(2026, 1, 1, tzinfo=UTC), None, 0, None)

@@ -15,15 +15,9 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from outboxkit.brokers.rabbitmq.wire import Unsendable, headers_of, publish_frames
-from outboxkit.message import (
-    Kind,
-    Message,
-    Row,
-    from_wire,
-    outgoing_headers,
-    pack_headers,
-    wire_headers,
-)
+from outboxkit.headers import from_wire, outgoing_headers, pack_headers, wire_headers
+from outboxkit.message import Kind, Message
+from outboxkit.rows import Row
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "wire.golden.json").read_text())

@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outboxkit.codecs import codec_named
+from outboxkit.codecs.plain import from_plain
 from outboxkit.errors import DecodeError, EncodeError
-from outboxkit.events import EventType, event, event_type, from_plain
+from outboxkit.events import EventType, event, event_type
 from outboxkit.message import Message
 
 CODEC = codec_named("json")

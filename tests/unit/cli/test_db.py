@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from outboxkit import tables
-from outboxkit_relay.lifecycle import Exit
+from outboxkit_relay.exit_codes import Exit
 from tests.unit.cli.conftest import Outboxkit
 
 

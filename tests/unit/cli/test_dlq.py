@@ -15,8 +15,9 @@ from sqlalchemy import Engine, select
 
 from outboxkit import dead_letters, tables
 from outboxkit.brokers import Delivery
-from outboxkit.dead_letters import DeadLetter, Stage
-from outboxkit.message import Message, from_wire, wire_headers
+from outboxkit.dead_letters.letter import DeadLetter, Stage
+from outboxkit.headers import from_wire, wire_headers
+from outboxkit.message import Message
 from outboxkit.policy import Failure
 from tests.unit.cli.conftest import Outboxkit
 

@@ -13,9 +13,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine
 
-from outboxkit_relay import probes
+from outboxkit_relay.observe import health
+from outboxkit_relay.observe.stats import Paused, Snapshot
 from outboxkit_relay.settings import ProbeSettings
-from outboxkit_relay.snapshot import Paused, Snapshot
 from tests.unit.cli.conftest import Outboxkit
 
 PAUSED = Paused(topic="payments", failure="unknown-topic", reason="there is no \x1b[2J such topic")
@@ -40,10 +40,10 @@ class Relay:
 def relay(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     """It answers where the settings say."""
     found = Relay()
-    subject = probes.Subject(
+    subject = health.Subject(
         look=found.look, engine=engine, lease=timedelta(seconds=10), transport="memory", version=""
     )
-    with probes.serving(ProbeSettings(port=0), subject) as port:
+    with health.serving(ProbeSettings(port=0), subject) as port:
         monkeypatch.setenv("OUTBOXKIT_PROBES__PORT", str(port))
         yield found
 

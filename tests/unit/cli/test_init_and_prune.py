@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, func, inspect, select
 
 from outboxkit import tables
+from outboxkit._sql import database_now
 from outboxkit.brokers import memory
 from tests.unit.cli.conftest import Outboxkit
 
@@ -63,7 +64,7 @@ def _fill(engine: Engine) -> None:
     arrays: dict[str, list[int]] = {"ids": [], "partitions": [], "offsets": []}
     with engine.begin() as connection:
         for number, age in enumerate((OLD, YOUNG)):
-            at = tables.database_now(-age)
+            at = database_now(-age)
             connection.execute(tables.outbox_ledger.insert().values(published_at=at, **ledger, **arrays))
             row = {"consumer": "billing", "source": "", "message_id": str(number), "handled_at": at}
             connection.execute(tables.inbox_messages.insert().values(**row))
@@ -110,7 +111,7 @@ def test_prune_goes_on_until_nothing_old_is_left(
 ) -> None:
     for _ in range(3):
         with engine.begin() as connection:
-            at = tables.database_now(-OLD)
+            at = database_now(-OLD)
             connection.execute(
                 tables.outbox_audit.insert(), [{"who": "a", "action": "x", "target": "y"} for _ in range(5)]
             )
@@ -126,10 +127,10 @@ def test_prune_goes_on_until_nothing_old_is_left(
 def test_the_inbox_row_of_an_open_dead_letter_outlives_every_retention(outboxkit: Outboxkit, engine: Engine) -> None:
     with engine.begin() as connection:
         opened = _letter(engine, connection)
-        closed = _letter(engine, connection, state="discarded", closed_at=tables.database_now())
+        closed = _letter(engine, connection, state="discarded", closed_at=database_now())
         for message_id in (opened, closed):
             connection.execute(tables.inbox_messages.insert().values(consumer="billing", message_id=message_id))
-        connection.execute(tables.inbox_messages.update().values(handled_at=tables.database_now(-OLD)))
+        connection.execute(tables.inbox_messages.update().values(handled_at=database_now(-OLD)))
 
     outboxkit("prune")
 

@@ -8,8 +8,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, select
 
-from outboxkit import control, outbox, tables
-from outboxkit.control import Scope, Target
+from outboxkit import outbox, tables
+from outboxkit._sql import database_now
+from outboxkit.outbox import pauses
+from outboxkit.outbox.pauses import Scope, Target
 from tests.integration.relay.world import message
 from tests.unit.cli.conftest import Outboxkit
 
@@ -19,7 +21,7 @@ _MINUTE = timedelta(minutes=1)
 
 def _paused(engine: Engine) -> list[Target]:
     with engine.connect() as connection:
-        return [found.target for found in control.pauses(connection)]
+        return [found.target for found in pauses.pauses(connection)]
 
 
 def _write(engine: Engine, *numbers: int) -> None:
@@ -110,7 +112,7 @@ def test_the_list_shows_who_why_and_until_when(outboxkit: Outboxkit, engine: Eng
 def test_the_status_tells_what_is_paused_and_does_not_call_it_stuck(outboxkit: Outboxkit, engine: Engine) -> None:
     _write(engine, 1)
     with engine.begin() as connection:
-        connection.execute(tables.outbox_messages.update().values(recorded_at=tables.database_now(-_MINUTE)))
+        connection.execute(tables.outbox_messages.update().values(recorded_at=database_now(-_MINUTE)))
     assert "oldest pending" in outboxkit("status").out
     outboxkit("relay", "pause", "orders", *WHY)
 

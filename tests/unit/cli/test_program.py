@@ -13,8 +13,8 @@ import click
 import pytest
 
 from outboxkit.errors import ConfigurationError, LeaseLost
-from outboxkit_relay.cli import failures
-from outboxkit_relay.cli.program import COMMANDS
+from outboxkit_relay.cli.console import errors
+from outboxkit_relay.cli.main import COMMANDS
 from tests.unit.cli.conftest import Outboxkit
 
 
@@ -88,14 +88,14 @@ def test_a_wrong_command_line_is_usage(outboxkit: Outboxkit, arguments: list[str
     ],
 )
 def test_every_kind_of_error_has_its_exit_code(error: Exception, code: int) -> None:
-    assert failures.report(error) == code
+    assert errors.report(error) == code
 
 
 def test_an_interrupted_question_is_an_interrupt() -> None:
     error = click.Abort()
     error.__cause__ = KeyboardInterrupt()
 
-    assert failures.report(error) == 130
+    assert errors.report(error) == 130
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_an_interrupted_question_is_an_interrupt() -> None:
     [("psycopg", "run: pip install 'outboxkit[all]'"), ("fastapi.testing", "is it installed in this environment?")],
 )
 def test_a_missing_module_is_blamed_on_who_needs_it(module: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert failures.report(ModuleNotFoundError(name=module)) == 2
+    assert errors.report(ModuleNotFoundError(name=module)) == 2
 
     assert capfd.readouterr().err == f"outboxkit: this command needs the module {module}; {words}\n"
 
@@ -112,7 +112,7 @@ def test_an_unexpected_error_names_its_place_and_keeps_its_text(capfd: pytest.Ca
     try:
         dict[str, int]()["customer 4711 owes"]
     except KeyError as error:
-        failures.report(error)
+        errors.report(error)
 
     said = capfd.readouterr().err
     assert "KeyError at test_program.py:" in said

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, Engine, select
 
 from outboxkit import tables
+from outboxkit._sql import database_now
 from tests.unit.cli.conftest import Outboxkit
 
 STOPPED = tables.outbox_stopped_keys
@@ -20,7 +21,7 @@ CONTENT = {"type": "order.placed", "kind": "event", "payload": b"CANARY", "heade
 
 def _stop(engine: Engine, key: bytes = b"7", *, reason: str = "retry", position: int = 5, request: str = "") -> None:
     """A stopped key with two messages behind its head."""
-    due = tables.database_now(timedelta(minutes=2)) if reason == "retry" else None
+    due = database_now(timedelta(minutes=2)) if reason == "retry" else None
     values = {"topic": "orders", "key": key, "shard": 0, "position": position, "reason": reason, "due_at": due}
     with engine.begin() as connection:
         connection.execute(STOPPED.insert().values(request=request or None, **values))
@@ -32,7 +33,7 @@ def _stop(engine: Engine, key: bytes = b"7", *, reason: str = "retry", position:
 
 def _wait(connection: Connection, key: bytes, position: int, **values: object) -> None:
     row = {"shard": 0, "message_id": uuid4(), "topic": "orders", "key": key, "position": position}
-    times = {"occurred_at": tables.database_now()}
+    times = {"occurred_at": database_now()}
     connection.execute(tables.outbox_waiting.insert().values(**row, **CONTENT, **times, **values))
 
 
@@ -163,7 +164,7 @@ def test_a_key_that_went_on_while_the_person_thought_is_not_touched(
             connection.execute(STOPPED.update().values(position=6))
         return True
 
-    monkeypatch.setattr("outboxkit_relay.cli.screen.confirmed", think)
+    monkeypatch.setattr("outboxkit_relay.cli.console.output.confirmed", think)
 
     done = outboxkit("quarantine", "skip", "orders", "7")
 
@@ -175,7 +176,7 @@ def test_a_key_that_went_on_while_the_person_thought_is_not_touched(
 
 def test_a_no_changes_nothing(outboxkit: Outboxkit, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     _stop(engine)
-    monkeypatch.setattr("outboxkit_relay.cli.screen.confirmed", lambda _question, **_options: False)
+    monkeypatch.setattr("outboxkit_relay.cli.console.output.confirmed", lambda _question, **_options: False)
 
     done = outboxkit("quarantine", "release", "orders", "7")
 

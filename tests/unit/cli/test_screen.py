@@ -10,18 +10,18 @@ from datetime import timedelta
 import click
 import pytest
 
-from outboxkit_relay.cli import screen
+from outboxkit_relay.cli.console import output
 
 
 def test_what_people_copy_is_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [["k" * 50, "too large"], ["short", "x" * 100]]
 
     monkeypatch.setenv("COLUMNS", "70")
-    screen.table(["KEY", "ERROR"], rows, whole=("KEY",))
+    output.table(["KEY", "ERROR"], rows, whole=("KEY",))
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [57, 61, 70]
 
     monkeypatch.setenv("COLUMNS", "58")
-    screen.table(["KEY", "ERROR"], rows, whole=("KEY",))
+    output.table(["KEY", "ERROR"], rows, whole=("KEY",))
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 58
     assert said.startswith(f"key    {'k' * 50}\nerror  too large\n\nkey    short\nerror  ")
@@ -31,11 +31,11 @@ def test_lines_are_wrapped_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    screen.lines("short\n  fix: add a default or an alias\n")
+    output.lines("short\n  fix: add a default or an alias\n")
     assert capsys.readouterr().out == "short\n  fix: add a default or an alias\n"
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    screen.lines("short\n  fix: add a default or an alias\n")
+    output.lines("short\n  fix: add a default or an alias\n")
     assert capsys.readouterr().out == "short\n  fix: add a default\n    or an alias\n"
 
 
@@ -43,7 +43,7 @@ def test_a_verdict_goes_on_below_itself(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
 
-    screen.verdict("STUCK", "nobody publishes anything", "red")
+    output.verdict("STUCK", "nobody publishes anything", "red")
 
     assert click.unstyle(capsys.readouterr().out) == "STUCK  nobody\n       publishes\n       anything\n"
 
@@ -54,7 +54,7 @@ def test_a_table_fits_the_terminal_and_keeps_one_line_a_row(
 ) -> None:
     monkeypatch.setenv("COLUMNS", width)
 
-    screen.table(["ID", "ERROR"], [["1", "x" * 500], ["2", "short"]])
+    output.table(["ID", "ERROR"], [["1", "x" * 500], ["2", "short"]])
 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -69,14 +69,14 @@ def test_a_table_that_is_no_terminals_is_whole(
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(shutil, "get_terminal_size", os.terminal_size)
 
-    screen.table(["ERROR"], [["x" * 500]])
+    output.table(["ERROR"], [["x" * 500]])
 
     assert "x" * 500 in capsys.readouterr().out
 
 
 def test_cells_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    screen.table(["KEY"], [["\x1b[31mred\nnext\u202e"]])
-    screen.field("key", "\x9b1m")
+    output.table(["KEY"], [["\x1b[31mred\nnext\u202e"]])
+    output.field("key", "\x9b1m")
 
     out = capsys.readouterr().out
     assert "\\x1b[31mred\\nnext\\u202e" in out
@@ -98,17 +98,17 @@ def test_cells_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_an_age_is_said_as_people_say_it(seconds: float, text: str) -> None:
-    assert screen.ago(timedelta(seconds=seconds)) == text
+    assert output.ago(timedelta(seconds=seconds)) == text
 
 
 def test_nobody_is_asked_where_nobody_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
 
     with pytest.raises(click.UsageError, match="--yes"):
-        screen.confirmed("Replay 3 messages?", yes=False)
+        output.confirmed("Replay 3 messages?", yes=False)
 
 
 def test_yes_needs_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
 
-    assert screen.confirmed("Replay 3 messages?", yes=True)
+    assert output.confirmed("Replay 3 messages?", yes=True)

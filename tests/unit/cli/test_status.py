@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from outboxkit import outbox, tables
+from outboxkit._sql import database_now
 from outboxkit.message import Message
 from tests.unit.cli.conftest import Outboxkit
 
@@ -25,11 +26,11 @@ def _write(engine: Engine, topic: str, count: int = 1, *, age: timedelta = timed
         outbox.write(connection, messages)
         if age:
             hot = tables.outbox_messages
-            connection.execute(hot.update().where(hot.c.topic == topic).values(recorded_at=tables.database_now(-age)))
+            connection.execute(hot.update().where(hot.c.topic == topic).values(recorded_at=database_now(-age)))
 
 
 def _relay(engine: Engine, lease: timedelta = timedelta(seconds=60)) -> None:
-    values = {"id": uuid4(), "host": "here", "version": "0", "expires_at": tables.database_now(lease)}
+    values = {"id": uuid4(), "host": "here", "version": "0", "expires_at": database_now(lease)}
     with engine.begin() as connection:
         connection.execute(tables.outbox_relays.insert().values(**values))
 

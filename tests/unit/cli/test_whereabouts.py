@@ -10,13 +10,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, Engine
 
-from outboxkit import dead_letters, outbox, tables, waiting
-from outboxkit.dialects import Part, Reading
-from outboxkit.message import Row
-from outboxkit.outbox import Evidence
+from outboxkit import dead_letters, outbox, tables
 from outboxkit.policy import Failure
-from outboxkit.waiting import Hold
-from outboxkit_relay.cli import whereabouts
+from outboxkit.rows import Evidence, Part, Reading, Row
+from outboxkit_relay.cli import find_message
+from outboxkit_relay.core.protocol import Hold
+from outboxkit_relay.store import stopped_keys
 from tests.integration.relay.world import message
 from tests.unit.cli.conftest import Outboxkit
 
@@ -75,7 +74,7 @@ def test_a_dead_message_is_named_with_its_letter(outboxkit: Outboxkit, engine: E
 def test_what_waits_tells_why(outboxkit: Outboxkit, engine: Engine, rows: list[Row]) -> None:
     with engine.begin() as connection:
         held = {"failure": "rejected", "text": "no: thanks", "attempts": 2, "delay": timedelta(hours=1)}
-        waiting.hold(connection, Hold(row=rows[0], **held))  # type: ignore[arg-type]
+        stopped_keys.hold(connection, Hold(row=rows[0], **held))  # type: ignore[arg-type]
 
     (place,) = _places(outboxkit, str(rows[0].id))
 
@@ -92,8 +91,8 @@ def test_what_is_nowhere_is_a_problem(outboxkit: Outboxkit, engine: Engine, name
 
 
 def test_an_id_of_version_7_tells_when_its_message_was_made() -> None:
-    made = whereabouts._made_at(UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))  # the example of RFC 9562
+    made = find_message._made_at(UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))  # the example of RFC 9562
 
     assert made is not None
     assert made == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
-    assert whereabouts._made_at(uuid4()) is None
+    assert find_message._made_at(uuid4()) is None

@@ -10,23 +10,24 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from outboxkit import dead_letters, schemas, tables
+from outboxkit import avro, dead_letters, tables
 from outboxkit.brokers import Delivery
 from outboxkit.codecs.avro import encode
 from outboxkit.consumer import Consumer
-from outboxkit.copies import CopyTo, Style, headers_of
-from outboxkit.dead_letters import Filter, Stage, State, of_delivery
+from outboxkit.consumer.handlers import MessageContext
+from outboxkit.dead_letters.letter import Filter, Stage, State, of_delivery
+from outboxkit.dead_letters.topic_copy import CopyTo, Style, headers_of
 from outboxkit.errors import ConfigurationError, DecodeError
 from outboxkit.events import EventType
-from outboxkit.handlers import MessageContext
-from outboxkit.message import Message, pack_headers, unpack_headers
+from outboxkit.headers import pack_headers, unpack_headers
+from outboxkit.message import Message
 from outboxkit.policy import Failure
 from tests.consuming import OrderPlaced, World, impatient, order, row_of
 
 NUMBER = {"name": "number", "type": "int"}
 WRITER = {"type": "record", "name": "shop.Order", "fields": [NUMBER]}
 READER = WRITER | {"fields": [NUMBER, {"name": "vat", "type": "int"}]}
-DIGESTS = [schemas.fingerprint(schemas.parse(schema)).hex() for schema in (WRITER, READER)]
+DIGESTS = [avro.fingerprint(avro.parse(schema)).hex() for schema in (WRITER, READER)]
 OCCURRED = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
 
 
@@ -137,7 +138,7 @@ async def test_connects_names_have_text(world: World) -> None:
 @pytest.mark.parametrize("style", ["outboxkit", "spring", "connect"])
 async def test_what_broke_in_the_schema_is_said_in_every_style(world: World, style: str) -> None:
     """A message of Confluent's serializer: the schema has a number there, which means nothing elsewhere."""
-    body = b"\x00\x00\x00\x00\x29" + encode(schemas.parse(WRITER), {"number": 7})
+    body = b"\x00\x00\x00\x00\x29" + encode(avro.parse(WRITER), {"number": 7})
     consumer = reading(world, copy_to=CopyTo("dlq", style=style), resolve=lambda _: json.dumps(WRITER))
 
     row, headers = await copied(world, consumer, order(7, payload=body, content_type=""))

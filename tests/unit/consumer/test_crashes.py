@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from outboxkit import failpoints, tables
-from outboxkit.dead_letters import Filter, find
+from outboxkit import _failpoints, tables
+from outboxkit.dead_letters.letter import Filter, find
 from outboxkit.policy import Failure
 from tests.consuming import World
 from tests.consuming_child import COUNT, KILLED, run_child
@@ -77,13 +77,13 @@ def test_a_death_while_burying_leaves_one_letter(world: World, point: str) -> No
 
 def test_unknown_failpoints_are_refused() -> None:
     with pytest.raises(ValueError, match=r"commit\.befor"):
-        failpoints.enable("commit.befor=exit")
+        _failpoints.enable("commit.befor=exit")
 
 
 def test_a_thread_does_not_leave_a_failpoint_at_which_the_process_stands_still() -> None:
     program = """
 import threading
-from outboxkit import failpoints
+from outboxkit import _failpoints as failpoints
 
 def count():
     for number in (1, 2, 3):

@@ -12,9 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit import publish, tables
 from outboxkit.consumer import Consumer
-from outboxkit.dead_letters import DeadLetter, Filter, Stage, find
-from outboxkit.handlers import MessageContext
-from outboxkit.message import REPLAY_FOR, Message, pack_headers, unpack_headers
+from outboxkit.consumer.handlers import MessageContext
+from outboxkit.dead_letters.letter import DeadLetter, Filter, Stage, find
+from outboxkit.headers import REPLAY_FOR, pack_headers, unpack_headers
+from outboxkit.message import Message
 from outboxkit.policy import Failure
 from tests.consuming import Effect, OrderPlaced, World, impatient, order, row_of
 

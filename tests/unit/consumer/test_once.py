@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from outboxkit import tables
 from outboxkit.brokers import Delivery
 from outboxkit.consumer import Consumer
+from outboxkit.consumer.handlers import MessageContext
 from outboxkit.errors import TransientBrokerError
-from outboxkit.handlers import MessageContext
 from tests.consuming import Effect, OrderPlaced, Until, World, order
 
 

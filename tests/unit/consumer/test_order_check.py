@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit.consumer import Consumer
-from outboxkit.message import REPLAY_FOR, Message
-from outboxkit.sequences import SequenceCheck
+from outboxkit.consumer.order_check import SequenceCheck
+from outboxkit.headers import REPLAY_FOR
+from outboxkit.message import Message
 from tests.consuming import Effect, OrderPlaced, World, impatient, order, row_of
 
 

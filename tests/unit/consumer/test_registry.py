@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from outboxkit import schemas, tables
+from outboxkit import avro, tables
 from outboxkit.codecs.avro import encode
 from outboxkit.consumer import Consumer
 from outboxkit.errors import RegistryUnavailable, SchemaNotFound
@@ -47,8 +47,8 @@ def consumer(world: World, registry: Registry) -> Consumer:
     return found
 
 
-def avro(number: int, schema_id: int = 41) -> Message:
-    body = schema_id.to_bytes(5, "big") + encode(schemas.parse(ORDER), {"number": number})
+def avro_order(number: int, schema_id: int = 41) -> Message:
+    body = schema_id.to_bytes(5, "big") + encode(avro.parse(ORDER), {"number": number})
     return order(number, payload=body, content_type="")
 
 
@@ -56,7 +56,7 @@ async def test_messages_wait_for_the_registry_and_spend_no_attempt(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = Registry(away=6)
-    world.send(avro(1), avro(2))
+    world.send(avro_order(1), avro_order(2))
 
     with caplog.at_level(logging.INFO, "outboxkit"):
         await world.run(consumer(world, registry))
@@ -69,7 +69,7 @@ async def test_messages_wait_for_the_registry_and_spend_no_attempt(
 
 
 async def test_a_schema_that_the_registry_does_not_know_is_a_dead_letter(world: World) -> None:
-    world.send(avro(1, schema_id=7), avro(2))
+    world.send(avro_order(1, schema_id=7), avro_order(2))
 
     await world.run(consumer(world, Registry(away=0)))
 

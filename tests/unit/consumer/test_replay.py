@@ -12,15 +12,17 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from outboxkit import dead_letters, failpoints, schemas, tables
+from outboxkit import _failpoints, avro, dead_letters, tables
+from outboxkit._failpoints import FailpointHit
 from outboxkit.codecs import codec_named
 from outboxkit.consumer import Consumer
-from outboxkit.dead_letters import DeadLetter, Filter, Plan, State
+from outboxkit.consumer.handlers import MessageContext
+from outboxkit.dead_letters import Plan
+from outboxkit.dead_letters.letter import DeadLetter, Filter, State
 from outboxkit.errors import ReplayError
 from outboxkit.events import EventType
-from outboxkit.failpoints import FailpointHit
-from outboxkit.handlers import MessageContext
-from outboxkit.message import REPLAY_FOR, Message, unpack_headers
+from outboxkit.headers import REPLAY_FOR, unpack_headers
+from outboxkit.message import Message
 from outboxkit.policy import Failure
 from tests.consuming import Effect, World, impatient, order, row_of
 
@@ -81,8 +83,8 @@ async def test_a_replay_is_refused_with_the_field_until_the_reader_is_repaired(w
     await world.run(consumer(world, schema=STRICT))
     (letter,) = letters(world)
     assert letter.failure is Failure.POISON
-    assert letter.writer_schema == schemas.fingerprint(schemas.parse(WRITER)).hex()
-    assert letter.reader_schema == schemas.fingerprint(schemas.parse(STRICT)).hex()
+    assert letter.writer_schema == avro.fingerprint(avro.parse(WRITER)).hex()
+    assert letter.reader_schema == avro.fingerprint(avro.parse(STRICT)).hex()
     assert [problem["field"] for problem in letter.problems] == ["OrderPlaced.vat"]
 
     with pytest.raises(ReplayError, match=r"billing cannot read order\.placed yet.*OrderPlaced\.vat"):
@@ -174,7 +176,7 @@ async def test_replaying_twice_writes_one_row(world: World) -> None:
 @pytest.mark.parametrize("point", ["replay.written", "replay.claimed"])
 async def test_a_crash_inside_a_replay_changes_nothing_and_it_can_go_on(world: World, point: str) -> None:
     _, letter = await dead(world)
-    failpoints.enable(f"{point}=raise")
+    _failpoints.enable(f"{point}=raise")
 
     with pytest.raises(FailpointHit):
         replay(world, [letter.id])
@@ -300,7 +302,7 @@ def test_the_head_of_a_parked_key_is_brought_back_by_its_relay(world: World) -> 
 @pytest.fixture(autouse=True)
 def _disarmed() -> Any:
     yield
-    failpoints.disable()
+    _failpoints.disable()
 
 
 @pytest.fixture(autouse=True)

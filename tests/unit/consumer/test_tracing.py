@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from outboxkit import context, publish, tables
 from outboxkit.consumer import Consumer
-from outboxkit.message import Message, from_wire, unpack_headers
+from outboxkit.headers import from_wire, unpack_headers
+from outboxkit.message import Message
 from tests.consuming import OrderPlaced, World, order
 
 FOREIGN = ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")

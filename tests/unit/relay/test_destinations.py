@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from outboxkit.brokers import Receipts, Refusal
-from outboxkit.message import Row
 from outboxkit.policy import Failure, Order
-from outboxkit_relay.destinations import Destination, Flight
+from outboxkit.rows import Row
+from outboxkit_relay.core.destinations import Destination, Flight
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from outboxkit.dialects import Page
-from outboxkit.message import Row
-from outboxkit_relay.lanes import MAIN, Lane, Lanes
+from outboxkit.rows import Page, Row
+from outboxkit_relay.core.lanes import MAIN, Lane, Lanes
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

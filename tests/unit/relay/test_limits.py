@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outboxkit.dialects import Page
 from outboxkit.policy import Failure, Order
-from outboxkit_relay.breaker import Breaker, CircuitRule, CircuitState
-from outboxkit_relay.destinations import Limits
-from outboxkit_relay.dialogue import Command, Fetch, Fetched, Owned, Publish, Settle, Settled, Tick
-from outboxkit_relay.lanes import MAIN
-from outboxkit_relay.pace import Bucket
-from outboxkit_relay.state import Rules, State
-from outboxkit_relay.step import step
+from outboxkit.rows import Page
+from outboxkit_relay.core.circuit_breaker import Breaker, CircuitRule, CircuitState
+from outboxkit_relay.core.destinations import Limits
+from outboxkit_relay.core.lanes import MAIN
+from outboxkit_relay.core.protocol import Command, Fetch, Fetched, Owned, Publish, Settle, Settled, Tick
+from outboxkit_relay.core.state import Rules, State
+from outboxkit_relay.core.step import step
+from outboxkit_relay.core.token_bucket import Bucket
 from tests.unit.relay.test_step import ALL, NOW, Core, only, row, sent
 
 SECOND = timedelta(seconds=1)

@@ -6,23 +6,22 @@ from datetime import timedelta
 
 import pytest
 
-from outboxkit.control import Holds
-from outboxkit.message import Row
 from outboxkit.policy import Failure, Order
-from outboxkit_relay.dialogue import Fetch, Leave, Owned, Settle, Settled, Tick
-from outboxkit_relay.lanes import Lane
+from outboxkit.rows import PauseSet, Row
+from outboxkit_relay.core.lanes import Lane
+from outboxkit_relay.core.protocol import Fetch, Leave, Owned, Settle, Settled, Tick
 from tests.unit.relay.test_step import ALL, Core, K, only, row, sent
 
-TYPE = Holds(types=frozenset({"u"}))
-KEY = Holds(keys=frozenset({K}))
-DESTINATION = Holds(destinations=frozenset({"orders"}))
+TYPE = PauseSet(types=frozenset({"u"}))
+KEY = PauseSet(keys=frozenset({K}))
+DESTINATION = PauseSet(destinations=frozenset({"orders"}))
 
 
 def of_type_u(position: int, key: bytes | None = b"k", waiting_id: int | None = None) -> Row:
     return row(position, key, waiting_id)._replace(type="u")
 
 
-def told(core: Core, holds: Holds) -> Core:
+def told(core: Core, holds: PauseSet) -> Core:
     core.on(Owned(ALL, surplus=False, stopped=core.state.stopped, holds=holds))  # type: ignore[arg-type]
     return core
 

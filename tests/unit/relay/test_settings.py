@@ -10,9 +10,9 @@ import pytest
 from outboxkit.brokers import open_publisher
 from outboxkit.errors import ConfigurationError
 from outboxkit_relay import settings
-from outboxkit_relay.breaker import CircuitRule
-from outboxkit_relay.destinations import Limits
-from outboxkit_relay.embedded import rules_of
+from outboxkit_relay.core.circuit_breaker import CircuitRule
+from outboxkit_relay.core.destinations import Limits
+from outboxkit_relay.daemon.embedded import rules_of
 
 USUAL = CircuitRule(failure_rate=0.5, window=timedelta(seconds=30), open_for=timedelta(seconds=5))
 

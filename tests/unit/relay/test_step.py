@@ -8,10 +8,10 @@ from typing import TypeVar
 from uuid import UUID
 
 from outboxkit.brokers import Receipts, Refusal
-from outboxkit.dialects import Page
-from outboxkit.message import Row
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy
-from outboxkit_relay.dialogue import (
+from outboxkit.rows import Page, Row
+from outboxkit_relay.core.lanes import MAIN
+from outboxkit_relay.core.protocol import (
     Answered,
     Balance,
     Command,
@@ -28,9 +28,8 @@ from outboxkit_relay.dialogue import (
     Tick,
     Woken,
 )
-from outboxkit_relay.lanes import MAIN
-from outboxkit_relay.state import Rules, State
-from outboxkit_relay.step import step
+from outboxkit_relay.core.state import Rules, State
+from outboxkit_relay.core.step import step
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ALL = frozenset({0, 1})

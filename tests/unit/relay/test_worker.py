@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine
 
-from outboxkit_relay.worker import Worker
+from outboxkit_relay.daemon.db_thread import Worker
 
 DEADLINE = 20.0
 

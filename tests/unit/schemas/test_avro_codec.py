@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from outboxkit.avro import FrameKind, Schema, fingerprint
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs import codec_named
 from outboxkit.codecs.avro import AvroCodec, encode
 from outboxkit.errors import ConfigurationError, DecodeError, EncodeError, IncompatibleSchema, SchemaNotFound
 from outboxkit.events import EventType, event, event_type
 from outboxkit.message import Message
 from outboxkit.registries.memory import MemoryRegistry
-from outboxkit.schemas import FrameKind, Schema, fingerprint, parse
 
 ORDER: dict[str, Any] = {"type": "record", "name": "shop.Order", "fields": [{"name": "id", "type": "string"}]}
 NEWER = ORDER | {"fields": [*ORDER["fields"], {"name": "n", "type": "int"}]}

@@ -13,13 +13,15 @@ import msgspec
 import pydantic
 import pytest
 
+from outboxkit.avro import fingerprint
+from outboxkit.avro.classes import Avro, disagreements, schema_of
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs import codec_named
 from outboxkit.codecs.avro import decode, encode
+from outboxkit.codecs.plain import from_plain
 from outboxkit.errors import SchemaError
-from outboxkit.events import event, event_type, from_plain
+from outboxkit.events import event, event_type
 from outboxkit.message import Message
-from outboxkit.schemas import fingerprint, parse
-from outboxkit.schemas.classes import Avro, disagreements, schema_of
 
 MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}
 OrderId = NewType("OrderId", int)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from outboxkit.avro import Kind, Problem, check
+from outboxkit.avro.binary.json_values import encode_json
+from outboxkit.avro.compatibility.examples import smallest_values
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode
 from outboxkit.errors import DecodeError
-from outboxkit.schemas import Kind, Problem, check, parse
-from outboxkit.schemas.binary import encode_json
-from outboxkit.schemas.witness import smallest_values
 
 TABLE = Path(__file__).parents[3] / "schemas" / "compatibility.toml"
 PAIRS: list[dict[str, Any]] = tomllib.loads(TABLE.read_text())["pair"]

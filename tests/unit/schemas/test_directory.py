@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from outboxkit.avro import Mode, fingerprint, identity
 from outboxkit.errors import ConfigurationError, SchemaError
 from outboxkit.registries import open_registry
 from outboxkit.registries.directory import LOCK_FILE, DirectoryRegistry
-from outboxkit.schemas import Mode, fingerprint, identity
 
 
 def _text(name: str, *fields: tuple[str, Any]) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from outboxkit.schemas import canonical_form, fingerprint, full_form, identity, parse
+from outboxkit.avro import canonical_form, fingerprint, full_form, identity
+from outboxkit.avro.model.parse import parse
 
 # Input and CRC-64-AVRO as a signed number: share/test/data/schema-tests.txt of Apache Avro.
 VECTORS: list[tuple[Any, int]] = [

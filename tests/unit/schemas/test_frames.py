@@ -7,8 +7,9 @@ from uuid import UUID
 
 import pytest
 
+from outboxkit.avro import FrameKind, fingerprint, read_frame, write_frame
+from outboxkit.avro.model.parse import parse
 from outboxkit.errors import DecodeError, EncodeError
-from outboxkit.schemas import FrameKind, fingerprint, parse, read_frame, write_frame
 
 GUID = UUID("00112233-4455-6677-8899-aabbccddeeff")
 DIGEST = bytes.fromhex("a92de1f8a242f53d")

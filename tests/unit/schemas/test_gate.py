@@ -9,11 +9,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from outboxkit.avro import Direction, Kind, Mode, Version, check_history
+from outboxkit.avro.gate.evaluate import Allow, Finding, find, judge, parse_allowed
+from outboxkit.avro.gate.json_lines import line_of
+from outboxkit.avro.gate.reports import FORMATS, render
+from outboxkit.avro.model.parse import parse
 from outboxkit.errors import SchemaError
-from outboxkit.schemas import Direction, Kind, Mode, Version, check_history, parse
-from outboxkit.schemas.gate import Allow, Finding, find, judge, parse_allowed
-from outboxkit.schemas.positions import line_of
-from outboxkit.schemas.reports import FORMATS, render
 
 TODAY = dt.date(2026, 11, 24)
 

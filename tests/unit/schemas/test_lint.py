@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from outboxkit.avro.gate.lint import lint
+from outboxkit.avro.model.parse import parse
 from outboxkit.registries.directory import DirectoryRegistry
-from outboxkit.schemas import parse
-from outboxkit.schemas.lint import lint
 from tests.unit.schemas.test_compatibility_table import TABLE
 
 

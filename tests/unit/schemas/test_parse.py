@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from outboxkit.avro.model.nodes import Array, Primitive, Record, Ref
+from outboxkit.avro.model.parse import parse
 from outboxkit.errors import SchemaError
-from outboxkit.schemas import parse
-from outboxkit.schemas.nodes import Array, Primitive, Record, Ref
 
 
 def _record(*fields: Any, **more: Any) -> dict[str, Any]:

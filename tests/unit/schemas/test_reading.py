@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode, encode
 from outboxkit.errors import DecodeError
-from outboxkit.schemas import parse
 
 
 def _record(*fields: dict[str, Any], name: str = "R") -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from outboxkit.schemas.rollout import in_share
-from outboxkit.schemas.subjects import SubjectStrategy, subject_for
+from outboxkit.avro.subjects import SubjectStrategy, subject_for
+from outboxkit.capture.rollout import in_share
 
 KEYS = [f"order-{number}".encode() for number in range(20_000)]
 

@@ -14,9 +14,9 @@ import msgspec
 import pydantic
 import pytest
 
+from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode, encode
 from outboxkit.errors import EncodeError
-from outboxkit.schemas import parse
 
 DECIMAL = {"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}
 UTC = dt.datetime(2026, 11, 24, 9, 0, tzinfo=dt.UTC)

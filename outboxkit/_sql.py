@@ -1,0 +1,174 @@
+"""SQL that differs by database: column types, and expressions that compile for each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    TIMESTAMP,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    SmallInteger,
+    String,
+    TypeDecorator,
+    bindparam,
+    literal,
+)
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import UserDefinedType
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+    from sqlalchemy.types import TypeEngine
+
+__all__ = [
+    "Array",
+    "CurrentXid",
+    "Instant",
+    "Xid8",
+    "any_of",
+    "array_literal",
+    "database_now",
+]
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware instant: ``timestamptz``, or sortable UTC text where the database has no such type."""
+
+    impl = TIMESTAMP(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Text on SQLite."""
+        return dialect.type_descriptor(String(32) if dialect.name == "sqlite" else TIMESTAMP(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """UTC, always."""
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Aware, always."""
+        del dialect
+        if isinstance(value, str):
+            return datetime.fromisoformat(value).replace(tzinfo=UTC)
+        return value  # type: ignore[no-any-return]
+
+
+class Array(TypeDecorator[list[Any]]):
+    """A list in one column: an array where the database has them, else JSON."""
+
+    impl = JSON
+    cache_ok = True
+
+    def __init__(self, item: type[TypeEngine[Any]] | TypeEngine[Any]) -> None:
+        super().__init__()
+        self.item = item
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(ARRAY(self.item) if dialect.name == "postgresql" else JSON())
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        # A literal: the driver would adapt each item by itself, and a relay writes thousands a second.
+        return array_literal if dialect.name == "postgresql" else super().bind_processor(dialect)
+
+    def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> Any:
+        del dialect
+        return value and [str(UUID(bytes=item)) if isinstance(item, bytes) else item for item in value]
+
+
+def array_literal(items: Sequence[int | bytes] | None) -> str | None:
+    """Numbers, or ids of 16 bytes each, as PostgreSQL writes an array."""
+    if items is None:
+        return None
+    if items and isinstance(items[0], bytes):
+        return "{" + b"".join(cast("Sequence[bytes]", items)).hex(",", 16) + "}"
+    return "{" + ",".join(map(str, items)) + "}"
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction id; it never wraps around, ``xmin`` does."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+ischema_names["xid8"] = Xid8  # so that reflection, and with it Alembic, knows the type of our column
+
+
+class CurrentXid(FunctionElement[int]):
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(CurrentXid)
+def _no_xid(_element: CurrentXid, _compiler: Any, **_options: Any) -> str:
+    return "NULL"
+
+
+@compiles(CurrentXid, "postgresql")
+def _postgresql_xid(_element: CurrentXid, _compiler: Any, **_options: Any) -> str:
+    return "pg_current_xact_id()"
+
+
+class _DatabaseNow(FunctionElement[datetime]):
+    type = Instant()
+    inherit_cache = True
+
+
+@compiles(_DatabaseNow, "postgresql")
+def _postgresql_now(element: _DatabaseNow, compiler: Any, **options: Any) -> str:
+    # clock_timestamp, not now(): now() is the start of the transaction and reverses two writers.
+    offset = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => {offset}))" if offset else "clock_timestamp()"
+
+
+@compiles(_DatabaseNow, "sqlite")
+def _sqlite_now(element: _DatabaseNow, compiler: Any, **options: Any) -> str:
+    offset = compiler.process(element.clauses, **options)
+    shift = f", ({offset}) || ' seconds'" if offset else ""
+    return f"strftime('%Y-%m-%d %H:%M:%f', 'now'{shift})"
+
+
+def database_now(offset: timedelta | ColumnElement[float] | None = None) -> ColumnElement[datetime]:
+    """The database's own clock, plus an offset: the only clock that leases, retries and due times are compared with.
+
+    Args:
+        offset: added to it; an expression is a number of seconds, and null makes the whole null.
+    """
+    if offset is None:
+        return _DatabaseNow()
+    return _DatabaseNow(literal(offset.total_seconds()) if isinstance(offset, timedelta) else offset)
+
+
+class _AnyOf(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_AnyOf, "postgresql")
+def _postgresql_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} = ANY({values})"
+
+
+@compiles(_AnyOf, "sqlite")
+def _sqlite_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({values}))"  # noqa: S608  a column, and a placeholder
+
+
+def any_of(column: ColumnElement[int], numbers: Collection[int]) -> ColumnElement[bool]:
+    """``column IN numbers`` with one bound value: a list of as many values would be compiled again and again."""
+    return _AnyOf(column, bindparam(None, sorted(numbers), Array(SmallInteger())))

@@ -1,0 +1,1 @@
+"""Binary: guarded decoding and encoding of hostile bytes."""

@@ -1,0 +1,1 @@
+"""Compatibility: every reason why a reader cannot read a writer's data."""

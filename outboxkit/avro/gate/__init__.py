@@ -1,0 +1,1 @@
+"""Gate: a new schema against everything that is stored."""

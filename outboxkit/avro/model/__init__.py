@@ -1,0 +1,1 @@
+"""Model: schemas as frozen nodes, from text to canonical form."""

@@ -1,0 +1,209 @@
+"""Handlers: the user's functions, which message goes to which, and what they are given.
+
+What a handler wants is read from its annotations, once, at registration: the event, the session, the context.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from outboxkit.codecs import codec_named
+from outboxkit.codecs.plain import from_plain
+from outboxkit.errors import ConfigurationError
+from outboxkit.events import EventType
+from outboxkit.policy import duration
+from outboxkit.signals import DeadLetterRequested, RetryRequested
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+
+    from outboxkit.message import Headers, Message
+
+__all__ = [
+    "Handler",
+    "Handlers",
+    "MessageContext",
+    "Want",
+    "decode",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageContext:
+    """What a handler may know of the message besides the event.
+
+    Attributes:
+        id: identity of the message; derive idempotency keys for other systems from it.
+        type: name of the event.
+        topic: where it came from.
+        key: its ordering key.
+        headers: those that are not ours, in order.
+        attempt: which try this is, from 1.
+        first_seen: when this consumer first tried it.
+        deadline: when the handler's time is over.
+        correlation_id: names the whole conversation.
+    """
+
+    id: str
+    type: str
+    topic: str
+    key: bytes | None
+    headers: Headers
+    attempt: int
+    first_seen: datetime
+    deadline: datetime
+    correlation_id: str
+
+    def dead_letter(self, why: str) -> NoReturn:
+        """Gives the message up: its transaction is rolled back and it becomes a dead letter with this reason."""
+        raise DeadLetterRequested(why)
+
+    def retry_after(self, delay: timedelta | str) -> NoReturn:
+        """Rolls back and tries again after the delay, as often as the consumer's policy allows."""
+        raise RetryRequested(duration(delay))
+
+
+class Want(StrEnum):
+    """What a parameter of a handler is given."""
+
+    MESSAGE = "message"  #: the event; a raw handler gets the `Message`
+    SESSION = "session"
+    ASYNC_SESSION = "async session"
+    CONTEXT = "context"
+
+
+_INJECTED: Final = {Want.ASYNC_SESSION: AsyncSession, Want.SESSION: Session, Want.CONTEXT: MessageContext}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """One registered function.
+
+    Attributes:
+        function: the user's.
+        topic: topic or queue it listens to.
+        pattern: type name, or a pattern of them for raw handlers.
+        event_type: the contract; None for raw handlers.
+        wants: what each parameter is given, in order.
+    """
+
+    function: Callable[..., Any]
+    topic: str
+    pattern: str
+    event_type: EventType | None
+    wants: tuple[tuple[str, Want], ...]
+
+    def call(self, given: dict[Want, object]) -> Any:
+        """Calls the function; the result of a coroutine function is its coroutine."""
+        return self.function(**{name: given[want] for name, want in self.wants})
+
+
+class Handlers:
+    """The handlers of one consumer, by topic and type."""
+
+    def __init__(self) -> None:
+        self._exact: dict[tuple[str, str], Handler] = {}
+        self._patterns: list[Handler] = []
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter([*self._exact.values(), *self._patterns])
+
+    @property
+    def contracts(self) -> list[EventType]:
+        """Of the handlers of event classes."""
+        return [handler.event_type for handler in self if handler.event_type is not None]
+
+    def add(self, function: Callable[..., Any], topic: str, what: EventType | str) -> Handler:
+        """Registers a function.
+
+        Raises:
+            ConfigurationError: the type has a handler already, or a parameter cannot be given anything.
+        """
+        contract = what if isinstance(what, EventType) else None
+        pattern = contract.name if contract else str(what)
+        handler = Handler(
+            function=function,
+            topic=topic,
+            pattern=pattern,
+            event_type=contract,
+            wants=_wants(function, contract),
+        )
+        for other in self:
+            if other.topic == topic and (fnmatchcase(pattern, other.pattern) or fnmatchcase(other.pattern, pattern)):
+                raise ConfigurationError(
+                    f"{topic}: {pattern} has a handler already, {other.function.__qualname__} for {other.pattern}; "
+                    "one type has one handler, another reaction is another consumer",
+                )
+        if contract:
+            self._exact[topic, pattern] = handler
+        else:
+            self._patterns.append(handler)
+        return handler
+
+    def find(self, topic: str, type_name: str) -> Handler | None:
+        """The handler of a type, or None."""
+        exact = self._exact.get((topic, type_name))
+        raw = (
+            handler for handler in self._patterns if handler.topic == topic and fnmatchcase(type_name, handler.pattern)
+        )
+        return exact or next(raw, None)
+
+
+def decode(message: Message, contract: EventType, resolve: Callable[[str], str]) -> object:
+    """The event of a message, as its handler's contract sees it.
+
+    Raises:
+        DecodeError: the bytes or the fields are not what they should be.
+        SchemaError: the reader cannot read this writer's schema, or the schema is unknown.
+    """
+    told = next((name for name in ("json", "avro") if name in message.content_type), "")
+    own = contract.codec if not told or (told == "avro" and not isinstance(contract.codec, str)) else told
+    codec = codec_named(own)
+    return from_plain(contract.cls, codec.decode(message, contract, resolve))
+
+
+def _wants(function: Callable[..., Any], contract: EventType | None) -> tuple[tuple[str, Want], ...]:
+    parameters = inspect.signature(function).parameters.values()
+    event = contract.cls.__name__ if contract else "Message"
+    wants = tuple((parameter.name, _want(function, parameter, event)) for parameter in parameters)
+    if [want for _, want in wants].count(Want.MESSAGE) != 1:
+        raise ConfigurationError(
+            f"{function.__qualname__} needs one parameter for the {event}; it has {len(wants)} in all"
+        )
+    return wants
+
+
+def _want(function: Callable[..., Any], parameter: inspect.Parameter, event: str) -> Want:
+    annotation = _evaluated(function, parameter.annotation)
+    for want, cls in _INJECTED.items():
+        if annotation == cls.__name__ or (isinstance(annotation, type) and issubclass(annotation, cls)):
+            return want
+    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    if parameter.annotation is parameter.empty or name.partition("[")[0] in (event, "dict", "Mapping"):
+        return Want.MESSAGE
+    raise ConfigurationError(
+        f"{function.__qualname__}: nothing to give for {parameter.name}: {name}; expected {event}, AsyncSession, "
+        "Session or MessageContext",
+    )
+
+
+def _evaluated(function: Callable[..., Any], annotation: object) -> object:
+    # Under `from __future__ import annotations` a name may live in a function or under TYPE_CHECKING only: then its
+    # text must do, and the last part of a dotted name says enough.
+    if not isinstance(annotation, str):
+        return annotation
+    names = vars(sys.modules.get(function.__module__, inspect))
+    value: object = names
+    for part in annotation.split("."):
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+    return annotation.rpartition(".")[2] if value is None else value

@@ -1,0 +1,289 @@
+"""The outbox: messages written with the domain's transaction, read and settled by relays.
+
+Verbs of writers: `write`, `schedule`. Verbs of relays: `read`, `claim`, `fence`, `remove`. All are Core statements on a
+connection that the caller owns.
+
+State is presence: a row lives in ``outbox_messages`` from its commit to the broker's acknowledgement. What becomes of a
+message that fails for reasons of its own is told in `outboxkit_relay.store.stopped_keys`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from sqlalchemy import delete, func, literal, select
+
+from outboxkit import tables
+from outboxkit._sql import database_now
+from outboxkit.dialects import dialect_of
+from outboxkit.errors import ConfigurationError, LeaseLost
+from outboxkit.headers import from_wire, pack_headers
+from outboxkit.message import Message
+from outboxkit.outbox.insert import insert_messages, insert_waiting, stored_id
+from outboxkit.rows import Evidence, Page, Reading, Row, shard_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Dialect
+
+    from outboxkit.message import Headers
+
+__all__ = [
+    "Lag",
+    "Row",
+    "claim",
+    "fence",
+    "lag",
+    "read",
+    "remove",
+    "rewrite",
+    "schedule",
+    "shards_of",
+    "stored",
+    "stored_id",
+    "write",
+]
+
+_HOT: Final = tables.outbox_messages
+_WAITING: Final = tables.outbox_waiting
+_IDENTITY: Final = attrgetter("position", "raw_id")
+_RAW_ID: Final = attrgetter("raw_id")
+_WAITING_ID: Final = attrgetter("waiting_id")
+
+_RIGHT: Final[weakref.WeakSet[Dialect]] = weakref.WeakSet()  # databases whose tables have our version
+
+
+def write(connection: Connection, messages: Sequence[Message]) -> None:
+    """Inserts messages as unpublished rows, in order, by one statement.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: the rows live and die with the transaction (and savepoint) that is open on the connection.
+
+    Raises:
+        ConfigurationError: the tables are missing or have another version.
+    """
+    _require_version(connection)
+    if messages:
+        insert_messages(connection, messages)
+
+
+def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime | timedelta]]) -> None:
+    """Inserts messages that are published later: at an instant, or a time after now by the database's clock.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: as `write`.
+    """
+    _require_version(connection)
+    if messages:
+        insert_waiting(connection, messages)
+
+
+def rewrite(
+    connection: Connection,
+    *,
+    message_id: str,
+    topic: str,
+    key: bytes | None,
+    type_name: str,
+    kind: str,
+    payload: bytes,
+    headers: Headers,
+) -> None:
+    """Inserts a message again as an unpublished row, with its own wire headers, byte for byte.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: as `write`.
+    """
+    row = stored(
+        connection,
+        message_id=message_id,
+        topic=topic,
+        key=key,
+        type_name=type_name,
+        kind=kind,
+        payload=payload,
+        headers=headers,
+    )
+    connection.execute(tables.outbox_messages.insert().values(row))
+
+
+def stored(
+    connection: Connection,
+    *,
+    message_id: str,
+    topic: str,
+    key: bytes | None,
+    type_name: str,
+    kind: str,
+    payload: bytes,
+    headers: Headers,
+) -> dict[str, Any]:
+    """The columns of a row whose wire headers exist already; it does not expire again.
+
+    Transaction: joins the caller's.
+
+    Raises:
+        DecodeError: the headers cannot be read.
+    """
+    row_id, message = stored_id(message_id), from_wire(topic, key, headers, payload)
+    return {
+        "shard": shard_of(topic, key, row_id, shards_of(connection)),
+        "message_id": row_id,
+        "topic": topic,
+        "key": key,
+        "type": type_name,
+        "kind": kind,
+        "payload": payload,
+        "headers": pack_headers(headers),
+        "content_type": message.content_type,
+        "schema_fingerprint": message.schema or None,
+        "occurred_at": message.occurred_at or database_now(),
+        "expires_at": None,
+    }
+
+
+def shards_of(connection: Connection) -> int:
+    """The number of shards of this database, as it is now.
+
+    Transaction: joins the caller's.
+
+    Raises:
+        ConfigurationError: the tables are missing or have another version.
+    """
+    version = tables.outbox_version
+    found = connection.execute(select(version.c.version, version.c.shards)).one_or_none()
+    if found is None or found.version != tables.VERSION:
+        raise ConfigurationError(
+            f"the outbox tables have version {found.version if found else 'none'}, expected {tables.VERSION}: "
+            "run `outboxkit init` (or your migration)",
+        )
+    _RIGHT.add(connection.dialect)
+    shards: int = found.shards
+    return shards
+
+
+def _require_version(connection: Connection) -> None:
+    """Looks once for each engine; copies of it with other execution options share its dialect."""
+    if connection.dialect not in _RIGHT:
+        shards_of(connection)
+
+
+# --- relays ------------------------------------------------------------------------------------------------------
+
+
+def read(connection: Connection, reading: Reading) -> Page:
+    """A page of fresh unpublished rows in position order; see `outboxkit.dialects.Dialect.read`.
+
+    Transaction: one statement of its own: each call sees what is committed now.
+
+    Raises:
+        LeaseLost: the connection has reached another server session: everything read must be forgotten.
+    """
+    return dialect_of(connection).read(connection, reading)
+
+
+def claim(connection: Connection, relay: UUID) -> timedelta:
+    """Makes what was read durable and confirms the lease; to be called after reading and before publishing.
+
+    Transaction: its own; it is committed when this returns.
+    Guarantee: no message of a transaction that a server crash would lose is published.
+
+    Raises:
+        LeaseLost: another relay may own the shards.
+    """
+    left = dialect_of(connection).claim(connection, relay)
+    if left is None:
+        raise LeaseLost
+    return left
+
+
+def fence(connection: Connection, relay: UUID) -> None:
+    """Locks the relay's lease for the rest of the transaction, so that a take-over waits for it or excludes it.
+
+    Transaction: the caller's; the first statement in it.
+    Guarantee: what follows in this transaction is done by the owner of the shards, or not at all.
+
+    Raises:
+        LeaseLost: the lease has ended.
+    """
+    relays = tables.outbox_relays
+    # FOR SHARE, not a look: under READ COMMITTED a bare sub-select lets a stale relay win the race.
+    alive = (
+        select(literal(1)).where(relays.c.id == relay, relays.c.expires_at > database_now()).with_for_update(read=True)
+    )
+    if connection.execute(alive).one_or_none() is None:
+        raise LeaseLost
+
+
+def remove(connection: Connection, relay: UUID, evidence: Sequence[Evidence]) -> int:
+    """Deletes acknowledged (or expired) rows and writes their evidence to the ledger, one row a batch.
+
+    Transaction: the caller's.
+    Guarantee: needs no fence: what the broker acknowledged is published, whoever removes it. Idempotent.
+
+    Returns:
+        How many fresh rows were deleted.
+    """
+    settled = list(chain.from_iterable(batch.rows for batch in evidence))
+    waited = list(filter(None, map(_WAITING_ID, settled)))
+    fresh = [row for row in settled if row.waiting_id is None] if waited else settled
+    removed = dialect_of(connection).remove(connection, list(map(_IDENTITY, fresh))) if fresh else 0
+    if waited:
+        connection.execute(delete(_WAITING).where(_WAITING.c.id.in_(waited)))
+    entries = [_ledger_entry(relay, batch) for batch in evidence if batch.rows]
+    if entries:
+        connection.execute(tables.outbox_ledger.insert(), entries)
+    return removed
+
+
+def _ledger_entry(relay: UUID, batch: Evidence) -> dict[str, Any]:
+    ids = list(map(_RAW_ID, batch.rows))
+    return {
+        "relay": relay,
+        "topic": batch.topic,
+        "outcome": batch.outcome,
+        "min_id": UUID(bytes=min(ids)),
+        "max_id": UUID(bytes=max(ids)),
+        "ids": ids,
+        "partitions": list(batch.partitions),
+        "offsets": list(batch.offsets),
+    }
+
+
+# --- looking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lag:
+    """How far the relays are behind.
+
+    Attributes:
+        oldest: age of the oldest message that is not published yet; zero when there is none.
+        depth: at most so many messages are not published yet: positions between the oldest and the newest.
+    """
+
+    oldest: timedelta
+    depth: int
+
+
+def lag(connection: Connection) -> Lag:
+    """How far the relays are behind: cheap enough to ask before every bulk write.
+
+    Transaction: joins the caller's; reads only.
+
+    Index used: the primary key, at both ends.
+    """
+    newest = select(func.max(_HOT.c.position)).scalar_subquery()
+    oldest = select(_HOT.c.position, newest, _HOT.c.recorded_at, database_now()).order_by(_HOT.c.position)
+    found = connection.execute(oldest.limit(1)).one_or_none()
+    if found is None:
+        return Lag(oldest=timedelta(0), depth=0)
+    first, last, since, now = found
+    return Lag(oldest=max(timedelta(0), now - since), depth=last - first + 1)

@@ -1,0 +1,195 @@
+"""Pauses: what operators have paused.
+
+A pause names a destination, an event type, or a key, with a reason and, if wanted, an end. It is a row in
+``outbox_control``; every change of it is a row in ``outbox_audit``. Relays look every third of their lease. What is
+paused waits in the database: no attempt is spent, and the order of each key is kept, so that behind a message of a
+paused type the later ones of its key wait, too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Self
+
+from sqlalchemy import and_, delete, insert, or_, select
+
+from outboxkit import tables
+from outboxkit._sql import database_now
+from outboxkit.errors import ConfigurationError
+from outboxkit.rows import PauseSet
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Connection
+
+__all__ = [
+    "Pause",
+    "Scope",
+    "Target",
+    "holds",
+    "pause",
+    "pauses",
+    "resume",
+    "unescaped",
+]
+
+_CONTROL: Final = tables.outbox_control
+
+
+class Scope(StrEnum):
+    """What a pause is about."""
+
+    DESTINATION = "destination"  #: nothing goes out to a topic or queue
+    TYPE = "type"  #: messages of an event type wait, and behind each the later ones of its key
+    KEY = "key"  #: messages of one key of a destination wait
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is paused.
+
+    Attributes:
+        scope: what kind of thing.
+        name: the destination, or the event type.
+        key: the key, for `Scope.KEY` only.
+    """
+
+    scope: Scope
+    name: str
+    key: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.key is not None) != (self.scope is Scope.KEY):
+            raise ConfigurationError("a pause of a key names a destination and a key, every other one no key")
+
+    def __str__(self) -> str:
+        return self.name if self.key is None else f"{_escaped(self.name.encode(), r' ')} {_escaped(self.key)}"
+
+    @classmethod
+    def parse(cls, scope: Scope, text: str) -> Self:
+        """The target that `str` shows like this."""
+        if scope is not Scope.KEY:
+            return cls(scope, text)
+        name, _, key = text.partition(" ")
+        return cls(scope, unescaped(name).decode(), unescaped(key))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A pause in force.
+
+    Attributes:
+        target: what is paused.
+        reason: why, in the operator's words.
+        by: who did it.
+        since: when.
+        until: when it ends by itself; None: when it is resumed.
+    """
+
+    target: Target
+    reason: str
+    by: str
+    since: datetime
+    until: datetime | None
+
+
+# --- operators ---------------------------------------------------------------------------------------------------
+
+
+def pause(connection: Connection, target: Target, *, by: str, reason: str, lasts: timedelta | None = None) -> None:
+    """Pauses a destination, a type or a key; a pause of the same target that is in force is replaced.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: each relay obeys at the latest when it renews its lease, every third of it; what it has handed to the
+        broker by then is heard out.
+
+    Writes: ``outbox_control``, ``outbox_audit``.
+
+    Args:
+        connection: the caller's.
+        target: what to pause.
+        by: who asks.
+        reason: why, for the people who find it paused.
+        lasts: ends by itself after so long, by the database's clock; None: it lasts until `resume`.
+    """
+    connection.execute(delete(_CONTROL).where(_is(target)))
+    until = None if lasts is None else database_now(lasts)
+    values = {"scope": target.scope.value, "target": str(target), "reason": reason, "set_by": by, "until": until}
+    connection.execute(insert(_CONTROL).values(**values))
+    _record(connection, "pause", target, by=by, why=reason)
+
+
+def resume(connection: Connection, target: Target, *, by: str, why: str = "") -> bool:
+    """Ends a pause; returns whether there was one in force.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: as `pause`: what has waited goes out in order.
+
+    Writes: ``outbox_control``, ``outbox_audit``.
+    """
+    was = connection.execute(select(_CONTROL.c.id).where(_is(target), _in_force())).first() is not None
+    connection.execute(delete(_CONTROL).where(_is(target)))
+    if was:
+        _record(connection, "resume", target, by=by, why=why)
+    return was
+
+
+def pauses(connection: Connection) -> list[Pause]:
+    """The pauses in force, the oldest first.
+
+    Transaction: joins the caller's; reads only.
+    """
+    found = connection.execute(select(_CONTROL).where(_in_force()).order_by(_CONTROL.c.set_at, _CONTROL.c.id))
+    return [
+        Pause(
+            target=Target.parse(Scope(row.scope), row.target),
+            reason=row.reason,
+            by=row.set_by,
+            since=row.set_at,
+            until=row.until,
+        )
+        for row in found
+    ]
+
+
+# --- relays ------------------------------------------------------------------------------------------------------
+
+
+def holds(connection: Connection) -> PauseSet:
+    """All pauses in force.
+
+    Transaction: joins the caller's; reads only.
+    """
+    found = [pause.target for pause in pauses(connection)]
+    return PauseSet(
+        frozenset(target.name for target in found if target.scope is Scope.DESTINATION),
+        frozenset(target.name for target in found if target.scope is Scope.TYPE),
+        frozenset((target.name, target.key) for target in found if target.key is not None),
+    )
+
+
+def _is(target: Target) -> ColumnElement[bool]:
+    return and_(_CONTROL.c.scope == target.scope.value, _CONTROL.c.target == str(target))
+
+
+def _in_force() -> ColumnElement[bool]:
+    known = _CONTROL.c.scope.in_([scope.value for scope in Scope])
+    return and_(known, or_(_CONTROL.c.until.is_(None), _CONTROL.c.until > database_now()))
+
+
+def _record(connection: Connection, what: str, target: Target, *, by: str, why: str) -> None:
+    entry = {"who": by, "action": f"control.{what}", "target": f"{target.scope} {target}", "why": why}
+    connection.execute(insert(tables.outbox_audit).values(**entry))
+
+
+# Text columns take neither NUL nor bytes that are no UTF-8, and a blank separates a destination from its key.
+def _escaped(value: bytes, also: str = "") -> str:
+    text = value.replace(b"\\", b"\\x5c").decode("utf-8", "backslashreplace")
+    return "".join(f"\\x{ord(char):02x}" if char == "\0" or char in also else char for char in text)
+
+
+def unescaped(text: str) -> bytes:
+    r"""The bytes that are shown like this: ``\xff`` stands for a byte that is no text."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())

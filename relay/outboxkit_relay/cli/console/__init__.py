@@ -1,0 +1,1 @@
+"""Console: how every command talks to people and machines."""

@@ -1,0 +1,69 @@
+"""The database of a short command: connected at once or not at all."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy.exc import DBAPIError
+
+from outboxkit import dialects
+from outboxkit.errors import ConfigurationError, OutboxKitError
+from outboxkit_relay.daemon import lifecycle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
+
+    from outboxkit_relay.cli.main import Invocation
+
+__all__ = ["opened", "reading", "writing"]
+
+_PATIENCE: Final = timedelta(seconds=10)  # a person is waiting
+
+
+@contextmanager
+def opened(invocation: Invocation, *, patience: timedelta = _PATIENCE) -> Iterator[Engine]:
+    """An engine for as long as the block runs."""
+    settings = invocation.settings
+    engine = dialects.open_engine(settings.database(), patience=patience, pooled=settings.pooled)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def reading(invocation: Invocation) -> Iterator[Connection]:
+    """A connection that only reads and never takes the writer's place, on a database whose tables are checked.
+
+    Raises:
+        ConfigurationError: the login is refused, or the tables are missing.
+        OutboxKitError: the database cannot be reached.
+    """
+    with opened(invocation) as engine, connect(engine) as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        lifecycle.require_tables(connection)
+        yield connection
+
+
+@contextmanager
+def writing(invocation: Invocation) -> Iterator[Connection]:
+    """A transaction that commits at the end of the block; see `reading`."""
+    with opened(invocation) as engine, connect(engine) as connection, connection.begin():
+        lifecycle.require_tables(connection)
+        yield connection
+
+
+def connect(engine: Engine) -> Connection:
+    """A connection, or one line about why there is none."""
+    try:
+        return engine.connect()
+    except DBAPIError as error:
+        if refusal := dialects.refusal(engine.url, error):
+            raise ConfigurationError(refusal) from None
+        where = engine.url.render_as_string(hide_password=True)
+        why = type(error.orig or error).__name__
+        raise OutboxKitError(f"the database {where} cannot be reached ({why}): is it running?") from None

@@ -1,0 +1,70 @@
+"""How a command fails: one line that says what to do, and the right exit code."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+
+import click
+
+from outboxkit.errors import ConfigurationError, OutboxKitError
+from outboxkit_relay import logs
+from outboxkit_relay.exit_codes import Exit
+
+__all__ = ["report"]
+
+_INTERRUPTED = 130
+_EXTRAS = {  # modules that an extra brings; any other belongs to the application that was loaded
+    "aiormq",
+    "aiosqlite",
+    "confluent_kafka",
+    "fastavro",
+    "pamqp",
+    "prometheus_client",
+    "psycopg",
+    "psycopg_pool",
+    "pydantic",
+    "pydantic_settings",
+    "rich",
+    "structlog",
+    "tenacity",
+}
+
+
+def report(error: Exception) -> int:
+    """Says what went wrong; returns the exit code."""
+    if isinstance(error, click.UsageError):
+        error.show()
+        return Exit.USAGE
+    if isinstance(error, click.ClickException):
+        error.show()
+        return Exit.FAILED
+    if isinstance(error, click.Abort):
+        return _INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else Exit.FAILED
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("outboxkit"):
+        ours = (error.name or "").partition(".")[0] in _EXTRAS
+        what = "run: pip install 'outboxkit[all]'" if ours else "is it installed in this environment?"
+        return _say(f"this command needs the module {error.name}; {what}", Exit.USAGE)
+    if isinstance(error, ConfigurationError):
+        return _say(error.message, Exit.USAGE)
+    if isinstance(error, OutboxKitError):
+        return _say(error.message, Exit.FAILED)
+    return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    driver = getattr(error, "orig", None) or error  # of SQLAlchemy's wrapper the driver's class says more
+    state = getattr(driver, "sqlstate", None)
+    what = f"{type(driver).__name__} (SQLSTATE {state})" if state else type(driver).__name__
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        click.echo(logs.redacted("".join(traceback.format_exception(error))), err=True)
+        return Exit.FAILED
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    return _say(f"unexpected {what}{where}; OUTBOXKIT_LOG__LEVEL=debug shows all of it", Exit.FAILED)
+
+
+def _say(text: str, code: Exit) -> int:
+    click.echo(f"outboxkit: {logs.escaped(logs.redacted(text))}", err=True)
+    return code

@@ -1,0 +1,231 @@
+"""Destinations: what is queued for each, what is in flight, and whether it is in trouble. Pure.
+
+Under ``order = strict`` a row leaves the queue only when no row of its key is in flight; under ``pipelined`` the window
+may hold many rows of a key, and batches count as acknowledged in the order in which they were handed over.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+from outboxkit.policy import Failure, Order
+from outboxkit_relay.core.circuit_breaker import Breaker, CircuitRule, CircuitState
+from outboxkit_relay.core.token_bucket import Bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from outboxkit.brokers import Receipts
+    from outboxkit.rows import Row
+
+__all__ = ["Destination", "Flight", "Key", "Limits", "Trouble", "by_topic", "key_of"]
+
+_KIND: Final = attrgetter("kind")
+_TOPIC: Final = attrgetter("topic")
+
+Key = tuple[str, bytes | int]
+
+
+def key_of(row: Row) -> Key:
+    """What keeps its order together: (topic, key); a row without a key has only its own position."""
+    return row.topic, row.position if row.key is None else row.key
+
+
+def by_topic(rows: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
+    """The rows of each topic, in order."""
+    topics = set(map(_TOPIC, rows))
+    if len(topics) == 1:  # as a rule, and a thousand rows are not copied
+        return {topics.pop(): rows}
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.topic, []).append(row)
+    return found
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch at the broker, when it is given up, and since when it is there."""
+
+    number: int
+    rows: Sequence[Row]
+    deadline: datetime
+    since: datetime
+    receipts: Receipts | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one destination may take of the relay.
+
+    Attributes:
+        in_flight: messages at the broker; None: as many as the window holds.
+        rate: messages a second; None: as fast as it goes.
+        circuit: when it is left alone; None: only for the pause that every trouble brings.
+    """
+
+    in_flight: int | None = None
+    rate: float | None = None
+    circuit: CircuitRule | None = None
+
+
+_NO_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A destination that is not used until an instant: how often in a row, why, and since when."""
+
+    until: datetime
+    times: int
+    failure: Failure
+    text: str
+    since: datetime
+
+
+@dataclass(slots=True)
+class Destination:
+    """One topic.
+
+    Attributes:
+        topic: its name.
+        order: how much of a key may be in flight.
+        limits: what it may take.
+        queue: rows that may go out, in order.
+        behind: (strict) rows behind one of their key that is queued or in flight.
+        flights: by number, in the order of hand-over.
+        held: rows in `queue` and `behind`.
+        flying: rows in flight.
+        heavy: bytes of heavy payloads among both, and among what is being settled.
+        broken: keys with a row whose outcome is bad or unknown: what follows must not count as published.
+        failing: in trouble, and not all outcomes are known yet: nothing is handed over.
+        trouble: the latest trouble; cleared by the first success after it.
+    """
+
+    topic: str
+    order: Order
+    limits: Limits = _NO_LIMITS
+    queue: deque[Row] = field(default_factory=deque)
+    behind: dict[Key, deque[Row]] = field(default_factory=dict)
+    flights: dict[int, Flight] = field(default_factory=dict)
+    held: int = 0
+    flying: int = 0
+    heavy: int = 0
+    broken: set[Key] = field(default_factory=set)
+    failing: bool = False
+    trouble: Trouble | None = None
+    bucket: Bucket | None = field(init=False)
+    breaker: Breaker | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bucket = None if self.limits.rate is None else Bucket(self.limits.rate)
+        self.breaker = None if self.limits.circuit is None else Breaker(self.limits.circuit)
+
+    def circuit(self, now: datetime) -> CircuitState:
+        """Whether it is used."""
+        if self.trouble is None:
+            return CircuitState.CLOSED
+        return CircuitState.OPEN if self.trouble.until > now else CircuitState.HALF_OPEN
+
+    def allowance(self, most: int, now: datetime) -> int:
+        """How many rows may be handed over now, at most so many."""
+        if self.limits.in_flight is not None:
+            most = min(most, self.limits.in_flight - self.flying)
+        if self.bucket is not None and most > 0:
+            return self.bucket.allow(min(most, len(self.queue)), now)
+        return max(0, most)
+
+    def takes_more(self, given_up: int) -> bool:
+        """Whether a batch may be handed over: not behind one that was refused, or given up, and does not count yet.
+
+        Args:
+            given_up: the latest batch that a reset of the publisher has ended.
+        """
+        return not self.failing and not any(
+            flight.number <= given_up or (flight.receipts is not None and flight.receipts.refusals)
+            for flight in self.flights.values()
+        )
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Queues rows, in order."""
+        before = len(self.queue)
+        if self.order is Order.PIPELINED:
+            self.queue.extend(rows)
+            self.held += len(self.queue) - before
+            return
+        for row in rows:
+            self.held += 1
+            key = key_of(row)
+            line = self.behind.get(key)
+            if line is None:
+                self.behind[key] = deque()
+                self.queue.append(row)
+            else:
+                line.append(row)
+
+    def take(self, limit: int) -> list[Row]:
+        """The next rows to hand over, all of one kind."""
+        queue = self.queue
+        taken = [queue.popleft() for _ in range(min(limit, len(queue)))]
+        if len(set(map(_KIND, taken))) > 1:
+            other = next(at for at, row in enumerate(taken) if row.kind != taken[0].kind)
+            queue.extendleft(reversed(taken[other:]))
+            del taken[other:]
+        self.held -= len(taken)
+        return taken
+
+    def fly(self, flight: Flight) -> None:
+        """A batch was handed over."""
+        if self.bucket is not None:
+            self.bucket.take(len(flight.rows))
+        self.flights[flight.number] = flight
+        self.flying += len(flight.rows)
+
+    def land(self, number: int, receipts: Receipts) -> list[Flight]:
+        """A batch was answered; returns the flights that count now, in order."""
+        self.flights[number].receipts = receipts
+        if self.order is Order.STRICT:
+            return [self._end(number)]
+        through = []
+        for other in list(self.flights):
+            if self.flights[other].receipts is None:
+                break
+            through.append(self._end(other))
+        return through
+
+    def free(self, rows: Iterable[Row]) -> None:
+        """(strict) These rows are settled: the next ones of their keys may go out."""
+        if self.order is Order.PIPELINED:
+            return
+        for row in rows:
+            key = key_of(row)
+            line = self.behind.get(key)
+            if line:
+                self.queue.append(line.popleft())
+            else:
+                self.behind.pop(key, None)
+
+    def pull(self, key: Key) -> list[Row]:
+        """Takes out what is queued of a key."""
+        pulled = [row for row in self.queue if key_of(row) == key] + list(self.behind.pop(key, ()))
+        if pulled:
+            self.queue = deque(row for row in self.queue if key_of(row) != key)
+            self.held -= len(pulled)
+        return pulled
+
+    def drop(self) -> list[Row]:
+        """Takes out everything that is queued; what comes of a key in flight still has to wait behind it."""
+        dropped = [*self.queue, *(row for line in self.behind.values() for row in line)]
+        self.queue.clear()
+        if self.order is Order.STRICT:
+            self.behind = {key_of(row): deque() for flight in self.flights.values() for row in flight.rows}
+        self.held = 0
+        return dropped
+
+    def _end(self, number: int) -> Flight:
+        flight = self.flights.pop(number)
+        self.flying -= len(flight.rows)
+        return flight

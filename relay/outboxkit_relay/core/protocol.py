@@ -1,0 +1,269 @@
+"""What the relay's core and its shell say to each other: events go in, commands come out. Pure values.
+
+One event or command stands for a batch or a page, never for a message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from outboxkit.brokers import Batch, Receipts
+from outboxkit.policy import Failure, Followers
+from outboxkit.rows import NOTHING_PAUSED, Page, PauseSet, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from outboxkit.rows import Evidence, Row
+
+__all__ = [
+    "Answered",
+    "Balance",
+    "Burial",
+    "Claim",
+    "Claimed",
+    "Command",
+    "Event",
+    "Fenced",
+    "Fetch",
+    "Fetched",
+    "GiveUp",
+    "Hold",
+    "Leave",
+    "Missed",
+    "Owned",
+    "Publish",
+    "Rejoin",
+    "Settle",
+    "Settled",
+    "Stop",
+    "StoppedKey",
+    "Tick",
+    "Watch",
+    "Woken",
+]
+
+StoppedKey = tuple[str, bytes]  #: (topic, key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A head that failed and waits for its next try, with the followers that must wait behind it.
+
+    Attributes:
+        row: the head.
+        failure: its class.
+        text: what went wrong.
+        attempts: tries so far.
+        delay: time until the next one.
+        followers: later rows of its key that were read, but not acknowledged.
+    """
+
+    row: Row
+    failure: str
+    text: str
+    attempts: int
+    delay: timedelta
+    followers: tuple[Row, ...] = ()
+
+
+# --- events ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """The relay holds a lease.
+
+    Attributes:
+        shards: that it owns.
+        surplus: it should give some back.
+        stopped: the keys of these shards that are stopped.
+        holds: what operators have paused.
+        more: (once) something is unpublished elsewhere, or waits for its next try.
+    """
+
+    shards: frozenset[int]
+    surplus: bool
+    stopped: frozenset[StoppedKey]
+    holds: PauseSet = NOTHING_PAUSED
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A page, claimed if it has rows, and due rows of the waiting room."""
+
+    lane: str
+    page: Page
+    due: Sequence[Row]
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The lease is safe until an instant."""
+
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Rows that are present although the lanes' memory says that they were read; claimed."""
+
+    rows: Sequence[Row]
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A batch has its receipts."""
+
+    number: int
+    receipts: Receipts
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A settlement is committed; `stopped` are the keys that are stopped now, None when that did not change."""
+
+    settlement: Settle
+    stopped: frozenset[StoppedKey] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The lease, or the server session of the reader, is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish what is in flight, until an instant, and leave."""
+
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """Somebody has committed messages: it is worth a look."""
+
+
+Event = Owned | Fetched | Claimed | Missed | Answered | Settled | Fenced | Tick | Stop | Woken
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read a page of a lane and claim it; look into the waiting room, too.
+
+    Attributes:
+        lane: its name.
+        reading: the page.
+        without: topics of which nothing is due.
+        look: whether to look into the waiting room.
+        holds: what is not due, either.
+    """
+
+    lane: str
+    reading: Reading
+    without: frozenset[str]
+    look: bool
+    holds: PauseSet = NOTHING_PAUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Confirm the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Look for rows that a lane should have delivered."""
+
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Renew the lease, take free shards; give surplus ones back only if told so."""
+
+    release: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Hand a batch to the broker; its receipts come back under this number."""
+
+    number: int
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burial:
+    """A head that became a dead letter, and what happens to its followers."""
+
+    row: Row
+    failure: Failure
+    text: str
+    attempts: int
+    fate: Followers
+    followers: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """What became of rows.
+
+    Attributes:
+        evidence: acknowledged and expired rows: they are removed, the ledger keeps the proof.
+        held: heads that wait for their next try.
+        buried: heads that are dead.
+        aside: fresh rows of stopped keys.
+        freed: stopped keys whose head went out: their next follower is due.
+    """
+
+    evidence: tuple[Evidence, ...] = ()
+    held: tuple[Hold, ...] = ()
+    buried: tuple[Burial, ...] = ()
+    aside: tuple[Row, ...] = ()
+    freed: tuple[StoppedKey, ...] = ()
+
+    @property
+    def needs_fence(self) -> bool:
+        """Whether anything but the removal of published rows changes."""
+        return bool(self.held or self.buried or self.aside or self.freed)
+
+    def rows(self) -> Iterable[Row]:
+        """Every row that leaves the relay's hands."""
+        return chain(
+            *(batch.rows for batch in self.evidence),
+            *((held.row, *held.followers) for held in self.held),
+            *((burial.row, *burial.followers) for burial in self.buried),
+            self.aside,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Reset the publisher: every batch in flight gets its answer, the unknown ones ``indeterminate``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoin:
+    """Forget everything and join under a new token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Give back shards and lease: the work is done."""
+
+
+Command = Fetch | Claim | Watch | Balance | Publish | Settle | GiveUp | Rejoin | Leave

@@ -1,0 +1,1 @@
+"""Daemon: threads and processes around the core."""

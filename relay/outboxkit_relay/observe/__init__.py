@@ -1,0 +1,1 @@
+"""Observe: statistics, health and metrics of a relay."""

@@ -1,0 +1,184 @@
+"""What others may know of a running relay: a frozen value that its dispatcher hands out. Pure.
+
+Topics are the only labels that data brings with it: beyond `MOST_TOPICS` they are counted together.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from outboxkit_relay.core.circuit_breaker import CircuitState
+from outboxkit_relay.core.protocol import Answered, Claimed, Fenced, Fetched, Missed, Owned, Settled
+
+if TYPE_CHECKING:
+    from outboxkit.brokers import Receipts
+    from outboxkit_relay.core.destinations import Flight
+    from outboxkit_relay.core.protocol import Event
+    from outboxkit_relay.core.state import State
+
+__all__ = ["LIMITS", "MOST_TOPICS", "OTHER_TOPICS", "Distribution", "Paused", "Snapshot", "Tally"]
+
+MOST_TOPICS: Final = 500  #: that are told apart: nobody's time series may grow without a bound
+OTHER_TOPICS: Final = "(others)"
+LIMITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  #: seconds
+
+_FROM_DATABASE: Final = (Owned, Fetched, Claimed, Missed, Settled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """A destination that the broker does not take messages for, and why."""
+
+    topic: str
+    failure: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How often something took how long.
+
+    Attributes:
+        counts: observations up to each of `LIMITS`, and above the last one.
+        total: seconds of all of them.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(LIMITS) + 1)
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A relay at one moment.
+
+    Attributes:
+        relay: its fencing token; a new one with each joining.
+        at: when its dispatcher made this value, in seconds of the machine's monotonic clock.
+        heard: when the database has answered for the last time, on the same clock.
+        away: whether the database cannot be reached.
+        joined: whether it has a lease.
+        stopping: whether it was told to stop.
+        shards: how many it owns.
+        queued: messages in its memory.
+        in_flight: messages at the broker.
+        found_by_rescan: messages that only the watchdog has found.
+        fenced: how often its lease had ended when it wanted to go on: what it did then had no effect.
+        destinations: topics it knows.
+        paused: those that the broker takes nothing for.
+        circuits: the circuit of each.
+        held: destinations that operators have paused.
+        published: acknowledged messages, by topic.
+        failures: refused messages, by topic and reason.
+        publishing: of each batch, from its hand-over to its receipts.
+        latency: of the oldest message of each batch without a refusal, from its commit (nearly) to its receipt.
+    """
+
+    relay: UUID
+    at: float
+    heard: float
+    away: bool
+    joined: bool
+    stopping: bool
+    shards: int
+    queued: int
+    in_flight: int
+    found_by_rescan: int
+    fenced: int = 0
+    destinations: tuple[str, ...]
+    paused: tuple[Paused, ...]
+    published: Mapping[str, int]
+    failures: Mapping[tuple[str, str], int]
+    circuits: Mapping[str, CircuitState] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
+    publishing: Distribution = Distribution()
+    latency: Distribution = Distribution()
+
+
+@dataclass(slots=True)
+class _Durations:
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LIMITS) + 1))
+    total: float = 0.0
+
+    def add(self, took: timedelta) -> None:
+        seconds = max(0.0, took.total_seconds())
+        self.counts[bisect_left(LIMITS, seconds)] += 1
+        self.total += seconds
+
+    @property
+    def now(self) -> Distribution:
+        return Distribution(tuple(self.counts), self.total)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened since the start of the process, by topic."""
+
+    published: Counter[str] = field(default_factory=Counter)
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    publishing: _Durations = field(default_factory=_Durations)
+    latency: _Durations = field(default_factory=_Durations)
+    heard: float = 0.0
+    fenced: int = 0
+    _named: set[str] = field(default_factory=set)
+
+    def count(self, state: State, event: Event, now: tuple[float, datetime]) -> None:
+        """Takes an event in, before the core does; by the machine's monotonic clock and by the database's."""
+        if isinstance(event, _FROM_DATABASE):
+            self.heard = now[0]
+        elif isinstance(event, Fenced):
+            self.fenced += 1
+        elif isinstance(event, Answered):
+            found = next((one for one in state.destinations.values() if event.number in one.flights), None)
+            if found is not None:
+                self._answered(found.topic, found.flights[event.number], event.receipts, now[1])
+
+    def snapshot(self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool) -> Snapshot:
+        """The relay as it is now, by the machine's monotonic clock and by the database's."""
+        at, today = now
+        destinations = list(state.destinations.values())[:MOST_TOPICS]
+        return Snapshot(
+            relay=relay,
+            at=at,
+            heard=self.heard,
+            away=away,
+            joined=state.joined and not away,
+            stopping=state.stop_at is not None or state.left,
+            shards=len(state.lanes.shards),
+            queued=state.held,
+            in_flight=state.in_flight,
+            found_by_rescan=state.found_by_rescan,
+            fenced=self.fenced,
+            destinations=tuple(one.topic for one in destinations),
+            paused=tuple(
+                Paused(topic=one.topic, failure=one.trouble.failure.value, reason=one.trouble.text)
+                for one in destinations
+                if one.trouble is not None
+            ),
+            circuits={one.topic: one.circuit(today) for one in destinations},
+            held=state.holds.destinations,
+            publishing=self.publishing.now,
+            latency=self.latency.now,
+            published=dict(self.published),
+            failures=dict(self.failures),
+        )
+
+    def _answered(self, topic: str, flight: Flight, receipts: Receipts, now: datetime) -> None:
+        name = self._name_of(topic)
+        self.published[name] += len(flight.rows) - len(receipts.refusals)
+        self.publishing.add(now - flight.since)
+        if not receipts.refusals:
+            self.latency.add(now - flight.rows[0].recorded_at)
+        for refusal in receipts.refusals:
+            self.failures[name, refusal.failure.value] += 1
+
+    def _name_of(self, topic: str) -> str:
+        if topic not in self._named and len(self._named) >= MOST_TOPICS:
+            return OTHER_TOPICS
+        self._named.add(topic)
+        return topic

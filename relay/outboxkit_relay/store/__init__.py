@@ -1,0 +1,1 @@
+"""Store: the relay's SQL."""

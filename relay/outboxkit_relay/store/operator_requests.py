@@ -1,0 +1,117 @@
+"""Quarantine: what operators asked for, carried out by the relay that owns the shard.
+
+Operators only *record* a request on a stopped key; the relay that owns its shard carries it out between two pages, so
+that a release cannot race the reader.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import select, update
+
+from outboxkit import dead_letters, outbox, tables
+from outboxkit._sql import any_of, database_now
+from outboxkit.headers import unpack_headers
+from outboxkit.policy import Failure
+from outboxkit_relay.store import stopped_keys
+from outboxkit_relay.store.stopped_keys import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy import Connection, Row
+
+__all__ = ["carry_out_requests"]
+
+_log: Final = logging.getLogger(__name__)
+
+_STOPPED: Final = tables.outbox_stopped_keys
+_LETTERS: Final = tables.dead_letters
+
+
+def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
+    """Carries out what was asked of stopped keys of these shards, as recorded in ``outbox_stopped_keys.request``.
+
+    ``release``: a head that waits for its next try is tried at once; behind a dead head the followers go on.
+    ``skip``: a waiting head becomes a dead letter, and the followers go on. A head that is due may be at the broker: it
+    is heard out first, and skipped if it fails again.
+    ``repair``: the dead head that is being replayed returns to its old position, in front of its followers.
+
+    Transaction: the caller's, fenced.
+    Locks: the stopped keys; those that a settlement is changing are left for the next time.
+    """
+    asked = (
+        select(
+            _STOPPED.c.topic,
+            _STOPPED.c.key,
+            _STOPPED.c.position,
+            _STOPPED.c.request,
+            (_STOPPED.c.reason == "parked").label("parked"),
+            (_STOPPED.c.due_at > database_now()).label("resting"),
+        )
+        .where(any_of(_STOPPED.c.shard, shards), _STOPPED.c.request.is_not(None))
+        .with_for_update(skip_locked=True)
+    )
+    for row in connection.execute(asked).all():
+        if _carry_out(connection, row):
+            _log.info("key.released", extra={"topic": row.topic, "request": row.request, "position": row.position})
+
+
+def _carry_out(connection: Connection, asked: Row[Any]) -> bool:
+    """Returns False when it must wait."""
+    topic, key, position = asked.topic, bytes(asked.key), asked.position
+    if asked.request == "repair" and (letter := _replaying(connection, topic, key, position)) is not None:
+        _bring_back(connection, letter, position)
+    elif asked.request == Request.RELEASE and not asked.parked:
+        stopped_keys.try_now(connection, topic, key)
+    elif asked.request == Request.SKIP and not asked.parked:
+        return bool(asked.resting) and _skip(connection, topic, key)
+    else:
+        stopped_keys.go_on(connection, [(topic, key)])
+    return True
+
+
+def _skip(connection: Connection, topic: str, key: bytes) -> bool:
+    found = stopped_keys.head_of(connection, topic, key)
+    if found is not None:
+        head, error = found
+        failure, text = _reason(error)
+        dead_letters.bury(connection, dead_letters.of_row(head, failure, text, head.attempts))
+        stopped_keys.bury(connection, head)
+    stopped_keys.go_on(connection, [(topic, key)])
+    return True
+
+
+def _reason(error: str) -> tuple[Failure, str]:
+    """Why the head waits, as `outboxkit_relay.store.stopped_keys.hold` has written it."""
+    name, _, text = error.partition(": ")
+    return (Failure(name), text) if name in set(Failure) else (Failure.REJECTED, error)
+
+
+def _bring_back(connection: Connection, letter: Row[Any], position: int) -> None:
+    row = outbox.stored(
+        connection,
+        message_id=letter.message_id,
+        topic=letter.topic,
+        key=letter.key,
+        type_name=letter.type,
+        kind=letter.kind,
+        payload=letter.payload,
+        headers=tuple(unpack_headers(letter.headers)),
+    )
+    stopped_keys.bring_back(connection, position, row)
+    closed = {"state": "replayed", "closed_at": database_now()}
+    connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter.id).values(**closed))
+
+
+def _replaying(connection: Connection, topic: str, key: bytes, position: int) -> Row[Any] | None:
+    letter = select(_LETTERS).where(
+        _LETTERS.c.side == "relay",
+        _LETTERS.c.state == "replaying",
+        _LETTERS.c.topic == topic,
+        _LETTERS.c.key == key,
+        _LETTERS.c.position == position,
+    )
+    return connection.execute(letter).first()

@@ -1,0 +1,77 @@
+"""The janitor: deletes what its retention no longer keeps. Never a message on its way, never an open dead letter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Table, and_, delete, exists, func, select, tuple_
+
+from outboxkit import tables
+from outboxkit._sql import database_now
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from sqlalchemy import Column, ColumnElement, Connection
+
+    from outboxkit_relay.settings import Retention
+
+__all__ = ["PRUNED", "prune"]
+
+_LEDGER: Final = tables.outbox_ledger
+_INBOX: Final = tables.inbox_messages
+_LETTERS: Final = tables.dead_letters
+_AUDIT: Final = tables.outbox_audit
+
+#: the tables that grow with time, and are kept for as long as `Retention` says
+PRUNED: Final = ("outbox_ledger", "inbox_messages", "dead_letters", "outbox_audit")
+
+
+def prune(
+    connection: Connection, retention: Retention, *, dry_run: bool = False, limit: int = 10_000
+) -> dict[str, int]:
+    """Deletes at most ``limit`` rows of each table that are older than their retention; returns how many by table.
+
+    Transaction: joins the caller's; does not commit. Call it again while a count reaches the limit.
+    Guarantee: the inbox row of an open dead letter stays, however old: without it a redelivery would take effect.
+
+    Writes: ``outbox_ledger``, ``inbox_messages``, ``dead_letters``, ``outbox_audit``. Index used: those on the times.
+
+    Args:
+        connection: the caller's.
+        retention: how long each is kept, by the database's clock.
+        dry_run: counts only, without a limit.
+        limit: bounds the transaction.
+    """
+    due = {
+        _LEDGER: _older(_LEDGER.c.published_at, retention.ledger),
+        _INBOX: and_(_older(_INBOX.c.handled_at, retention.inbox), ~_stands_for_an_open_letter()),
+        _LETTERS: _older(_LETTERS.c.closed_at, retention.dead_letters),
+        _AUDIT: _older(_AUDIT.c.at, retention.audit),
+    }
+    if dry_run:
+        return {table.name: _count(connection, table, old) for table, old in due.items()}
+    return {table.name: _delete(connection, table, old, limit) for table, old in due.items()}
+
+
+def _older(time: Column[object], than: timedelta) -> ColumnElement[bool]:
+    return time < database_now(-than)
+
+
+def _stands_for_an_open_letter() -> ColumnElement[bool]:
+    return exists().where(
+        _LETTERS.c.message_id == _INBOX.c.message_id,
+        _LETTERS.c.consumer == _INBOX.c.consumer,
+        _LETTERS.c.source == _INBOX.c.source,
+        _LETTERS.c.closed_at.is_(None),
+    )
+
+
+def _count(connection: Connection, table: Table, old: ColumnElement[bool]) -> int:
+    return connection.execute(select(func.count()).select_from(table).where(old)).scalar_one()
+
+
+def _delete(connection: Connection, table: Table, old: ColumnElement[bool], limit: int) -> int:
+    key = tuple_(*table.primary_key.columns)
+    oldest = select(*table.primary_key.columns).where(old).limit(limit)
+    return connection.execute(delete(table).where(key.in_(oldest))).rowcount
