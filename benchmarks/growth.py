@@ -58,14 +58,14 @@ class Sink:
 def drain_here(database: str) -> None:
     """(in a process of its own)"""
     from outboxkit.dialects import open_engine
-    from outboxkit_relay.core.state import Rules
+    from outboxkit_relay.core.state import RelayConfig
     from outboxkit_relay.daemon import lifecycle
     from outboxkit_relay.daemon.relay import Relay
 
     lifecycle.tune_interpreter()
     engine = open_engine(database, patience=timedelta(seconds=10))
     began = time.perf_counter()
-    Relay(engine, Sink(), Rules(once=True)).run(threading.Event())  # type: ignore[arg-type]
+    Relay(engine, Sink(), RelayConfig(once=True)).run(threading.Event())  # type: ignore[arg-type]
     print(json.dumps(time.perf_counter() - began))
 
 

@@ -110,14 +110,16 @@ def outboxkit(database: str, broker: str, _count: int, order: str = "") -> None:
     from outboxkit.brokers import open_publisher
     from outboxkit.dialects import open_engine
     from outboxkit.policy import Order
-    from outboxkit_relay.core.state import Rules
+    from outboxkit_relay.core.state import RelayConfig
     from outboxkit_relay.daemon import lifecycle
     from outboxkit_relay.daemon.relay import Relay
 
     lifecycle.tune_interpreter()  # as the daemon does
     publisher = open_publisher(broker)
     engine = open_engine(database, patience=timedelta(seconds=10))
-    rules = Rules(once=True, order=Order(order) if order else publisher.features.order, lease=timedelta(seconds=2))
+    rules = RelayConfig(
+        once=True, order=Order(order) if order else publisher.features.order, lease=timedelta(seconds=2)
+    )
     Relay(engine, publisher, rules).run(threading.Event())
     publisher.close()
 

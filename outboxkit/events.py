@@ -57,7 +57,7 @@ class EventType:
         schema: an ``.avsc`` file (path), or the schema itself as parsed JSON; None for codecs without schemas, and for
             Avro when the class is the contract.
         codec: name of the codec, ``json`` or ``avro``; or a codec, as in ``AvroCodec(frame=…)``.
-        canary: who gets this version, while not all do.
+        rollout: who gets this version, while not all do.
     """
 
     name: str
@@ -65,7 +65,7 @@ class EventType:
     cls: type = dict
     schema: str | Path | Mapping[str, Any] | None = None
     codec: object = "json"
-    canary: Rollout | None = None
+    rollout: Rollout | None = None
 
     @property
     def dataschema(self) -> str:
@@ -79,7 +79,7 @@ def event(
     version: int = 1,
     schema: str | Path | Mapping[str, Any] | None = None,
     codec: object = None,
-    canary: Rollout | None = None,
+    rollout: Rollout | None = None,
 ) -> Callable[[T], T]:
     """Gives any class a name and version on the wire: a dataclass, a msgspec Struct, a pydantic model.
 
@@ -88,15 +88,15 @@ def event(
         version: of the contract, from 1.
         schema: Avro schema: a path to an ``.avsc`` file or the parsed schema.
         codec: a codec's name, or a codec made for this event; ``avro`` when there is a schema, else ``json``.
-        canary: ``Rollout(OrderPlacedV1, share=0.05)``: 5 % of the keys get this version, the rest the previous one.
+        rollout: ``Rollout(OrderPlacedV1, share=0.05)``: 5 % of the keys get this version, the rest the previous one.
 
     Raises:
-        ConfigurationError: an empty name, a version below 1, or a canary whose previous version is no earlier one.
+        ConfigurationError: an empty name, a version below 1, or a rollout whose previous version is no earlier one.
     """
     if not name or version < 1:
         raise ConfigurationError(f"an event needs a name and a version from 1, got {name!r} and {version}")
 
-    earlier = None if canary is None else event_type(canary.previous)
+    earlier = None if rollout is None else event_type(rollout.previous)
     if earlier is not None and (earlier.name != name or earlier.version >= version):
         raise ConfigurationError(f"the previous version of {name} {version} cannot be {earlier.name} {earlier.version}")
 
@@ -107,7 +107,7 @@ def event(
             cls=cls,
             schema=schema,
             codec=codec or ("avro" if schema is not None else "json"),
-            canary=canary,
+            rollout=rollout,
         )
         setattr(cls, _ATTRIBUTE, found)
         return cls
@@ -131,8 +131,8 @@ def event_type(value: object) -> EventType:
 
 
 def versions_of(contract: EventType) -> tuple[EventType, ...]:
-    """The versions that a producer of this event writes now: the newest, and the previous ones of its canaries."""
-    return (contract, *(versions_of(event_type(contract.canary.previous)) if contract.canary else ()))
+    """The versions that a producer of this event writes now: the newest, and the previous ones of its rollouts."""
+    return (contract, *(versions_of(event_type(contract.rollout.previous)) if contract.rollout else ()))
 
 
 def is_event(value: object) -> bool:

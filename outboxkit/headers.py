@@ -207,10 +207,10 @@ def check_limits(message: Message, limits: Limits) -> None:
             raise EncodeError(f"{message.type}: the header {name!r} is reserved; choose a name without that prefix")
 
 
-def _bound(message: Message, what: str, found: int, most: int) -> None:
-    if found > most:
+def _bound(message: Message, what: str, found: int, limit: int) -> None:
+    if found > limit:
         raise EncodeError(
-            f"{message.type}: the {what} has a size of {found:,}, at most {most:,} is allowed; "
+            f"{message.type}: the {what} has a size of {found:,}, at most {limit:,} is allowed; "
             "send a reference to the data, or raise the limit where the broker allows more",
         )
 

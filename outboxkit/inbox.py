@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from outboxkit.message import Message
 
 __all__ = [
-    "MOST_OUTCOME_BYTES",
+    "MAX_OUTCOME_BYTES",
     "Admission",
     "Admitted",
     "Claim",
     "Claiming",
     "admit",
+    "block",
     "claim",
-    "condemn",
     "finish",
-    "pardon",
+    "unblock",
 ]
 
-MOST_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
+MAX_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
 _DEAD: Final = b"\0outboxkit: dead"  # the outcome of a message that had no effect and became a dead letter
-_MOST_TRIES: Final = 10  # each means that another transaction rolled back, or a purge ran, between two statements
+_MAX_TRIES: Final = 10  # each means that another transaction rolled back, or a purge ran, between two statements
 
 
 class Admitted(StrEnum):
@@ -99,7 +99,7 @@ def finish(session: Session, consumer: str, message: Message, outcome: bytes | N
     _finish(session, _entry(consumer, message), outcome)
 
 
-def condemn(connection: Connection, consumer: str, *, source: str, message_id: str, digest: bytes) -> bool:
+def block(connection: Connection, consumer: str, *, source: str, message_id: str, digest: bytes) -> bool:
     """Takes the row of a message that is dead, so that a redelivery has no effect; False when it was taken.
 
     Transaction: joins the caller's, which also stores the dead letter; does not commit.
@@ -110,7 +110,7 @@ def condemn(connection: Connection, consumer: str, *, source: str, message_id: s
     return connection.execute(insert.values(content_hash=digest, outcome=_DEAD, **values)).one_or_none() is not None
 
 
-def pardon(connection: Connection, consumer: str, source: str, message_id: str) -> None:
+def unblock(connection: Connection, consumer: str, source: str, message_id: str) -> None:
     """Gives the row of a dead message free again for its replay; a row of an effect stays.
 
     Transaction: joins the caller's, which also writes the replay; does not commit.
@@ -227,7 +227,7 @@ def _admit(session: Session, entry: _Entry) -> Admission:
     insert = insert_ignoring(connection, inbox).returning(inbox.c.message_id)
     values = {"consumer": entry.consumer, "source": entry.source, "message_id": entry.message_id}
     known = select(inbox.c.content_hash, inbox.c.outcome).where(entry.where())
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MAX_TRIES):
         # RETURNING tells what was inserted; psycopg's rowcount does not.
         if connection.execute(insert.values(content_hash=entry.digest, **values)).one_or_none() is not None:
             failpoint("inbox.inserted")
@@ -251,8 +251,8 @@ def _finish(session: Session, entry: _Entry, outcome: bytes | None) -> None:
 
 
 def _bounded(outcome: bytes) -> bytes:
-    if len(outcome) > MOST_OUTCOME_BYTES:
+    if len(outcome) > MAX_OUTCOME_BYTES:
         raise OutboxKitError(
-            f"an outcome has at most {MOST_OUTCOME_BYTES:,} bytes, got {len(outcome):,}; store a reference"
+            f"an outcome has at most {MAX_OUTCOME_BYTES:,} bytes, got {len(outcome):,}; store a reference"
         )
     return outcome

@@ -23,7 +23,7 @@ __all__ = [
     "Failure",
     "Followers",
     "Order",
-    "Pause",
+    "PauseDestination",
     "Resend",
     "Retry",
     "RetryPolicy",
@@ -111,7 +111,7 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class PauseDestination:
     """Stop using the destination until an instant; no attempt is spent."""
 
     until: datetime
@@ -125,7 +125,7 @@ class Bury:
     followers: Followers
 
 
-Verdict = Done | Resend | Retry | Pause | Bury
+Verdict = Done | Resend | Retry | PauseDestination | Bury
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,7 @@ def verdict(  # noqa: PLR0917  the five things a decision depends on; all are al
     if outcome in (Failure.INDETERMINATE, Failure.FENCED):
         return Resend()
     if outcome.of_destination:
-        return Pause(now + policy.delayed.delay(attempt, rng))
+        return PauseDestination(now + policy.delayed.delay(attempt, rng))
     spent = attempt >= (_TRIES_OF_A_FINAL_FAILURE if outcome.is_final else policy.attempts)
     if spent and policy.followers is not Followers.BLOCK:
         return Bury(outcome, policy.followers)

@@ -114,7 +114,7 @@ class Reading:
         round: snapshot of the round's first page: what it did not see belongs to the next round; None on that page.
         last: only positions above, 0 on the first page.
         limit: at most so many rows.
-        most_bytes: no more heavy payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
+        max_bytes: no more heavy payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
         missed: the complement instead: rows that are present although the snapshots saw them.
     """
 
@@ -123,7 +123,7 @@ class Reading:
     round: str | None = None
     last: int = 0
     limit: int
-    most_bytes: int = 16 << 20
+    max_bytes: int = 16 << 20
     missed: bool = False
 
 

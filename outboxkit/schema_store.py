@@ -40,7 +40,7 @@ __all__ = [
 Reader = tuple[str, str]  #: (fingerprint, text) of a schema
 Problems = list[dict[str, str]]
 
-_MOST_PROBLEMS: Final = 20
+_MAX_PROBLEMS: Final = 20
 _PROBLEM_LENGTH: Final = 500
 _SCHEMAS: Final = tables.outbox_schemas
 
@@ -146,7 +146,7 @@ def problems(reader: str, writer: str) -> Problems:
         return [{"kind": error.code, "message": error.message[:_PROBLEM_LENGTH]}]
     return [
         {"kind": one.kind.value, "field": one.reader_path, "message": one.message[:_PROBLEM_LENGTH], "fix": one.fix}
-        for one in found[:_MOST_PROBLEMS]
+        for one in found[:_MAX_PROBLEMS]
     ]
 
 

@@ -23,7 +23,7 @@ from typing_extensions import Unpack
 
 from outboxkit import codecs, context
 from outboxkit.capture import rollout, session_hooks
-from outboxkit.capture.rollout import Written
+from outboxkit.capture.rollout import EncodedVersion
 from outboxkit.capture.session_hooks import Emission
 from outboxkit.errors import CaptureError
 from outboxkit.events import EventType, event_type, is_event
@@ -61,7 +61,8 @@ class Outbox:
         source: the producer's name; what `outboxkit.context.source` says when empty.
         headers: added to every message.
         limits: bounds that every message must keep.
-        bulk: what happens to a bulk UPDATE, DELETE or INSERT of the ORM, which emits nothing (see `outboxkit.capture.bulk`).
+        bulk: what happens to a bulk UPDATE, DELETE or INSERT of the ORM, which emits nothing:
+            see `outboxkit.capture.bulk`.
         capture: the changes that are events without `emit` (see `outboxkit.capture.change_capture`).
         name: what their types begin with: ``order`` for ``order.created``; the class's name in lower case when empty.
         include: the columns that they tell of; all when None.
@@ -223,14 +224,14 @@ class _Draft(NamedTuple):  # a tuple, because one is made for every event
     key: bytes | None
     entity: object  # has the key, None when that is known
     key_of: Key
-    event: Callable[[], object] | tuple[Written, ...]
+    event: Callable[[], object] | tuple[EncodedVersion, ...]
 
     def make(self) -> Message:
         """The message, once the flush has given it its key."""
         written = self.event if isinstance(self.event, tuple) else _encode(self.event(), self.type)
         return self.message(written, self.key if self.entity is None else _key_of(self.entity, self.key_of))
 
-    def message(self, written: tuple[Written, ...], key: bytes | None) -> Message:
+    def message(self, written: tuple[EncodedVersion, ...], key: bytes | None) -> Message:
         chooses = self.id.encode() if key is None else key
         declared, encoded = written[0] if len(written) == 1 else rollout.version_for(chooses, written)
         message = Message(
@@ -292,7 +293,7 @@ def _draft(
     return draft
 
 
-def _encode(event: object, type_name: str) -> tuple[Written, ...]:
+def _encode(event: object, type_name: str) -> tuple[EncodedVersion, ...]:
     if not isinstance(event, Mapping):
         declared = event_type(event)
     elif type_name:
@@ -300,7 +301,7 @@ def _encode(event: object, type_name: str) -> tuple[Written, ...]:
     else:
         raise CaptureError("an event that is a mapping needs its type: publish(session, {...}, type='order.placed')")
     written = (declared, codecs.codec_named(declared.codec).encode(event, declared))
-    return (written,) if declared.canary is None else tuple(rollout.all_versions(written))
+    return (written,) if declared.rollout is None else tuple(rollout.all_versions(written))
 
 
 def _key_of(entity: object, key: Key) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Canaries: a new version of an event goes to a share of the keys, the previous version to all others.
+"""Rollouts: a new version of an event goes to a share of the keys, the previous version to all others.
 
 Both are written when the event is emitted, so that an event which cannot be told in the previous version is refused for
 every key and not only for the unlucky ones. Which one goes out depends on the key alone (`outboxkit.capture.rollout`).
@@ -17,39 +17,39 @@ from outboxkit.events import EventType, event_type
 from outboxkit.message import Message
 
 __all__ = [
-    "Written",
+    "EncodedVersion",
     "all_versions",
     "in_share",
     "version_for",
 ]
 
-Written = tuple[EventType, Encoded]  #: an event in one of its versions
+EncodedVersion = tuple[EventType, Encoded]  #: an event in one of its versions
 
 
 _STEPS: Final = 2**32
 
 
-def all_versions(newest: Written) -> Sequence[Written]:
+def all_versions(newest: EncodedVersion) -> Sequence[EncodedVersion]:
     """An event in every version that may go out, the newest first.
 
     Raises:
         EncodeError: the previous version cannot tell it.
     """
     contract, encoded = newest
-    if contract.canary is None:
+    if contract.rollout is None:
         return (newest,)
-    previous = event_type(contract.canary.previous)
+    previous = event_type(contract.rollout.previous)
     return (newest, *all_versions((previous, _retold(contract, encoded, previous))))
 
 
-def version_for(key: bytes, written: Sequence[Written]) -> Written:
-    """The version for a key: the newest one whose canary takes it.
+def version_for(key: bytes, written: Sequence[EncodedVersion]) -> EncodedVersion:
+    """The version for a key: the newest one whose rollout takes it.
 
     Raises:
         ValueError: a share is not between 0 and 1.
     """
     for contract, encoded in written[:-1]:
-        share = 1.0 if contract.canary is None else contract.canary.share
+        share = 1.0 if contract.rollout is None else contract.rollout.share
         if in_share(key, share() if callable(share) else share, salt=contract.name):
             return contract, encoded
     return written[-1]

@@ -1,9 +1,9 @@
 """The consumer: receives deliveries, handles each once in a transaction of its own, and gives up on none silently.
 
-A batch goes this way: marker → lanes by key → per message one transaction (`outboxkit.consumer.process`) → what failed waits
-(`outboxkit.consumer.retries`) or is buried (`outboxkit.dead_letters`) → acknowledge → marker away. Nothing is acknowledged
-before the database has committed what became of it. Trouble with the database spends no attempt: the same step is
-tried again.
+A batch goes this way: marker → lanes by key → per message one transaction (`outboxkit.consumer.process`) → what failed
+waits (`outboxkit.consumer.retries`) or is buried (`outboxkit.dead_letters`) → acknowledge → marker away. Nothing is acknowledged
+before the database has committed what became of it. Trouble with the database spends no attempt: the same
+step is tried again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ from outboxkit._failpoints import failpoint
 from outboxkit.brokers import Delivery, Subscriber, Subscription
 from outboxkit.consumer import retries
 from outboxkit.consumer.handlers import Handlers, MessageContext, Want
-from outboxkit.consumer.order_check import SequenceCheck
-from outboxkit.consumer.process import Failed, Handling, Job, Recipient, Result, Try, failure_of, job_of
-from outboxkit.consumer.retries import Lane, Marker, Spent, Waiting
-from outboxkit.consumer.transactions import Given, Patience, Stopped, Transactions, Trouble, pause
+from outboxkit.consumer.order_check import OrderCheck
+from outboxkit.consumer.process import Failed, HandleOnce, HandlerLookup, Job, Result, Try, failure_of, job_of
+from outboxkit.consumer.retries import FailedAttempt, Marker, OrderingKey, WaitingDelivery
+from outboxkit.consumer.transactions import (
+    DatabaseTrouble,
+    RetryOnDatabaseTrouble,
+    Stopped,
+    Transactions,
+    TransactionScope,
+    backoff_delay,
+)
 from outboxkit.dead_letters import topic_copy
 from outboxkit.dead_letters.letter import DeadLetter, Stage
-from outboxkit.dead_letters.topic_copy import CopyTo
+from outboxkit.dead_letters.topic_copy import DeadLetterTopic
 from outboxkit.errors import ConfigurationError, OutboxKitError, TransientBrokerError
 from outboxkit.events import EventType, event_type
 from outboxkit.message import Kind, Message
@@ -72,7 +79,8 @@ class Consumer:
         resolve: schema text for a fingerprint that the database does not know.
         message_id: finds the id of a foreign message without one.
         check_order: log and count (``out of order``) each message that takes effect after a later one of its key.
-        copy_to: also copy dead letters to this topic, through the outbox: a topic, or a `CopyTo` with a header style.
+        copy_to: also copy dead letters to this topic, through the outbox: a topic, or a `DeadLetterTopic` with a header
+            style.
     """
 
     def __init__(
@@ -87,7 +95,7 @@ class Consumer:
         resolve: Callable[[str], str] | None = None,
         message_id: Callable[[Message], str] | None = None,
         check_order: bool = False,
-        copy_to: CopyTo | str | None = None,
+        copy_to: DeadLetterTopic | str | None = None,
     ) -> None:
         if not name or concurrency < 1:
             raise ConfigurationError(
@@ -95,11 +103,11 @@ class Consumer:
             )
         self.name, self.sessions, self.retry = name, sessions, retry or RetryPolicy()
         self.concurrency, self.ordering, self.message_id = concurrency, ordering, message_id
-        self.copy_to = CopyTo(copy_to) if isinstance(copy_to, str) else copy_to
-        self.handling = Handling(consumer=name, timeout=duration(timeout), resolve=resolve, schemas={})
-        self.sequences = SequenceCheck() if check_order else None
+        self.copy_to = DeadLetterTopic(copy_to) if isinstance(copy_to, str) else copy_to
+        self.handling = HandleOnce(consumer=name, timeout=duration(timeout), resolve=resolve, schemas={})
+        self.sequences = OrderCheck() if check_order else None
         self.handlers = Handlers()
-        self.mourners: dict[str, Callable[[DeadLetter], Any]] = {}
+        self.dead_letter_hooks: dict[str, Callable[[DeadLetter], Any]] = {}
         self.counts: Counter[str] = Counter()
         self.queues: tuple[str, ...] = ()
         self.topics: tuple[str, ...] = ()
@@ -138,7 +146,7 @@ class Consumer:
         """Registers what to do when a message of this type has died: called once, after the commit, best effort."""
 
         def register(function: F) -> F:
-            self.mourners[(event_type(what) if isinstance(what, type) else what).name] = function
+            self.dead_letter_hooks[(event_type(what) if isinstance(what, type) else what).name] = function
             return function
 
         return register
@@ -180,14 +188,14 @@ class _Run:
 
     def __init__(self, consumer: Consumer, subscriber: Subscriber, stop: asyncio.Event) -> None:
         self.consumer, self.subscriber, self.stop = consumer, subscriber, stop
-        self.recipient = Recipient(name=consumer.name, handlers=consumer.handlers, message_id=consumer.message_id)
+        self.recipient = HandlerLookup(name=consumer.name, handlers=consumer.handlers, message_id=consumer.message_id)
         self.transactions = Transactions(consumer.sessions, consumer.concurrency + 2)
-        self.patience = Patience(self.transactions, consumer.name, stop)
+        self.patience = RetryOnDatabaseTrouble(self.transactions, consumer.name, stop)
         self.marker = Marker(uuid4(), consumer.name, LEASE)
         self.slots = asyncio.Semaphore(consumer.concurrency)
         self.rng = random.Random()  # noqa: S311  jitter needs no secrecy
         self.suspects: dict[str, int] = {}
-        self.keys_waiting: set[Lane] = set()
+        self.keys_waiting: set[OrderingKey] = set()
         self.readers: dict[str, Reader] = {}
         self.is_cut_off = False
 
@@ -206,7 +214,7 @@ class _Run:
             self.transactions.close()
 
     async def _start(self) -> None:
-        def start(given: Given) -> dict[str, Reader]:
+        def start(given: TransactionScope) -> dict[str, Reader]:
             outbox.shards_of(given.session.connection())
             retries.suspects(given.session, self.marker, starting=True)
             retries.sweep(given.session, self.consumer.name)
@@ -220,7 +228,7 @@ class _Run:
             deliveries = await self.subscriber.receive(BATCH, timeout)
         except TransientBrokerError as error:
             self._cut_off(error)
-            await self.patience.wait(pause(Trouble.DOWN, _AWAY, self.rng))
+            await self.patience.wait(backoff_delay(DatabaseTrouble.DOWN, _AWAY, self.rng))
             return ()
         if self.is_cut_off:
             self.is_cut_off = False
@@ -259,7 +267,7 @@ class _Run:
         await self._batch(list(lanes.values()))
         await self._acknowledge(deliveries)
 
-    def _job(self, delivery: Delivery, waiting: Waiting | None = None) -> Job:
+    def _job(self, delivery: Delivery, waiting: WaitingDelivery | None = None) -> Job:
         return job_of(delivery, waiting, self.recipient)
 
     # --- a batch -------------------------------------------------------------------------------------------------
@@ -280,7 +288,7 @@ class _Run:
     async def _open(self, jobs: Sequence[Job]) -> None:
         lanes = {_lane(job.delivery) for job in jobs if job.waiting is None and self.consumer.ordering == "key"}
 
-        def open_batch(given: Given) -> tuple[dict[str, int], set[Lane]]:
+        def open_batch(given: TransactionScope) -> tuple[dict[str, int], set[OrderingKey]]:
             suspects = retries.suspects(given.session, self.marker)
             # Suspects get markers of their own: a death must not count against the others of the batch.
             if not any(job.identity in suspects or job.delivery.redelivered for job in jobs):
@@ -325,10 +333,10 @@ class _Run:
         await self.patience.run(lambda given: retries.promote(given.session, name, key))
         self.consumer.counts["followed"] += len(lane)
 
-    async def _hold(self, job: Job, held: Spent, followers: Sequence[Job]) -> None:
+    async def _hold(self, job: Job, held: FailedAttempt, followers: Sequence[Job]) -> None:
         name = self.consumer.name
 
-        def hold(given: Given) -> None:
+        def hold(given: TransactionScope) -> None:
             if job.waiting is not None:
                 retries.postpone(given.session, job.waiting, held)
             else:
@@ -344,7 +352,7 @@ class _Run:
 
     # --- one message ---------------------------------------------------------------------------------------------
 
-    async def _settle(self, job: Job) -> Spent | None:
+    async def _settle(self, job: Job) -> FailedAttempt | None:
         """Handles or buries a job, with its immediate retries; or says that it must wait."""
         retry = self.consumer.retry
         number = job.waiting.attempts + 1 if job.waiting else 1
@@ -356,7 +364,7 @@ class _Run:
                 case policy.Retry(at):
                     if number > retry.immediate or failed.delay is not None:
                         delay = failed.delay or max(at - now, retry.delayed.delay(1, self.rng))
-                        return Spent(delay, number, dead_letters.words_of(failed.error))
+                        return FailedAttempt(delay, number, dead_letters.words_of(failed.error))
                 case _:
                     await self._bury(job, failed, number)
                     return None
@@ -391,7 +399,7 @@ class _Run:
         letter = self._letter(job, failed, number)
         failpoint("dlq.before")
 
-        def bury(given: Given) -> DeadLetter | None:
+        def bury(given: TransactionScope) -> DeadLetter | None:
             connection = given.session.connection()
             if job.waiting is not None and not retries.remove(given.session, self.consumer.name, job.waiting):
                 return None
@@ -410,7 +418,7 @@ class _Run:
         if buried is not None:
             self.consumer.counts["buried"] += 1
             self._say("message.dead", job, attempts=number, failure=failed.failure.value, error=letter.error)
-            await self._mourn(buried)
+            await self._run_hook(buried)
 
     def _letter(self, job: Job, failed: Failed, number: int) -> DeadLetter:
         letter = dead_letters.of_delivery(
@@ -434,8 +442,8 @@ class _Run:
         problems = schema_store.problems(text, writer) if text and writer and failed.stage is Stage.DECODE else None
         return replace(letter, first_failed_at=first, writer_schema=name, reader_schema=reader, problems=problems)
 
-    async def _mourn(self, letter: DeadLetter) -> None:
-        mourner = self.consumer.mourners.get(letter.type)
+    async def _run_hook(self, letter: DeadLetter) -> None:
+        mourner = self.consumer.dead_letter_hooks.get(letter.type)
         if mourner is None:
             return
         try:
@@ -471,9 +479,9 @@ class _Run:
         _log.warning(event, extra=about | {"message_id": message.id if message else "", **facts})
 
 
-def _lane(delivery: Delivery) -> Lane:
+def _lane(delivery: Delivery) -> OrderingKey:
     return delivery.topic, delivery.key
 
 
-def _for(job: Job, step: Callable[[Given, str], None]) -> Callable[[Given], None]:
+def _for(job: Job, step: Callable[[TransactionScope, str], None]) -> Callable[[TransactionScope], None]:
     return lambda given: step(given, job.identity)

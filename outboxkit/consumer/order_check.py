@@ -14,20 +14,20 @@ from outboxkit.headers import REPLAY_FOR
 if TYPE_CHECKING:
     from outboxkit.message import Message
 
-__all__ = ["SequenceCheck"]
+__all__ = ["OrderCheck"]
 
-_MOST_KEYS: Final = 100_000  # remembered, those that were handled last: some 20 MB
+_MAX_KEYS: Final = 100_000  # remembered, those that were handled last: some 20 MB
 
 
-class SequenceCheck:
+class OrderCheck:
     """Remembers the highest sequence of each key.
 
     Args:
-        most: keys to remember.
+        max_keys: keys to remember.
     """
 
-    def __init__(self, most: int = _MOST_KEYS) -> None:
-        self._most = most
+    def __init__(self, max_keys: int = _MAX_KEYS) -> None:
+        self._max_keys = max_keys
         self._highest: OrderedDict[tuple[str, str, bytes], int] = OrderedDict()
 
     def handled(self, message: Message) -> int | None:
@@ -42,6 +42,6 @@ class SequenceCheck:
         key = (message.source, message.topic, message.key)
         highest = self._highest.pop(key, message.sequence)
         self._highest[key] = max(highest, message.sequence)
-        if len(self._highest) > self._most:
+        if len(self._highest) > self._max_keys:
             self._highest.popitem(last=False)
         return highest if highest > message.sequence else None

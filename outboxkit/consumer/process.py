@@ -1,4 +1,4 @@
-"""Handling: one message, once, in one transaction: admit → decode → handler → finish → commit."""
+"""HandleOnce: one message, once, in one transaction: admit → decode → handler → finish → commit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from outboxkit._failpoints import failpoint
 from outboxkit.brokers import Delivery
 from outboxkit.consumer import retries
 from outboxkit.consumer.handlers import Handler, Handlers, MessageContext, Want, decode
-from outboxkit.consumer.retries import Waiting
-from outboxkit.consumer.transactions import Given, Trouble, trouble_of
+from outboxkit.consumer.retries import WaitingDelivery
+from outboxkit.consumer.transactions import DatabaseTrouble, TransactionScope, trouble_of
 from outboxkit.dead_letters.letter import Stage
 from outboxkit.errors import DecodeError, InboxConflict, OutboxKitError, RegistryUnavailable
 from outboxkit.headers import REPLAY_FOR, from_wire
@@ -30,7 +30,7 @@ from outboxkit.message import Message
 from outboxkit.policy import Failure
 from outboxkit.signals import DeadLetterRequested, RetryRequested
 
-__all__ = ["Failed", "Handling", "Job", "Recipient", "Result", "Try", "failure_of", "job_of"]
+__all__ = ["Failed", "HandleOnce", "HandlerLookup", "Job", "Result", "Try", "failure_of", "job_of"]
 
 
 class Result(StrEnum):
@@ -60,7 +60,7 @@ class Job:
     message: Message | None
     unreadable: OutboxKitError | None = None
     handler: Handler | None = None
-    waiting: Waiting | None = None
+    waiting: WaitingDelivery | None = None
 
 
 @dataclass(slots=True)
@@ -72,9 +72,9 @@ class Try:
     stage: Stage = Stage.READ
     is_foreign: bool = False  # trouble with a database of the handler's own says nothing about ours
 
-    def gives_up(self, trouble: Trouble, times: int) -> bool:
+    def gives_up(self, trouble: DatabaseTrouble, times: int) -> bool:
         """Whether trouble with the database is the handler's own."""
-        return self.is_foreign or (trouble is Trouble.BUSY and times > _MOST_BUSY)
+        return self.is_foreign or (trouble is DatabaseTrouble.BUSY and times > _MAX_BUSY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,14 @@ class _Cancelled(OutboxKitError):
     """The handler was cancelled from inside."""
 
 
-_MOST_BUSY: Final = 10  # a handler that is always in somebody's way has failed
+_MAX_BUSY: Final = 10  # a handler that is always in somebody's way has failed
 _ENDED: Final = (
     "the handler must not commit: its effect commits together with the inbox row; use session.begin_nested()"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Handling:
+class HandleOnce:
     """How a consumer handles a message.
 
     Attributes:
@@ -117,7 +117,7 @@ class Handling:
     resolve: Callable[[str], str] | None
     schemas: dict[str, str]
 
-    def attempt(self, given: Given, tried: Try) -> Result:
+    def attempt(self, given: TransactionScope, tried: Try) -> Result:
         """Handles one message, unless that was done.
 
         Transaction: the caller's own, which it commits.
@@ -138,7 +138,7 @@ class Handling:
             retries.remove(session, self.consumer, job.waiting)
         return result
 
-    def _once(self, given: Given, tried: Try, message: Message, handler: Handler) -> Result:
+    def _once(self, given: TransactionScope, tried: Try, message: Message, handler: Handler) -> Result:
         tried.stage = Stage.ADMIT
         admission = inbox.admit(given.session, self.consumer, message)
         if admission.kind is Admitted.CONFLICT:
@@ -156,7 +156,7 @@ class Handling:
             failpoint("commit.before")
         return Result.HANDLED if is_first else Result.DUPLICATE
 
-    def _call(self, given: Given, tried: Try, message: Message, handler: Handler) -> bytes | None:
+    def _call(self, given: TransactionScope, tried: Try, message: Message, handler: Handler) -> bytes | None:
         connection = given.session.connection()
         tried.stage = Stage.DECODE
         subject = message if handler.event_type is None else decode(message, handler.event_type, self._resolver(given))
@@ -175,7 +175,7 @@ class Handling:
                 if inspect.isawaitable(outcome):
                     outcome = await_only(_in_time(outcome, self.timeout))
         except Exception as error:
-            tried.is_foreign = trouble_of(error) is Trouble.DOWN and not connection.invalidated
+            tried.is_foreign = trouble_of(error) is DatabaseTrouble.DOWN and not connection.invalidated
             raise
         if datetime.now(UTC) > about.deadline:
             raise _OutOfTime(f"the handler took longer than {self.timeout}")
@@ -196,7 +196,7 @@ class Handling:
             correlation_id=message.correlation_id or message.id,
         )
 
-    def _resolver(self, given: Given) -> Callable[[str], str]:
+    def _resolver(self, given: TransactionScope) -> Callable[[str], str]:
         def resolve(name: str) -> str:
             if name not in self.schemas:
                 self.schemas[name] = schema_store.schema_text(given.session.connection(), name, self.resolve)
@@ -206,7 +206,7 @@ class Handling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipient:
+class HandlerLookup:
     """Who handles what.
 
     Attributes:
@@ -220,7 +220,7 @@ class Recipient:
     message_id: Callable[[Message], str] | None
 
 
-def job_of(delivery: Delivery, waiting: Waiting | None, consumer: Recipient) -> Job:
+def job_of(delivery: Delivery, waiting: WaitingDelivery | None, consumer: HandlerLookup) -> Job:
     """What a consumer has to do with a delivery. Never raises: what cannot be read is told in the job."""
     identity = retries.identity(delivery)
     try:

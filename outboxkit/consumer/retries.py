@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Row
 
 __all__ = [
-    "Lane",
+    "FailedAttempt",
     "Marker",
-    "Spent",
-    "Waiting",
+    "OrderingKey",
+    "WaitingDelivery",
     "append",
     "clear",
     "defer",
@@ -56,7 +56,7 @@ __all__ = [
     "unmark",
 ]
 
-Lane = tuple[str, bytes | None]  #: (topic, key)
+OrderingKey = tuple[str, bytes | None]  #: (topic, key)
 
 _ERROR_LENGTH: Final = 2_000
 _SUSPICION: Final = timedelta(days=1)  # a suspect that was not seen again for so long was settled elsewhere
@@ -77,7 +77,7 @@ def identity(delivery: Delivery) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingDelivery:
     """One waiting delivery, and the attempts that it has had."""
 
     id: int
@@ -87,7 +87,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class FailedAttempt:
     """How a delivery stands after a failed attempt: when to try again, attempts so far, our words for the error."""
 
     delay: timedelta
@@ -103,7 +103,7 @@ class Spent:
         }
 
 
-def defer(session: Session, consumer: str, head: Delivery, spent: Spent) -> None:
+def defer(session: Session, consumer: str, head: Delivery, spent: FailedAttempt) -> None:
     """Lets a failed delivery wait for its next try.
 
     Transaction: joins the caller's; does not commit. Writes: ``inbox_waiting``.
@@ -122,7 +122,7 @@ def append(session: Session, consumer: str, followers: Sequence[Delivery]) -> No
         session.connection().execute(_room.insert(), rows)
 
 
-def promote(session: Session, consumer: str, lane: Lane) -> None:
+def promote(session: Session, consumer: str, lane: OrderingKey) -> None:
     """Makes the first row of a key its head, due now, if it is not one already.
 
     A head that ends while followers are appended may see none of them: so does both, the one who removes a head and
@@ -151,7 +151,7 @@ def sweep(session: Session, consumer: str) -> None:
     session.connection().execute(update(_room).where(orphan).values(due_at=database_now()))
 
 
-def keys_waiting(session: Session, consumer: str, lanes: Iterable[Lane]) -> set[Lane]:
+def keys_waiting(session: Session, consumer: str, lanes: Iterable[OrderingKey]) -> set[OrderingKey]:
     """Those of these keys that have waiting rows.
 
     Transaction: joins the caller's. Index used: ``inbox_waiting_key``.
@@ -165,7 +165,7 @@ def keys_waiting(session: Session, consumer: str, lanes: Iterable[Lane]) -> set[
     return wanted & {(topic, bytes(key)) for topic, key in session.connection().execute(query)}
 
 
-def due(session: Session, consumer: str, limit: int) -> list[Waiting]:
+def due(session: Session, consumer: str, limit: int) -> list[WaitingDelivery]:
     """Heads whose instant has come, the longest overdue first. They are not locked: `take` decides.
 
     Transaction: joins the caller's. Index used: ``inbox_waiting_due``.
@@ -176,7 +176,7 @@ def due(session: Session, consumer: str, limit: int) -> list[Waiting]:
     ]
 
 
-def take(session: Session, waiting: Waiting) -> bool:
+def take(session: Session, waiting: WaitingDelivery) -> bool:
     """Locks a waiting row for this transaction; False when another process has it or had it.
 
     Transaction: joins the caller's. Locks: the row, without waiting.
@@ -185,7 +185,7 @@ def take(session: Session, waiting: Waiting) -> bool:
     return session.connection().execute(query).one_or_none() is not None
 
 
-def postpone(session: Session, waiting: Waiting, spent: Spent) -> None:
+def postpone(session: Session, waiting: WaitingDelivery, spent: FailedAttempt) -> None:
     """Lets a waiting head wait again, with one more attempt spent; nothing when another process was faster.
 
     Transaction: joins the caller's; does not commit.
@@ -193,7 +193,7 @@ def postpone(session: Session, waiting: Waiting, spent: Spent) -> None:
     session.connection().execute(update(_room).where(_is(waiting)).values(reason="retry", **spent.columns()))
 
 
-def remove(session: Session, consumer: str, waiting: Waiting) -> bool:
+def remove(session: Session, consumer: str, waiting: WaitingDelivery) -> bool:
     """Takes a settled head out and makes the next row of its key the head; False when it was gone.
 
     Transaction: joins the caller's, which also holds what settled it; does not commit.
@@ -204,11 +204,11 @@ def remove(session: Session, consumer: str, waiting: Waiting) -> bool:
     return gone
 
 
-def _is(waiting: Waiting) -> ColumnElement[bool]:
+def _is(waiting: WaitingDelivery) -> ColumnElement[bool]:
     return and_(_room.c.id == waiting.id, _room.c.attempts == waiting.attempts, _room.c.due_at <= database_now())
 
 
-def _in_lane(consumer: str, lane: Lane) -> ColumnElement[bool]:
+def _in_lane(consumer: str, lane: OrderingKey) -> ColumnElement[bool]:
     return and_(_room.c.consumer == consumer, _room.c.topic == lane[0], _room.c.key == lane[1])
 
 
@@ -225,7 +225,7 @@ def _values(consumer: str, delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _waiting(row: Row[Any]) -> Waiting:
+def _waiting(row: Row[Any]) -> WaitingDelivery:
     delivery = Delivery(
         topic=row.topic,
         key=row.key,
@@ -235,7 +235,7 @@ def _waiting(row: Row[Any]) -> Waiting:
         partition=row.partition,
         offset=row.offset,
     )
-    return Waiting(row.id, delivery, row.attempts, row.first_failed_at)
+    return WaitingDelivery(row.id, delivery, row.attempts, row.first_failed_at)
 
 
 # --- the marker --------------------------------------------------------------------------------------------------

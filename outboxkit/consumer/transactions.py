@@ -27,7 +27,15 @@ from outboxkit.errors import RegistryUnavailable
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
-__all__ = ["Given", "Patience", "Stopped", "Transactions", "Trouble", "pause", "trouble_of"]
+__all__ = [
+    "DatabaseTrouble",
+    "RetryOnDatabaseTrouble",
+    "Stopped",
+    "TransactionScope",
+    "Transactions",
+    "backoff_delay",
+    "trouble_of",
+]
 
 T = TypeVar("T")
 
@@ -35,7 +43,7 @@ _log: Final = logging.getLogger(__name__)
 
 _BASE: Final = timedelta(milliseconds=50)
 _BUSY_AT_ONCE: Final = 3
-_MOST_DOUBLINGS: Final = 10
+_MAX_DOUBLINGS: Final = 10
 
 # PostgreSQL's classes and codes (appendix A of its manual): serialization, deadlock, lock not available …
 _BUSY_STATES: Final = ("40001", "40P01", "55P03")
@@ -45,8 +53,8 @@ _BUSY_SQLITE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DOWN_SQLITE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
 
 
-class Trouble(StrEnum):
-    """Trouble that says nothing about the message at hand: no attempt is spent."""
+class DatabaseTrouble(StrEnum):
+    """DatabaseTrouble that says nothing about the message at hand: no attempt is spent."""
 
     BUSY = "busy"  #: another transaction is in the way
     DOWN = "down"  #: the database, or a schema registry that is needed, cannot be reached or takes no work
@@ -54,7 +62,7 @@ class Trouble(StrEnum):
 
 _LOST: Final[dict[str, str]] = {"database": "consumer.database_away", "registry": "consumer.registry_away"}
 _BACK: Final[dict[str, str]] = {"database": "consumer.database_back", "registry": "consumer.registry_back"}
-_CAPS: Final = {Trouble.BUSY: timedelta(milliseconds=250), Trouble.DOWN: timedelta(seconds=5)}
+_CAPS: Final = {DatabaseTrouble.BUSY: timedelta(milliseconds=250), DatabaseTrouble.DOWN: timedelta(seconds=5)}
 
 
 class _Unreachable(Exception):
@@ -62,7 +70,7 @@ class _Unreachable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class TransactionScope:
     """The sessions of one transaction: the asynchronous one is None in a thread."""
 
     session: Session
@@ -81,7 +89,7 @@ class Transactions:
         """Whether handlers may await."""
         return isinstance(sessions, async_sessionmaker)
 
-    async def run(self, unit: Callable[[Given], T]) -> T:
+    async def run(self, unit: Callable[[TransactionScope], T]) -> T:
         """Runs a unit in a transaction of its own and commits.
 
         Transaction: opens its own.
@@ -89,12 +97,12 @@ class Transactions:
         """
         if isinstance(self._sessions, async_sessionmaker):
             async with self._sessions() as session:
-                return await session.run_sync(lambda plain: _transact(Given(plain, session), unit))
+                return await session.run_sync(lambda plain: _transact(TransactionScope(plain, session), unit))
         sessions = self._sessions
 
         def in_thread() -> T:
             with sessions() as session:
-                return _transact(Given(session, None), unit)
+                return _transact(TransactionScope(session, None), unit)
 
         inherited = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._threads, inherited.run, in_thread)
@@ -109,7 +117,7 @@ class Stopped(Exception):
     """Asked to stop while the database or the registry was away."""
 
 
-class Patience:
+class RetryOnDatabaseTrouble:
     """Runs units until the trouble is not the database's, nor that of a schema registry.
 
     Args:
@@ -124,7 +132,9 @@ class Patience:
         self._away = ""  # which of the two everybody was told of
 
     async def run(
-        self, unit: Callable[[Given], T], gives_up: Callable[[Trouble, int], bool] = lambda _trouble, _number: False
+        self,
+        unit: Callable[[TransactionScope], T],
+        gives_up: Callable[[DatabaseTrouble, int], bool] = lambda _trouble, _number: False,
     ) -> T:
         """Runs a unit; waits and runs it again while the trouble is the database's.
 
@@ -160,36 +170,36 @@ class Patience:
         except TimeoutError:
             return
 
-    async def _ride_out(self, trouble: Trouble, troubles: int, error: Exception) -> None:
-        if trouble is Trouble.DOWN and not self._away:
+    async def _ride_out(self, trouble: DatabaseTrouble, troubles: int, error: Exception) -> None:
+        if trouble is DatabaseTrouble.DOWN and not self._away:
             self._away, words = "database", type(error).__name__
             if isinstance(error, RegistryUnavailable):
                 self._away, words = "registry", error.message
             _log.warning(_LOST[self._away], extra={"consumer": self._consumer, "error": words})
-        if trouble is Trouble.DOWN or troubles > _BUSY_AT_ONCE:
-            await self.wait(pause(trouble, troubles, self._rng))
-        if trouble is Trouble.DOWN and self._stop.is_set():
+        if trouble is DatabaseTrouble.DOWN or troubles > _BUSY_AT_ONCE:
+            await self.wait(backoff_delay(trouble, troubles, self._rng))
+        if trouble is DatabaseTrouble.DOWN and self._stop.is_set():
             raise Stopped
 
 
-def trouble_of(error: BaseException) -> Trouble | None:
+def trouble_of(error: BaseException) -> DatabaseTrouble | None:
     """What an error says about the database; None when it is about the work itself. Decides by code, never by text."""
     if isinstance(error, PoolTimeout):
-        return Trouble.BUSY
+        return DatabaseTrouble.BUSY
     if isinstance(error, RegistryUnavailable | _Unreachable):
-        return Trouble.DOWN
+        return DatabaseTrouble.DOWN
     if isinstance(error, DBAPIError):
         return _of_driver(error, error.orig)
     return None
 
 
-def pause(trouble: Trouble, attempt: int, rng: random.Random) -> timedelta:
+def backoff_delay(trouble: DatabaseTrouble, attempt: int, rng: random.Random) -> timedelta:
     """How long to wait after the n-th trouble in a row: full jitter, up to a cap that fits the trouble."""
-    ceiling: timedelta = min(_CAPS[trouble], _BASE * 2 ** min(attempt - 1, _MOST_DOUBLINGS))
+    ceiling: timedelta = min(_CAPS[trouble], _BASE * 2 ** min(attempt - 1, _MAX_DOUBLINGS))
     return ceiling * rng.random()
 
 
-def _transact(given: Given, unit: Callable[[Given], T]) -> T:
+def _transact(given: TransactionScope, unit: Callable[[TransactionScope], T]) -> T:
     with given.session.begin():
         try:
             given.session.connection()
@@ -198,13 +208,19 @@ def _transact(given: Given, unit: Callable[[Given], T]) -> T:
         return unit(given)
 
 
-def _of_driver(error: DBAPIError, cause: BaseException | None) -> Trouble | None:
+def _of_driver(error: DBAPIError, cause: BaseException | None) -> DatabaseTrouble | None:
     if error.connection_invalidated:
-        return Trouble.DOWN
+        return DatabaseTrouble.DOWN
     if isinstance(cause, sqlite3.Error):
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        return Trouble.BUSY if code in _BUSY_SQLITE else Trouble.DOWN if code in _DOWN_SQLITE else None
+        return DatabaseTrouble.BUSY if code in _BUSY_SQLITE else DatabaseTrouble.DOWN if code in _DOWN_SQLITE else None
     state: str | None = getattr(cause, "sqlstate", None)
     if state is None:  # no answer from the server: it was not reached
-        return Trouble.DOWN if isinstance(error, OperationalError | InterfaceError) else None
-    return Trouble.BUSY if state in _BUSY_STATES else Trouble.DOWN if state.startswith(_DOWN_STATES) else None
+        return DatabaseTrouble.DOWN if isinstance(error, OperationalError | InterfaceError) else None
+    return (
+        DatabaseTrouble.BUSY
+        if state in _BUSY_STATES
+        else DatabaseTrouble.DOWN
+        if state.startswith(_DOWN_STATES)
+        else None
+    )

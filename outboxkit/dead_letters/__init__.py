@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 __all__ = [
-    "MOST_GENERATIONS",
+    "MAX_REPLAYS",
     "DeadLetter",
     "Filter",
     "Plan",
@@ -61,7 +61,7 @@ __all__ = [
     "words_of",
 ]
 
-MOST_GENERATIONS: Final = 3  #: replays of one message before it takes ``force`` to go on: stops loops
+MAX_REPLAYS: Final = 3  #: replays of one message before it takes ``force`` to go on: stops loops
 _ERROR_LENGTH: Final = 2_000
 _LETTERS: Final = tables.dead_letters
 _REPLACED: Final = (REPLAY_FOR, "outboxkit-attempt", "ce_sequence", "ce_recordedtime")  # the relay adds new ones
@@ -96,7 +96,7 @@ def bury(connection: Connection, letter: DeadLetter) -> DeadLetter | None:
     Writes: ``dead_letters``, ``inbox_messages``. Index used: ``dead_letters_message``.
     """
     parent = _replaying(connection, letter)
-    if not _condemn(connection, letter):
+    if not _block(connection, letter):
         return None
     if parent is not None:
         _close(connection, parent.id, State.REPLAYED)
@@ -117,12 +117,12 @@ def settled(connection: Connection, consumer: str, message: Message) -> None:
     connection.execute(update(_LETTERS).where(this).values(state=State.REPLAYED, closed_at=database_now()))
 
 
-def _condemn(connection: Connection, letter: DeadLetter) -> bool:
+def _block(connection: Connection, letter: DeadLetter) -> bool:
     # A conflict's id belongs to another message, and without an id nothing can be recognised.
     if letter.side is Side.RELAY or not letter.message_id or letter.failure is Failure.CONFLICT:
         return True
     digest = content_hash(letter.message)
-    return inbox.condemn(connection, letter.consumer, source=letter.source, message_id=letter.message_id, digest=digest)
+    return inbox.block(connection, letter.consumer, source=letter.source, message_id=letter.message_id, digest=digest)
 
 
 def _replaying(connection: Connection, letter: DeadLetter) -> DeadLetter | None:
@@ -237,7 +237,7 @@ def _plan(connection: Connection, letter_id: UUID, letter: DeadLetter | None, re
 def _refusal(connection: Connection, letter: DeadLetter, request: _Request) -> str:
     if letter.state in (State.REPLAYED, State.DISCARDED):
         return f"{letter.id} is {letter.state.value}"
-    if not request.force and letter.generation >= MOST_GENERATIONS:
+    if not request.force and letter.generation >= MAX_REPLAYS:
         return f"{letter.id} was replayed {letter.generation} times and died each time; force it to go on"
     if letter.payload is None and request.payload is None:
         return f"{letter.id} has no payload (a tombstone): there is nothing to publish"
@@ -305,7 +305,7 @@ def _publish(connection: Connection, letter: DeadLetter) -> None:
     kept: Headers = tuple(header for header in unpack_headers(letter.headers) if header[0] not in _REPLACED)
     if letter.side is Side.CONSUMER:
         kept = (*kept, (REPLAY_FOR, letter.consumer.encode()))
-        inbox.pardon(connection, letter.consumer, letter.source, letter.message_id)
+        inbox.unblock(connection, letter.consumer, letter.source, letter.message_id)
     outbox.rewrite(
         connection,
         message_id=letter.message_id,

@@ -26,7 +26,7 @@ from outboxkit.message import Headers, Kind
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["CopyTo", "Style", "headers_of", "write"]
+__all__ = ["DeadLetterTopic", "Style", "headers_of", "write"]
 
 _OURS: Final = "outboxkit-dlq-"
 _SCHEMA: Final = "outboxkit-schema-"
@@ -34,7 +34,7 @@ _SPRING: Final = "kafka_dlt-"
 _CONNECT: Final = "__connect.errors."
 _AGAIN: Final = (REPLAY_FOR, "outboxkit-attempt", "ce_sequence", "ce_recordedtime")  # the relay adds new ones
 _ENVELOPE: Final = ("ce_", "cloudevents")
-_MOST_BYTES: Final = 4_000  # of the problems and of an error: headers count against the size of a message
+_MAX_BYTES: Final = 4_000  # of the problems and of an error: headers count against the size of a message
 _DECODING: Final = (Stage.READ, Stage.DECODE)
 
 
@@ -47,7 +47,7 @@ class Style(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class CopyTo:
+class DeadLetterTopic:
     """Where a consumer's dead letters are copied to.
 
     Attributes:
@@ -72,7 +72,9 @@ class CopyTo:
             raise ConfigurationError(f"copies need a topic and a style of {styles}, got {named!r} and {self.style!r}")
 
 
-def write(connection: Connection, letter: DeadLetter, delivery: Delivery, copy_to: CopyTo, *, writer: str = "") -> None:
+def write(
+    connection: Connection, letter: DeadLetter, delivery: Delivery, copy_to: DeadLetterTopic, *, writer: str = ""
+) -> None:
     """Writes the copy of a letter to the outbox.
 
     Transaction: joins the one that stores the letter; does not commit.
@@ -215,7 +217,7 @@ def _occurred(letter: DeadLetter) -> datetime | None:
 def _capped(problems: list[object] | None) -> str:
     """As many problems as a header should carry, as JSON."""
     some = list(problems or ())
-    while len(json.dumps(some).encode()) > _MOST_BYTES:
+    while len(json.dumps(some).encode()) > _MAX_BYTES:
         some.pop()
     return json.dumps(some) if some else ""
 
@@ -227,4 +229,4 @@ def _known(number: int) -> int | None:
 def _texts(prefix: str, facts: dict[str, object]) -> Iterator[tuple[str, bytes]]:
     for name, fact in facts.items():
         if fact is not None and fact != "":
-            yield prefix + name, str(fact).encode("utf-8", "replace")[:_MOST_BYTES]
+            yield prefix + name, str(fact).encode("utf-8", "replace")[:_MAX_BYTES]

@@ -217,7 +217,7 @@ def _with_heavy(cursor: Any, rows: list[Row], snapshot: str, reading: Reading) -
     end = len(rows)
     for at, row in enumerate(rows):
         if size := _SIZE(row):
-            if heavy and sum(heavy.values()) + size > reading.most_bytes:
+            if heavy and sum(heavy.values()) + size > reading.max_bytes:
                 end = at
                 break
             heavy[row.position] = size

@@ -105,7 +105,7 @@ class SQLite:
                 snapshot, row = told, Row.of(*values)
                 size = len(row.payload)
                 if size > HEAVY:
-                    if heavy and sum(heavy.values()) + size > reading.most_bytes:
+                    if heavy and sum(heavy.values()) + size > reading.max_bytes:
                         return Page(rows, str(snapshot), heavy, cut=True)
                     heavy[row.position] = size
                 rows.append(row)

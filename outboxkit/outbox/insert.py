@@ -38,7 +38,7 @@ __all__ = ["insert_messages", "insert_waiting", "stored_id"]
 
 _HOT: Final = tables.outbox_messages
 _WAITING: Final = tables.outbox_waiting
-_MOST_BYTES: Final = 8_000_000  # of payload in one statement: PostgreSQL takes 1 GB, memory is dear long before
+_MAX_BYTES: Final = 8_000_000  # of payload in one statement: PostgreSQL takes 1 GB, memory is dear long before
 _CANONICAL: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 # The first two bytes of the hash that spreads messages over shards; the database takes it modulo its number of shards.
@@ -202,7 +202,7 @@ def _parts(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     start, size = 0, 0
     for at, message in enumerate(messages):
         size += len(message.payload)
-        if size > _MOST_BYTES and at > start:
+        if size > _MAX_BYTES and at > start:
             yield messages[start:at]
             start, size = at, len(message.payload)
     yield messages[start:] if start else messages

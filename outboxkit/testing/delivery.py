@@ -47,7 +47,7 @@ __all__ = ["ConsumerHarness", "asynchronous"]
 _SOURCE: Final = "urn:test"
 _AT_ONCE: Final = timedelta(0)
 _LONG_DUE: Final = timedelta(seconds=-1)
-_MOST_ROUNDS: Final = 200  # of retries in one delivery: a policy without an end must not hang the test
+_MAX_ROUNDS: Final = 200  # of retries in one delivery: a policy without an end must not hang the test
 _ASYNC_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite"}
 
 
@@ -211,8 +211,8 @@ class _Draining(MemorySubscriber):
                 due = {"due_at": database_now(_LONG_DUE)}
                 connection.execute(update(waiting).where(mine, waiting.c.due_at.is_not(None)).values(due))
         self._rounds += 1
-        if self._rounds > _MOST_ROUNDS:
-            raise AssertionError(f"{self._consumer}: {count} deliveries still wait after {_MOST_ROUNDS} retries")
+        if self._rounds > _MAX_ROUNDS:
+            raise AssertionError(f"{self._consumer}: {count} deliveries still wait after {_MAX_ROUNDS} retries")
         return count
 
 

@@ -71,7 +71,7 @@ class DialectConformance:
         _write(engine, light, heavy, heavy, light, heavy, light)
 
         with _reading(engine) as connection:
-            pages = _round(connection, _reading_of(_EVERYTHING, most_bytes=7 * HEAVY))
+            pages = _round(connection, _reading_of(_EVERYTHING, max_bytes=7 * HEAVY))
 
         assert [len(page.rows) for page in pages] == [4, 2]
         assert [page.cut for page in pages] == [True, False]
@@ -87,7 +87,7 @@ class DialectConformance:
         _write(engine, heavy, heavy)
 
         with _reading(engine) as connection:
-            pages = _round(connection, _reading_of(_EVERYTHING, most_bytes=1))
+            pages = _round(connection, _reading_of(_EVERYTHING, max_bytes=1))
 
         assert [len(page.rows) for page in pages] == [1, 1]
 
@@ -252,8 +252,8 @@ def _reading(engine: Engine) -> Connection:
     return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
-def _reading_of(*parts: Part, limit: int = 100, most_bytes: int = 1 << 20) -> Reading:
-    return Reading(shards=_SHARDS, parts=parts, limit=limit, most_bytes=most_bytes)
+def _reading_of(*parts: Part, limit: int = 100, max_bytes: int = 1 << 20) -> Reading:
+    return Reading(shards=_SHARDS, parts=parts, limit=limit, max_bytes=max_bytes)
 
 
 def _page(connection: Connection, reading: Reading) -> Page:

@@ -31,8 +31,8 @@ __all__ = ["EmittedMessages", "is_unfinished"]
 
 T = TypeVar("T")
 
-_MOST_SHOWN: Final = 20  # a failure is read by a person
-_MOST_CHARACTERS: Final = 200  # of one event
+_MAX_SHOWN: Final = 20  # a failure is read by a person
+_MAX_CHARACTERS: Final = 200  # of one event
 _UNFINISHED: Final = (
     "the outbox_session has changes that are not committed, and only what is committed is published: "
     "commit() or rollback() first"
@@ -139,8 +139,8 @@ def is_unfinished(session: Session) -> bool:
 
 
 def _found(lines: Sequence[str]) -> str:
-    more = [f"  … and {len(lines) - _MOST_SHOWN} more"] if len(lines) > _MOST_SHOWN else []
-    text = "\n".join([f"the outbox holds {len(lines)}:", *lines[:_MOST_SHOWN], *more])
+    more = [f"  … and {len(lines) - _MAX_SHOWN} more"] if len(lines) > _MAX_SHOWN else []
+    text = "\n".join([f"the outbox holds {len(lines)}:", *lines[:_MAX_SHOWN], *more])
     return text if lines else "the outbox is empty"
 
 
@@ -155,7 +155,7 @@ def _event(message: Message, contract: EventType) -> Any:
         if "json" not in message.content_type:
             raise DecodeError(f"it is {message.content_type}: give the event class instead of its name")
         return json.loads(message.payload)
-    # In a test the class that reads is the class that wrote, or its canary's previous version is.
+    # In a test the class that reads is the class that wrote, or its rollout's previous version is.
     texts = [codec_named(one.codec).schema_text(one) or "" for one in versions_of(contract)]
     own = next((text for text in texts if text and fingerprint(parse(text)).hex() == message.schema), texts[0])
     return decode(message, contract, lambda _: own)
@@ -193,7 +193,7 @@ def _attribute(event: object, name: str) -> tuple[bool, object]:
 
 def _line(message: Message, event: object = None, differences: Sequence[str] = ()) -> str:
     body = message.payload.decode("utf-8", "replace") if event is None else repr(event)
-    body = body if len(body) <= _MOST_CHARACTERS else f"{body[:_MOST_CHARACTERS]}…"
+    body = body if len(body) <= _MAX_CHARACTERS else f"{body[:_MAX_CHARACTERS]}…"
     why = f"  ← {'; '.join(differences)}" if differences else ""
     return f"  {message.type}  topic={message.topic!r}  key={_text(message.key)!r}  {body}{why}"
 

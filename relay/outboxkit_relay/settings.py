@@ -70,7 +70,7 @@ class RelaySettings(_Section):
     patience: Duration = Field(timedelta(seconds=30), description="a batch not answered for so long is sent again")
     wake: Literal["poll", "notify"] = Field(
         "poll",
-        description="notify: PostgreSQL wakes it when writers call outboxkit.capture.commit_hooks.notify; it polls, too",
+        description="notify: PostgreSQL wakes it when writers call commit_hooks.notify; it polls, too",
     )
     poll_slowest: Duration = Field(timedelta(milliseconds=250), description="the longest pause between two idle reads")
     order: Order | None = Field(

@@ -12,9 +12,9 @@ from tests import servers
 from tests.acceptance.world import (
     DEADLINE,
     QUICK_GROUP,
+    AcceptanceEnvironment,
     Kafka,
     RabbitMQ,
-    World,
     by_key,
     effects_are_in_order,
     first_occurrences,
@@ -40,10 +40,14 @@ def reader(broker: servers.Server) -> Kafka | RabbitMQ:
 
 
 @pytest.fixture
-def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, tmp_path: Path) -> Iterator[World]:
+def world(
+    database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, tmp_path: Path
+) -> Iterator[AcceptanceEnvironment]:
     """Tables, topology and an audit of what is published."""
     forget(broker)
-    made = World(database_url, broker.url + QUICK_GROUP if broker.url.startswith("kafka") else broker.url, tmp_path)
+    made = AcceptanceEnvironment(
+        database_url, broker.url + QUICK_GROUP if broker.url.startswith("kafka") else broker.url, tmp_path
+    )
     made.create_tables()
     made.run("init", "--topology", "tests.acceptance.shop:billing")
     reader.prepare()
@@ -53,7 +57,7 @@ def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, t
 
 @pytest.mark.timeout(300)
 def test_no_order_is_lost_invented_doubled_or_reordered_though_relay_and_consumer_are_killed(
-    world: World,
+    world: AcceptanceEnvironment,
     reader: Kafka | RabbitMQ,
 ) -> None:
     """Every kill hits work in flight: the ledger is locked, so that messages are at the broker and not yet settled."""
@@ -93,7 +97,7 @@ def test_no_order_is_lost_invented_doubled_or_reordered_though_relay_and_consume
     assert effects_are_in_order(world)
 
 
-def kill_with_messages_unsettled(world: World, relay: object, reader: Kafka | RabbitMQ) -> int:
+def kill_with_messages_unsettled(world: AcceptanceEnvironment, relay: object, reader: Kafka | RabbitMQ) -> int:
     """SIGKILL while the broker has messages that the outbox still holds; returns how many."""
     with world.engine.connect() as connection, connection.begin():
         connection.execute(text("LOCK TABLE outbox_ledger IN EXCLUSIVE MODE"))
@@ -109,7 +113,7 @@ def kill_with_messages_unsettled(world: World, relay: object, reader: Kafka | Ra
 
 @pytest.mark.timeout(600)
 def test_a_broker_that_is_away_for_a_while_costs_no_message_and_no_order(
-    world: World,
+    world: AcceptanceEnvironment,
     reader: Kafka | RabbitMQ,
     broker: servers.Server,
 ) -> None:

@@ -136,7 +136,7 @@ def declare(url: str) -> None:
     asyncio.run(work())
 
 
-class World:
+class AcceptanceEnvironment:
     """A database, a broker, and the processes of outboxkit on them."""
 
     def __init__(self, database_url: str, broker_url: str, folder: Path) -> None:
@@ -380,7 +380,7 @@ def numbers(seen: list[Seen]) -> list[int]:
     return [json.loads(message.body)["number"] for message in seen]
 
 
-def effects_are_in_order(world: World) -> bool:
+def effects_are_in_order(world: AcceptanceEnvironment) -> bool:
     """Whether the invoices of each customer were made in the order of the orders, each once."""
     with world.engine.connect() as connection:
         rows = connection.execute(text("SELECT customer, ordinal FROM invoices ORDER BY id")).all()

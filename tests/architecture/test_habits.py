@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.house import ROOT, calls, files, functions, imported, place, syntax
+from tests.architecture.source_tree import ROOT, calls, files, functions, imported, place, syntax
 
 CORES = files(
     "outboxkit/avro",

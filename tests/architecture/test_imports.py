@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.architecture.house import ROOT
+from tests.architecture.source_tree import ROOT
 
 
 def test_the_import_contracts_hold() -> None:

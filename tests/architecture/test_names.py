@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from tests.architecture.house import ROOT, exported, files, place, syntax
+from tests.architecture.source_tree import ROOT, exported, files, place, syntax
 
 EMPTY_WORDS = r"utils?|helpers?|common|misc|managers?|services?|processors?|impl|abstract|dto"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import statistics
 
-from tests.architecture.house import ROOT, Function, files, functions, lines_without_docstring, place, syntax
+from tests.architecture.source_tree import ROOT, Function, files, functions, lines_without_docstring, place, syntax
 
 PLUGS = ("brokers", "codecs", "dialects", "registries", "telemetry")
 

@@ -9,7 +9,7 @@ import pytest
 
 from outboxkit import migrations
 from tests import servers
-from tests.acceptance.world import QUICK_GROUP, Kafka, RabbitMQ, World, declare, forget
+from tests.acceptance.world import QUICK_GROUP, AcceptanceEnvironment, Kafka, RabbitMQ, declare, forget
 from tests.faults.traffic import is_kafka
 
 _SCORES = pytest.StashKey[list[str]]()
@@ -41,10 +41,12 @@ def reader(broker: servers.Server) -> Kafka | RabbitMQ:
 
 
 @pytest.fixture
-def world(database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, tmp_path: Path) -> Iterator[World]:
+def world(
+    database_url: str, broker: servers.Server, reader: Kafka | RabbitMQ, tmp_path: Path
+) -> Iterator[AcceptanceEnvironment]:
     """Tables, topology and an audit of what is published."""
     forget(broker)
-    made = World(database_url, broker.url + QUICK_GROUP if is_kafka(broker) else broker.url, tmp_path)
+    made = AcceptanceEnvironment(database_url, broker.url + QUICK_GROUP if is_kafka(broker) else broker.url, tmp_path)
     made.create_tables()
     with made.engine.begin() as connection:
         migrations.upgrade(connection)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from outboxkit import outbox
 from outboxkit.policy import Failure
 from tests import servers
-from tests.acceptance.world import Kafka, RabbitMQ, World, by_key, numbers, ordinal
+from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ, by_key, numbers, ordinal
 from tests.conftest import PROFILE
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import (
@@ -33,7 +33,7 @@ BATCH, WINDOW = 100, 8
 @pytest.mark.timeout(600)
 @on_brokers("kafka")
 def test_a_broker_that_is_killed_under_load_costs_no_message(
-    world: World,
+    world: AcceptanceEnvironment,
     reader: Kafka | RabbitMQ,
     broker: servers.Server,
 ) -> None:
@@ -59,7 +59,9 @@ def test_a_broker_that_is_killed_under_load_costs_no_message(
 
 @pytest.mark.timeout(300)
 @on_brokers("rabbitmq")
-def test_trouble_is_told_by_its_class_and_holds_up_no_other_destination(world: World, broker: servers.Server) -> None:
+def test_trouble_is_told_by_its_class_and_holds_up_no_other_destination(
+    world: AcceptanceEnvironment, broker: servers.Server
+) -> None:
     flowing, missing, unroutable = (f"{name}-{uuid4().hex}" for name in ("flowing", "missing", "unroutable"))
     troubled = {missing: Failure.UNKNOWN_TOPIC.value}
     readers = {flowing: open_destination(broker, flowing)}

@@ -19,7 +19,7 @@ from sqlalchemy import select
 import outboxkit_relay
 from outboxkit import _failpoints, migrations, outbox, tables
 from tests import servers
-from tests.acceptance.world import Kafka, RabbitMQ, World, by_key, first_occurrences, numbers, ordinal
+from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ, by_key, first_occurrences, numbers, ordinal
 from tests.conftest import PROFILE
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import LARGEST, LEFT, OURS, evidenced, message, open_destination, with_limit
@@ -128,11 +128,11 @@ def _crash(postgres: servers.Server, broker: servers.Server, folder: Path, plan:
 @contextmanager
 def _world(
     postgres: servers.Server, broker: servers.Server, folder: Path
-) -> Iterator[tuple[World, Kafka | RabbitMQ, str]]:
+) -> Iterator[tuple[AcceptanceEnvironment, Kafka | RabbitMQ, str]]:
     """A database and a topic of its own."""
     folder.mkdir()
     url, topic = create_database(postgres.url), f"sweep-{uuid4().hex}"
-    world = World(url, with_limit(broker), folder)
+    world = AcceptanceEnvironment(url, with_limit(broker), folder)
     world.environment["OUTBOXKIT_RELAY__BATCH_SIZE"] = str(BATCH)
     world.environment["OUTBOXKIT_RELAY__WINDOW"] = str(WINDOW)
     world.environment["OUTBOXKIT_RELAY__LEASE"] = "3s"
@@ -145,7 +145,7 @@ def _world(
         drop_database(url)
 
 
-def _write(world: World, topic: str) -> list[str]:
+def _write(world: AcceptanceEnvironment, topic: str) -> list[str]:
     """Fifty events over five keys, and then a few that no broker takes; returns their ids, in this order.
 
     A refusal comes at once: were these among the first, they would be what the first hits meet.
@@ -160,6 +160,6 @@ def _write(world: World, topic: str) -> list[str]:
     return [one.id for one in (*good, *bad)]
 
 
-def _dead(world: World) -> Counter[str]:
+def _dead(world: AcceptanceEnvironment) -> Counter[str]:
     with world.engine.connect() as connection:
         return Counter(connection.execute(select(tables.dead_letters.c.message_id)).scalars())

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from tests import servers
-from tests.acceptance.world import Kafka, RabbitMQ, World
+from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import EVIDENCED, LEFT, OURS, are_right
 from tests.servers import processes
@@ -19,12 +19,12 @@ from tests.servers.local import LocalServer
 KEYS = 20
 
 
-def end_sessions(world: World, _postgres: servers.Server) -> None:
+def end_sessions(world: AcceptanceEnvironment, _postgres: servers.Server) -> None:
     """Every session of the relay is ended by an administrator."""
     assert world.scalar(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {OURS}") > 0, "void"
 
 
-def kill_a_backend(world: World, postgres: servers.Server) -> None:
+def kill_a_backend(world: AcceptanceEnvironment, postgres: servers.Server) -> None:
     """One server process of the relay dies: the server ends all others, too, and recovers from its log."""
     if isinstance(postgres, LocalServer):
         os.kill(
@@ -34,7 +34,7 @@ def kill_a_backend(world: World, postgres: servers.Server) -> None:
         restart(world, postgres)
 
 
-def restart(world: World, postgres: servers.Server) -> None:
+def restart(world: AcceptanceEnvironment, postgres: servers.Server) -> None:
     """An immediate stop: no session is asked, nothing is written, the start recovers from the log."""
     if isinstance(postgres, LocalServer):
         pid = postgres.pid
@@ -44,13 +44,18 @@ def restart(world: World, postgres: servers.Server) -> None:
     postgres.start()
 
 
-FAULTS: tuple[Callable[[World, servers.Server], None], ...] = (end_sessions, kill_a_backend, restart, restart)
+FAULTS: tuple[Callable[[AcceptanceEnvironment, servers.Server], None], ...] = (
+    end_sessions,
+    kill_a_backend,
+    restart,
+    restart,
+)
 
 
 @pytest.mark.timeout(300)
 @on_brokers("rabbitmq")
 def test_a_database_that_is_restarted_under_load_costs_no_message(
-    world: World,
+    world: AcceptanceEnvironment,
     reader: Kafka | RabbitMQ,
     postgres: servers.Server,
 ) -> None:
@@ -75,7 +80,7 @@ def test_a_database_that_is_restarted_under_load_costs_no_message(
     are_right(world, reader)
 
 
-def answers(world: World) -> bool:
+def answers(world: AcceptanceEnvironment) -> bool:
     """Whether the database is up again."""
     try:
         return world.scalar("SELECT 1") == 1

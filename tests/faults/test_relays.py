@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from tests import servers
-from tests.acceptance.world import Kafka, RabbitMQ, World, effects_are_in_order
+from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ, effects_are_in_order
 from tests.conftest import PROFILE
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import EVIDENCED, LEFT, OURS, are_right
@@ -30,7 +30,7 @@ LATE = 5.0  # seconds that a loaded machine may need on top
 @pytest.mark.timeout(300)
 @on_brokers("kafka")
 def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joins_again(
-    world: World,
+    world: AcceptanceEnvironment,
     reader: Kafka | RabbitMQ,
 ) -> None:
     consumer = world.start("consume", "tests.acceptance.shop:billing")
@@ -58,7 +58,7 @@ def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joi
     assert effects_are_in_order(world)
 
 
-def _is_fenced_when_thawed(world: World, zombie: subprocess.Popen[bytes]) -> bool:
+def _is_fenced_when_thawed(world: AcceptanceEnvironment, zombie: subprocess.Popen[bytes]) -> bool:
     """Freezes it until another relay has taken over; whether it noticed by a write that was refused."""
     joined = world.said(zombie, "relay.joined")
     token = joined[-1]["relay"]
@@ -72,7 +72,7 @@ def _is_fenced_when_thawed(world: World, zombie: subprocess.Popen[bytes]) -> boo
     return token in [line["relay"] for line in world.said(zombie, "lease.lost")]
 
 
-def fenced(world: World, relay: subprocess.Popen[bytes]) -> float:
+def fenced(world: AcceptanceEnvironment, relay: subprocess.Popen[bytes]) -> float:
     """What the relay's own metrics say."""
     (line,) = world.said(relay, "probes.listening")
     with urllib.request.urlopen(f"http://127.0.0.1:{line['port']}/metrics", timeout=10) as answer:
@@ -80,7 +80,7 @@ def fenced(world: World, relay: subprocess.Popen[bytes]) -> float:
     return float(value)
 
 
-def freeze_between_transactions(world: World, relay: subprocess.Popen[bytes]) -> None:
+def freeze_between_transactions(world: AcceptanceEnvironment, relay: subprocess.Popen[bytes]) -> None:
     """SIGSTOP, at a moment when the server would not end a transaction that the relay has left open."""
     while True:
         relay.send_signal(signal.SIGSTOP)
@@ -97,7 +97,9 @@ def freeze_between_transactions(world: World, relay: subprocess.Popen[bytes]) ->
 
 @pytest.mark.timeout(600)
 @on_brokers("rabbitmq")
-def test_three_relays_are_rolled_under_load_without_one_copy(world: World, reader: Kafka | RabbitMQ) -> None:
+def test_three_relays_are_rolled_under_load_without_one_copy(
+    world: AcceptanceEnvironment, reader: Kafka | RabbitMQ
+) -> None:
     relays = [world.start("relay", "run") for _ in range(3)]
     for relay in relays:
         world.until(lambda: world.said(relay, "relay.joined"), "joined")  # noqa: B023  at once
@@ -125,7 +127,7 @@ def test_three_relays_are_rolled_under_load_without_one_copy(world: World, reade
 @pytest.mark.timeout(300)
 @on_brokers()
 def test_a_stop_while_the_broker_is_silent_ends_within_the_drain_limit_and_a_second_signal_ends_it_at_once(
-    world: World,
+    world: AcceptanceEnvironment,
     reader: Kafka | RabbitMQ,
     broker: servers.Server,
 ) -> None:
@@ -169,7 +171,7 @@ def test_a_stop_while_the_broker_is_silent_ends_within_the_drain_limit_and_a_sec
     are_right(world, reader)
 
 
-def both_hold_messages(world: World) -> None:
+def both_hold_messages(world: AcceptanceEnvironment) -> None:
     """Waits until each relay has begun a second read after now: what the first one found is handed over then."""
     mark = world.scalar("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
     reads: dict[int, set[float]] = {}

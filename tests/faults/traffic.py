@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from outboxkit.message import Message
 from tests import servers
-from tests.acceptance.world import Kafka, RabbitMQ, World, by_key, first_occurrences, numbers, ordinal
+from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ, by_key, first_occurrences, numbers, ordinal
 
 LARGEST = 2_000  # bytes that a destination of `open_destination` takes
 LEFT = "SELECT (SELECT count(*) FROM outbox_messages) + (SELECT count(*) FROM outbox_waiting)"
@@ -63,13 +63,13 @@ def message(topic: str, key: str, number: int, place: int, *, filler: str = "") 
     )
 
 
-def evidenced(world: World) -> set[str]:
+def evidenced(world: AcceptanceEnvironment) -> set[str]:
     """The ids of which the ledger says that they were published."""
     with world.engine.connect() as connection:
         return {str(row) for row in connection.execute(text("SELECT unnest(ids) FROM outbox_ledger")).scalars()}
 
 
-def are_right(world: World, reader: Kafka | RabbitMQ) -> int:
+def are_right(world: AcceptanceEnvironment, reader: Kafka | RabbitMQ) -> int:
     """Every order that was placed is published, none is invented or reordered, and the ledger tells the truth.
 
     Returns how many copies there are.

@@ -26,7 +26,7 @@ from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode
 from outboxkit.errors import DecodeError, SchemaError
 from tests.oracle.java import ask
-from tests.property.schemas import random_schemas
+from tests.property.avro import random_schemas
 
 FULL = os.environ.get("OUTBOXKIT_PROFILE") == "full"
 PAIRS = 12_000 if FULL else 800

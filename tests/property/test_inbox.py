@@ -18,7 +18,7 @@ from outboxkit import consumer as consumer_module
 from outboxkit import tables
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
-from tests.consuming import Effect, OrderPlaced, World, impatient, order
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order
 
 RETRIES = 2
 
@@ -51,7 +51,7 @@ def test_every_message_has_one_effect_or_one_letter(messages: list[Sent], immedi
 
 
 async def _check(folder: Path, messages: list[Sent], immediate: int) -> None:
-    world = World(f"sqlite:///{folder}/test.db")
+    world = ConsumerFixture(f"sqlite:///{folder}/test.db")
     billing = Consumer("billing", sessions=world.asynchronous, retry=impatient(immediate, RETRIES - immediate))
 
     @billing.on(OrderPlaced, topic="orders")

@@ -56,7 +56,7 @@ def zero_width_weights(names: Mapping[str, Named]) -> dict[str, int]:
     """Return the named types whose values take no bytes at all, each with the memory that one value takes.
 
     The unit is a list's slot (8 bytes): an empty dict is about 64 bytes and one with entries about 232, 30 slots.
-    Records that hold such records twice, at many levels, weigh more than any machine has.
+    Records that hold such records twice, at many levels, track_bytes more than any machine has.
     """
     known: dict[str, int] = {}
     changed = True

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from outboxkit.brokers import Refusal
 from outboxkit.brokers.rabbitmq.channel import ConfirmChannel, Pending
-from outboxkit.brokers.rabbitmq.settings import FEATURES, TROUBLE, Trouble, connect, trouble_of
+from outboxkit.brokers.rabbitmq.settings import FEATURES, TROUBLE, ChannelError, connect, trouble_of
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import Kind
 from outboxkit.policy import Failure
@@ -93,7 +93,7 @@ class RabbitPublisher:
             return self._ask(self._look_up(destinations), timeout.total_seconds())
         except FutureTimeoutError:
             failure, text = Failure.BROKER_DOWN, f"RabbitMQ at {self.settings.address} did not answer"
-        except Trouble as trouble:
+        except ChannelError as trouble:
             if trouble.failure is Failure.UNAUTHORIZED:
                 raise ConfigurationError(str(trouble)) from trouble
             failure, text = trouble.failure, str(trouble)
@@ -176,7 +176,7 @@ class RabbitPublisher:
         """The open connection; made when there is none.
 
         Raises:
-            Trouble: the broker is away, refused the login, or takes nothing.
+            ChannelError: the broker is away, refused the login, or takes nothing.
         """
         if self._is_over:
             await _until_ready(self._connection, self.settings.blocked_seconds)
@@ -192,7 +192,7 @@ class RabbitPublisher:
         found = {name: await _trouble_with(connection, name) for name in names}
         return {name: Refusal(-1, trouble.failure, str(trouble)) for name, trouble in found.items() if trouble}
 
-    def refuse_waiting(self, destination: str, trouble: Trouble) -> None:
+    def refuse_waiting(self, destination: str, trouble: ChannelError) -> None:
         """Refuses all that waits for the destination: a later batch must not overtake the one that was refused."""
         with self._lock:
             waiting = [pending for pending in self._open.get(destination, ()) if not pending.written]
@@ -238,7 +238,7 @@ class _Lane:
                 continue  # refused while it waited
             try:
                 channel = await self._open_channel(command=pending.batch.rows[0].kind == Kind.COMMAND)
-            except Trouble as trouble:
+            except ChannelError as trouble:
                 self._owner.refuse_waiting(self._destination, trouble)
             else:
                 await channel.send(pending, self._owner.settings.max_message_bytes)
@@ -260,7 +260,7 @@ class _Lane:
         self._owner.complete(pending)
 
     def lost(self, text: str) -> None:
-        self._owner.refuse_waiting(self._destination, Trouble(Failure.BROKER_DOWN, text))
+        self._owner.refuse_waiting(self._destination, ChannelError(Failure.BROKER_DOWN, text))
 
     async def watch(self) -> None:
         """Gives up on confirms that do not come; surfaces a defect of the task."""
@@ -281,7 +281,7 @@ class _Lane:
             self._task.result()
 
 
-async def _trouble_with(connection: Connection, name: str) -> Trouble | None:
+async def _trouble_with(connection: Connection, name: str) -> ChannelError | None:
     """A destination is an exchange, or a queue when it takes commands."""
     return await _trouble_with_kind(connection, name, command=False) and await _trouble_with_kind(
         connection,
@@ -290,7 +290,7 @@ async def _trouble_with(connection: Connection, name: str) -> Trouble | None:
     )
 
 
-async def _trouble_with_kind(connection: Connection, name: str, *, command: bool) -> Trouble | None:
+async def _trouble_with_kind(connection: Connection, name: str, *, command: bool) -> ChannelError | None:
     # On a channel of its own: a missing exchange closes the channel, with everything that is in flight on it.
     try:
         probe = await asyncio.wait_for(connection.channel(publisher_confirms=False), _PROBE_SECONDS)
@@ -306,10 +306,10 @@ async def _until_ready(connection: Connection | None, limit: float) -> None:
     """Returns when the broker takes messages on this connection.
 
     Raises:
-        Trouble: it did not within so many seconds.
+        ChannelError: it did not within so many seconds.
     """
     if await _is_blocked(connection, limit):
-        raise Trouble(Failure.BLOCKED, f"RabbitMQ takes nothing since {limit:g} s (memory or disk alarm)")
+        raise ChannelError(Failure.BLOCKED, f"RabbitMQ takes nothing since {limit:g} s (memory or disk alarm)")
 
 
 async def _is_blocked(connection: Connection | None, seconds: float) -> bool:

@@ -28,7 +28,7 @@ from outboxkit.policy import Failure, Order
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FEATURES", "TROUBLE", "Settings", "Trouble", "connect", "parse", "trouble_of"]
+__all__ = ["FEATURES", "TROUBLE", "ChannelError", "Settings", "connect", "parse", "trouble_of"]
 
 # RabbitMQ 4 takes 16 MiB by default (max_message_size), older ones 128 MiB.
 FEATURES: Final = Features(name="rabbitmq", order=Order.STRICT, evidence=False, max_message_bytes=16 << 20)
@@ -54,7 +54,7 @@ _CLIENT: Final = frozenset({"cadata", "cafile", "capath", "certfile", "heartbeat
 _OURS: Final = frozenset({"blocked_timeout", "confirm_timeout", "max_message_bytes"})
 
 
-class Trouble(Exception):
+class ChannelError(Exception):
     """The broker did not do what was asked; says what that means."""
 
     def __init__(self, failure: Failure, text: str) -> None:
@@ -147,7 +147,7 @@ async def connect(settings: Settings) -> Connection:
     """An open connection.
 
     Raises:
-        Trouble: the broker is away (``broker-down``) or refused the login (``unauthorized``).
+        ChannelError: the broker is away (``broker-down``) or refused the login (``unauthorized``).
     """
     connection = _Connection(settings.url)
     try:
@@ -157,12 +157,12 @@ async def connect(settings: Settings) -> Connection:
     return connection
 
 
-def trouble_of(error: BaseException, what: str) -> Trouble:
+def trouble_of(error: BaseException, what: str) -> ChannelError:
     """The meaning of an error of the client; its text is ours, because the client's may hold secrets."""
     failure = next(failure for kind, failure in _FAILURES.items() if isinstance(error, kind))
     if isinstance(error, ConnectionClosed) and error.args[:1] == (_NOT_ALLOWED,):
         failure = Failure.UNAUTHORIZED
-    return Trouble(failure, _TEXTS[failure].format(what=what))
+    return ChannelError(failure, _TEXTS[failure].format(what=what))
 
 
 _TEXTS: Final[Mapping[Failure, str]] = {

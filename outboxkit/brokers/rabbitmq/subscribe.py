@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from aiormq.exceptions import ChannelPreconditionFailed
 
 from outboxkit.brokers import Delivery
-from outboxkit.brokers.rabbitmq.settings import FEATURES, TROUBLE, Trouble, connect, trouble_of
+from outboxkit.brokers.rabbitmq.settings import FEATURES, TROUBLE, ChannelError, connect, trouble_of
 from outboxkit.brokers.rabbitmq.wire import headers_of
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.policy import Failure
@@ -220,7 +220,7 @@ class RabbitSubscriber:
         if self._connection is None or self._connection.is_closed:
             try:
                 self._connection = await connect(self._settings)
-            except Trouble as trouble:
+            except ChannelError as trouble:
                 raise _raised(trouble) from trouble
         return self._connection
 
@@ -248,8 +248,8 @@ class RabbitSubscriber:
 
 
 def _prefetch(limit: int) -> int:
-    least, most = _PREFETCH
-    return max(least, min(2 * limit, most))  # the next batch arrives while one is handled
+    minimum, maximum = _PREFETCH
+    return max(minimum, min(2 * limit, maximum))  # the next batch arrives while one is handled
 
 
 def _token(delivery: Delivery) -> _Token:
@@ -279,6 +279,6 @@ def _receiver(session: _Session, topic: str, queue: str) -> Any:
     return on_message
 
 
-def _raised(trouble: Trouble) -> Exception:
+def _raised(trouble: ChannelError) -> Exception:
     lasting = trouble.failure in (Failure.UNAUTHORIZED, Failure.UNKNOWN_TOPIC)
     return ConfigurationError(str(trouble)) if lasting else TransientBrokerError(str(trouble))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["find"]
 
 _LEDGER: Final = tables.outbox_ledger.c
-_MOST: Final = 20  # places: a replayed message has several
+_MAX: Final = 20  # places: a replayed message has several
 _CLOCKS: Final = timedelta(minutes=5)  # the application's clock, which the id has, may be ahead of the database's
 _VERSION_WITH_TIME: Final = 7
 
@@ -40,9 +40,7 @@ def find(connection: Connection, message_id: str) -> list[dict[str, Any]]:
 
 def _unpublished(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
     hot = tables.outbox_messages.c
-    found = connection.execute(
-        select(hot.topic, hot.type, hot.recorded_at).where(hot.message_id == row_id).limit(_MOST)
-    )
+    found = connection.execute(select(hot.topic, hot.type, hot.recorded_at).where(hot.message_id == row_id).limit(_MAX))
     return [{"place": "outbox", "topic": row.topic, "type": row.type, "since": _text(row.recorded_at)} for row in found]
 
 
@@ -55,7 +53,7 @@ def _waiting(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
         .select_from(tables.outbox_waiting)
         .outerjoin(tables.outbox_stopped_keys, same_key)
         .where(waits.message_id == row_id)
-        .limit(_MOST)
+        .limit(_MAX)
     )
     return [
         {
@@ -79,7 +77,7 @@ def _dead(connection: Connection, message_id: str) -> list[dict[str, Any]]:
         select(letters.id, letters.topic, letters.consumer, letters.state, letters.died_at, letters.failure)
         .where(letters.message_id == message_id)
         .order_by(letters.died_at)
-        .limit(_MOST)
+        .limit(_MAX)
     )
     return [
         {
@@ -108,7 +106,7 @@ def _published(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for row in batches:
         ids = [str(one) for one in row.ids]
-        if str(row_id) in ids and len(found) < _MOST:
+        if str(row_id) in ids and len(found) < _MAX:
             at = ids.index(str(row_id))
             place = {"place": "broker", "topic": row.topic, "outcome": row.outcome, "since": _text(row.published_at)}
             found.append({**place, "partition": row.partitions[at], "offset": row.offsets[at]})

@@ -15,7 +15,7 @@ from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.exit_codes import Exit
 from outboxkit_relay.store import stopped_keys
-from outboxkit_relay.store.stopped_keys import Request, Stop
+from outboxkit_relay.store.stopped_keys import KeyStop, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ def list_stops(invocation: Invocation, topic: str | None, limit: int, *, as_json
     """List stopped keys and why their heads failed."""
     with database.reading(invocation) as connection:
         found = stopped_keys.stops(connection, topic=topic, limit=limit)
-        total = stopped_keys.how_many_stops(connection, topic=topic)
+        total = stopped_keys.count_stopped_keys(connection, topic=topic)
     if as_json:
         for stop in found:
             output.print_json({**output.plain(asdict(stop)), "key": _text_of(stop.key)})
@@ -104,7 +104,7 @@ class _Asked:
     """A key of the command line, and what was found of it; None when it is not stopped."""
 
     text: str
-    stop: Stop | None
+    stop: KeyStop | None
 
     @property
     def refusal(self) -> str:
@@ -138,7 +138,7 @@ def _ask(invocation: Invocation, what: Request, target: tuple[str, tuple[str, ..
     return Exit.OK if not refused else Exit.FAILED if refused == len(outcomes) else Exit.PARTLY
 
 
-def _stopped(connection: Connection, topic: str, text: str) -> Stop | None:
+def _stopped(connection: Connection, topic: str, text: str) -> KeyStop | None:
     """The stopped key that `list` shows like this; it writes bytes that cannot be shown as escapes."""
     raw = text.encode("utf-8", "surrogateescape")
     escaped = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), raw)
@@ -148,13 +148,13 @@ def _stopped(connection: Connection, topic: str, text: str) -> Stop | None:
     return None
 
 
-def _question(what: Request, topic: str, stops: Sequence[Stop]) -> str:
+def _question(what: Request, topic: str, stops: Sequence[KeyStop]) -> str:
     keys, behind = len(stops), sum(stop.followers for stop in stops)
     named = f"the key {_text_of(stops[0].key)}" if keys == 1 else f"{keys:,} keys"
     return f"{what.value.capitalize()} {named} of {topic} ({_messages(behind)} behind)?"
 
 
-def _meaning(what: Request, stop: Stop) -> str:
+def _meaning(what: Request, stop: KeyStop) -> str:
     """What the relay will do."""
     go_on = f"{_messages(stop.followers)} behind it go{'es' * (stop.followers == 1)} on"
     if stop.reason == "parked":
@@ -169,7 +169,7 @@ def _tell(topic: str, key: str, outcome: str, *, reason: str, as_json: bool) -> 
         click.echo(output.safe(f"{topic}  {key}  {outcome}: {reason}"))
 
 
-def _row(stop: Stop, now: datetime) -> tuple[object, ...]:
+def _row(stop: KeyStop, now: datetime) -> tuple[object, ...]:
     due = "-" if stop.due_at is None else "now" if stop.due_at <= now else f"in {output.ago(stop.due_at - now)}"
     asked = stop.request or "-"
     return (stop.topic, _text_of(stop.key), stop.reason, stop.attempts, due, stop.followers, asked, stop.error or "-")

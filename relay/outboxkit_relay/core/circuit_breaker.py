@@ -34,13 +34,13 @@ class CircuitRule:
         failure_rate: it opens when so much of a window's messages is refused, above 0, at most 1.
         window: how far it looks back.
         open_for: how long it stays open.
-        least: messages that a window must have: a few say nothing about a rate.
+        min_messages: messages that a window must have: a few say nothing about a rate.
     """
 
     failure_rate: float = 0.5
     window: timedelta = timedelta(seconds=30)
     open_for: timedelta = timedelta(seconds=5)
-    least: int = 20
+    min_messages: int = 20
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Breaker:
         latest.passed += passed
         refused = sum(one.refused for one in self._slices)
         total = refused + sum(one.passed for one in self._slices)
-        self.open = self.open or (total >= self.rule.least and refused >= self.rule.failure_rate * total)
+        self.open = self.open or (total >= self.rule.min_messages and refused >= self.rule.failure_rate * total)
         return self.open
 
     def _slice(self, now: datetime) -> _Slice:

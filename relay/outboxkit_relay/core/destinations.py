@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from outboxkit.policy import Failure, Order
 from outboxkit_relay.core.circuit_breaker import Breaker, CircuitRule, CircuitState
-from outboxkit_relay.core.token_bucket import Bucket
+from outboxkit_relay.core.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from outboxkit.brokers import Receipts
     from outboxkit.rows import Row
 
-__all__ = ["Destination", "Flight", "Key", "Limits", "Trouble", "by_topic", "key_of"]
+__all__ = ["Destination", "InFlightBatch", "Key", "Limits", "Unavailability", "by_topic", "key_of"]
 
 _KIND: Final = attrgetter("kind")
 _TOPIC: Final = attrgetter("topic")
@@ -47,7 +47,7 @@ def by_topic(rows: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
 
 
 @dataclass(slots=True)
-class Flight:
+class InFlightBatch:
     """A batch at the broker, when it is given up, and since when it is there."""
 
     number: int
@@ -76,7 +76,7 @@ _NO_LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Unavailability:
     """A destination that is not used until an instant: how often in a row, why, and since when."""
 
     until: datetime
@@ -98,7 +98,7 @@ class Destination:
         behind: (strict) rows behind one of their key that is queued or in flight.
         flights: by number, in the order of hand-over.
         held: rows in `queue` and `behind`.
-        flying: rows in flight.
+        in_flight: rows in flight.
         heavy: bytes of heavy payloads among both, and among what is being settled.
         broken: keys with a row whose outcome is bad or unknown: what follows must not count as published.
         failing: in trouble, and not all outcomes are known yet: nothing is handed over.
@@ -110,18 +110,18 @@ class Destination:
     limits: Limits = _NO_LIMITS
     queue: deque[Row] = field(default_factory=deque)
     behind: dict[Key, deque[Row]] = field(default_factory=dict)
-    flights: dict[int, Flight] = field(default_factory=dict)
+    flights: dict[int, InFlightBatch] = field(default_factory=dict)
     held: int = 0
-    flying: int = 0
+    in_flight: int = 0
     heavy: int = 0
     broken: set[Key] = field(default_factory=set)
     failing: bool = False
-    trouble: Trouble | None = None
-    bucket: Bucket | None = field(init=False)
+    trouble: Unavailability | None = None
+    bucket: TokenBucket | None = field(init=False)
     breaker: Breaker | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bucket = None if self.limits.rate is None else Bucket(self.limits.rate)
+        self.bucket = None if self.limits.rate is None else TokenBucket(self.limits.rate)
         self.breaker = None if self.limits.circuit is None else Breaker(self.limits.circuit)
 
     def circuit(self, now: datetime) -> CircuitState:
@@ -130,13 +130,13 @@ class Destination:
             return CircuitState.CLOSED
         return CircuitState.OPEN if self.trouble.until > now else CircuitState.HALF_OPEN
 
-    def allowance(self, most: int, now: datetime) -> int:
-        """How many rows may be handed over now, at most so many."""
+    def allowance(self, limit: int, now: datetime) -> int:
+        """How many rows may be handed over now, at limit so many."""
         if self.limits.in_flight is not None:
-            most = min(most, self.limits.in_flight - self.flying)
-        if self.bucket is not None and most > 0:
-            return self.bucket.allow(min(most, len(self.queue)), now)
-        return max(0, most)
+            limit = min(limit, self.limits.in_flight - self.in_flight)
+        if self.bucket is not None and limit > 0:
+            return self.bucket.allow(min(limit, len(self.queue)), now)
+        return max(0, limit)
 
     def takes_more(self, given_up: int) -> bool:
         """Whether a batch may be handed over: not behind one that was refused, or given up, and does not count yet.
@@ -177,14 +177,14 @@ class Destination:
         self.held -= len(taken)
         return taken
 
-    def fly(self, flight: Flight) -> None:
+    def sent(self, flight: InFlightBatch) -> None:
         """A batch was handed over."""
         if self.bucket is not None:
             self.bucket.take(len(flight.rows))
         self.flights[flight.number] = flight
-        self.flying += len(flight.rows)
+        self.in_flight += len(flight.rows)
 
-    def land(self, number: int, receipts: Receipts) -> list[Flight]:
+    def acknowledged(self, number: int, receipts: Receipts) -> list[InFlightBatch]:
         """A batch was answered; returns the flights that count now, in order."""
         self.flights[number].receipts = receipts
         if self.order is Order.STRICT:
@@ -225,7 +225,7 @@ class Destination:
         self.held = 0
         return dropped
 
-    def _end(self, number: int) -> Flight:
+    def _end(self, number: int) -> InFlightBatch:
         flight = self.flights.pop(number)
-        self.flying -= len(flight.rows)
+        self.in_flight -= len(flight.rows)
         return flight

@@ -7,9 +7,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from outboxkit import policy
-from outboxkit.policy import Bury, Followers, Pause, Retry
+from outboxkit.policy import Bury, Followers, PauseDestination, Retry
 from outboxkit.rows import Evidence
-from outboxkit_relay.core.destinations import Destination, Flight, Key, Trouble, by_topic, key_of
+from outboxkit_relay.core.destinations import Destination, InFlightBatch, Key, Unavailability, by_topic, key_of
 from outboxkit_relay.core.protocol import Burial, Hold, Settle
 
 if TYPE_CHECKING:
@@ -38,10 +38,12 @@ class _Outcome:
     unknown: list[Row] = field(default_factory=list)  # still in the table: they are read again
 
 
-def judge(state: State, destination: Destination, flight: Flight, *, now: datetime, rng: random.Random) -> Settle:
+def judge(
+    state: State, destination: Destination, flight: InFlightBatch, *, now: datetime, rng: random.Random
+) -> Settle:
     """Decides on every row of an answered flight, and updates what the relay knows of its destination."""
     receipts = flight.receipts
-    assert receipts is not None  # noqa: S101  only answered flights land
+    assert receipts is not None  # noqa: S101  only answered flights acknowledged
     if not receipts.refusals and not destination.broken:
         destination.trouble = None
         if destination.breaker is not None:
@@ -96,9 +98,9 @@ def _sentence(
         outcome.unknown.append(row)
         destination.broken.add(key_of(row))
         if not destination.failing:
-            until = decision.until if isinstance(decision, Pause) else now
+            until = decision.until if isinstance(decision, PauseDestination) else now
             since = before.since if before else now
-            destination.failing, destination.trouble = True, Trouble(until, times, failure, refusal.text, since)
+            destination.failing, destination.trouble = True, Unavailability(until, times, failure, refusal.text, since)
 
 
 def _hold(state: State, destination: Destination, row: Row, refusal: Refusal, *, delay: timedelta) -> Hold:

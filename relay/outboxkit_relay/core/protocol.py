@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answered",
-    "Balance",
     "Burial",
-    "Claim",
-    "Claimed",
     "Command",
+    "ConfirmLease",
     "Event",
     "Fenced",
     "Fetch",
     "Fetched",
     "GiveUp",
     "Hold",
+    "LeaseConfirmed",
     "Leave",
-    "Missed",
     "Owned",
     "Publish",
+    "Rebalance",
     "Rejoin",
+    "Rescan",
+    "RescanResult",
     "Settle",
     "Settled",
-    "Stop",
+    "StopRelay",
     "StoppedKey",
     "Tick",
-    "Watch",
     "Woken",
 ]
 
@@ -79,14 +79,14 @@ class Owned:
 
     Attributes:
         shards: that it owns.
-        surplus: it should give some back.
+        has_surplus: it should give some back.
         stopped: the keys of these shards that are stopped.
         holds: what operators have paused.
         more: (once) something is unpublished elsewhere, or waits for its next try.
     """
 
     shards: frozenset[int]
-    surplus: bool
+    has_surplus: bool
     stopped: frozenset[StoppedKey]
     holds: PauseSet = NOTHING_PAUSED
     more: bool = False
@@ -103,14 +103,14 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class LeaseConfirmed:
     """The lease is safe until an instant."""
 
     until: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Missed:
+class RescanResult:
     """Rows that are present although the lanes' memory says that they were read; claimed."""
 
     rows: Sequence[Row]
@@ -144,7 +144,7 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopRelay:
     """Finish what is in flight, until an instant, and leave."""
 
     until: datetime
@@ -155,7 +155,7 @@ class Woken:
     """Somebody has committed messages: it is worth a look."""
 
 
-Event = Owned | Fetched | Claimed | Missed | Answered | Settled | Fenced | Tick | Stop | Woken
+Event = Owned | Fetched | LeaseConfirmed | RescanResult | Answered | Settled | Fenced | Tick | StopRelay | Woken
 
 # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -180,19 +180,19 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ConfirmLease:
     """Confirm the lease."""
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class Rescan:
     """Look for rows that a lane should have delivered."""
 
     reading: Reading
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
+class Rebalance:
     """Renew the lease, take free shards; give surplus ones back only if told so."""
 
     release: bool
@@ -266,4 +266,4 @@ class Leave:
     """Give back shards and lease: the work is done."""
 
 
-Command = Fetch | Claim | Watch | Balance | Publish | Settle | GiveUp | Rejoin | Leave
+Command = Fetch | ConfirmLease | Rescan | Rebalance | Publish | Settle | GiveUp | Rejoin | Leave

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Final
 
 from outboxkit.policy import Order, RetryPolicy
 from outboxkit.rows import NOTHING_PAUSED, PauseSet
-from outboxkit_relay.core.destinations import Destination, Flight, Key, Limits
+from outboxkit_relay.core.destinations import Destination, InFlightBatch, Key, Limits
 from outboxkit_relay.core.lanes import MAIN, Lanes
 
 if TYPE_CHECKING:
     from outboxkit.rows import Row
 
-__all__ = ["LONG_AGO", "Rules", "State"]
+__all__ = ["LONG_AGO", "RelayConfig", "State"]
 
 LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class RelayConfig:
     """What does not change while a relay runs.
 
     Attributes:
@@ -34,7 +34,7 @@ class Rules:
         slow: the longest time between two empty reads.
         patience: a batch that is not answered for so long is given up and sent again.
         lease: its length; renewed every third of it.
-        most_bytes: of heavy payloads in hand; what is above is not read yet, but for the rest of a page.
+        max_bytes: of heavy payloads in hand; what is above is not read yet, but for the rest of a page.
         once: leave as soon as nothing is left to publish: nothing of other relays either, and nothing that waits for
             its next try.
         limits: of every destination that has none of its own.
@@ -49,7 +49,7 @@ class Rules:
     slow: timedelta = timedelta(milliseconds=250)
     patience: timedelta = timedelta(seconds=30)
     lease: timedelta = timedelta(seconds=10)
-    most_bytes: int = 64 << 20
+    max_bytes: int = 64 << 20
     once: bool = False
     limits: Limits = field(default_factory=Limits)
     destinations: Mapping[str, Limits] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Rules:
     @property
     def page_bytes(self) -> int:
         """Bytes of heavy payloads in a page, and what one destination may have queued of them in the main lane."""
-        return self.most_bytes // 4
+        return self.max_bytes // 4
 
     @property
     def room(self) -> int:
@@ -76,7 +76,8 @@ class State:
 
     Attributes:
         positions: fresh rows in hand: queued, in flight or being settled. What a scan finds of them is dropped.
-        fading: settled positions, with the number of the latest read that had begun by then: it may still find them.
+        settled_but_maybe_read: settled positions, with the number of the latest read that had begun by then: it
+            may still find them.
         heavy: of these, rows with a heavy payload: how many bytes.
         heavy_bytes: their sum.
         more: (once) what the latest balance has told of other relays and of the waiting room.
@@ -90,7 +91,7 @@ class State:
         settling: settlements that are not committed yet.
     """
 
-    rules: Rules
+    rules: RelayConfig
     joined: bool = False
     left: bool = False
     lanes: Lanes = field(default_factory=Lanes)
@@ -101,7 +102,7 @@ class State:
     touched: set[Key] = field(default_factory=set)
     setting_aside: Counter[Key] = field(default_factory=Counter)
     positions: set[int] = field(default_factory=set)
-    fading: list[tuple[int, list[int]]] = field(default_factory=list)
+    settled_but_maybe_read: list[tuple[int, list[int]]] = field(default_factory=list)
     heavy: dict[int, int] = field(default_factory=dict)
     heavy_bytes: int = 0
     waiting: set[int] = field(default_factory=set)
@@ -124,14 +125,14 @@ class State:
     balance_at: datetime = LONG_AGO
     watch_at: datetime = LONG_AGO
     empty_rounds: int = 0
-    surplus: bool = False
+    has_surplus: bool = False
     stop_at: datetime | None = None
     found_by_rescan: int = 0
 
     @property
     def in_flight(self) -> int:
         """Rows at the broker."""
-        return sum(destination.flying for destination in self.destinations.values())
+        return sum(destination.in_flight for destination in self.destinations.values())
 
     @property
     def held(self) -> int:
@@ -143,7 +144,7 @@ class State:
         """Whether nothing is under way."""
         return not (self.reading or self.busy or self.settling or self.flights())
 
-    def flights(self) -> Iterable[Flight]:
+    def flights(self) -> Iterable[InFlightBatch]:
         """Every batch at the broker."""
         return [flight for destination in self.destinations.values() for flight in destination.flights.values()]
 
@@ -169,14 +170,14 @@ class State:
     def forget(self, rows: Iterable[Row]) -> None:
         """These rows are no longer in hand; they are still in the table and will be read again."""
         rows = list(rows)
-        self.lighten(rows)
+        self.release_bytes(rows)
         for row in rows:
             if row.waiting_id is None:
                 self.positions.discard(row.position)
             else:
                 self.waiting.discard(row.waiting_id)
 
-    def weigh(self, rows: Iterable[Row], heavy: Mapping[int, int]) -> None:
+    def track_bytes(self, rows: Iterable[Row], heavy: Mapping[int, int]) -> None:
         """These rows are in hand now, some with heavy payloads."""
         for row in rows:
             if row.position in heavy:
@@ -184,7 +185,7 @@ class State:
                 self.heavy_bytes += size
                 self.destination(row.topic).heavy += size
 
-    def lighten(self, rows: Iterable[Row]) -> None:
+    def release_bytes(self, rows: Iterable[Row]) -> None:
         """The payloads of these rows are let go."""
         if not self.heavy:
             return

@@ -1,7 +1,7 @@
 """The relay's core: what to do next. No clock, no I/O, no threads: the same events give the same commands.
 
-``step(state, event, now, rng) -> (state, commands)``. The shell (`outboxkit_relay.daemon.relay`) carries the commands out and
-brings their results back as events:
+``step(state, event, now, rng) -> (state, commands)``. The shell (`outboxkit_relay.daemon.relay`) carries the commands
+out and brings their results back as events:
 
     Owned ─▶ Fetch ─▶ Fetched ─▶ Publish… ─▶ Answered… ─▶ Settle ─▶ Settled
               ▲________│ (while there is room)
@@ -20,30 +20,30 @@ from typing import TYPE_CHECKING, Final
 from outboxkit.brokers import Batch
 from outboxkit.policy import Failure
 from outboxkit.rows import Reading
-from outboxkit_relay.core.destinations import Flight, Key, by_topic, key_of
+from outboxkit_relay.core.destinations import InFlightBatch, Key, by_topic, key_of
 from outboxkit_relay.core.lanes import MAIN
 from outboxkit_relay.core.outcomes import expiries, freed, judge, keys_aside
 from outboxkit_relay.core.protocol import (
     Answered,
-    Balance,
-    Claim,
-    Claimed,
     Command,
+    ConfirmLease,
     Event,
     Fenced,
     Fetch,
     Fetched,
     GiveUp,
+    LeaseConfirmed,
     Leave,
-    Missed,
     Owned,
     Publish,
+    Rebalance,
     Rejoin,
+    Rescan,
+    RescanResult,
     Settle,
     Settled,
-    Stop,
+    StopRelay,
     Tick,
-    Watch,
     Woken,
 )
 from outboxkit_relay.core.state import LONG_AGO, State
@@ -95,7 +95,7 @@ def _owned(state: State, event: Owned, commands: list[Command], now: datetime) -
     if not event.shards <= state.lanes.shards:
         state.empty_rounds = 0  # of these none has been read
     state.lanes.own(event.shards)
-    state.joined, state.busy, state.surplus, state.more = True, False, event.surplus, event.more
+    state.joined, state.busy, state.has_surplus, state.more = True, False, event.has_surplus, event.more
     # What a settlement has stopped while this was asked may be missing in the answer.
     _stopped_now(state, event.stopped | state.stopped_lately)
     _hold(state, event.holds, commands, now)
@@ -109,7 +109,7 @@ def _fetched(state: State, event: Fetched, commands: list[Command], now: datetim
     # A scan finds what is in hand, too; and every read finds rows with transaction ids from another cluster.
     rows = _not_in_hand(state, event.page.rows)
     if event.page.heavy:
-        state.weigh([row for row in rows if state.lanes.reads(row.topic)], event.page.heavy)
+        state.track_bytes([row for row in rows if state.lanes.reads(row.topic)], event.page.heavy)
     state.lanes.went_on(event.lane, event.page, state.rules.batch_size)
     _fade(state)
     _take_in(state, rows, commands, now)
@@ -123,7 +123,7 @@ def _fetched(state: State, event: Fetched, commands: list[Command], now: datetim
         _rest(state, now, found=bool(event.page.rows or due))
 
 
-def _missed(state: State, event: Missed, commands: list[Command], now: datetime) -> None:
+def _missed(state: State, event: RescanResult, commands: list[Command], now: datetime) -> None:
     state.busy = False
     state.lease_until = event.until or state.lease_until
     rows = _not_in_hand(state, event.rows)
@@ -131,7 +131,7 @@ def _missed(state: State, event: Missed, commands: list[Command], now: datetime)
     _take_in(state, rows, commands, now)
 
 
-def _claimed(state: State, event: Claimed, _commands: list[Command], _now: datetime) -> None:
+def _claimed(state: State, event: LeaseConfirmed, _commands: list[Command], _now: datetime) -> None:
     state.busy = False
     state.lease_until = event.until
 
@@ -147,7 +147,7 @@ def _answered(state: State, event: Answered, commands: list[Command], *, now: da
         refusal.failure is Failure.INDETERMINATE for refusal in event.receipts.refusals
     ):
         _give_up(state, commands, now)  # the session may be broken, and what is unknown must not come later
-    for flight in destination.land(event.number, event.receipts):
+    for flight in destination.acknowledged(event.number, event.receipts):
         _settle(state, judge(state, destination, flight, now=now, rng=rng), commands)
     if destination.failing and not destination.flights:
         destination.failing = False
@@ -157,11 +157,11 @@ def _answered(state: State, event: Answered, commands: list[Command], *, now: da
 def _settled(state: State, event: Settled, _commands: list[Command], _now: datetime) -> None:
     rows = list(event.settlement.rows())
     state.settling -= 1
-    state.lighten(rows)
+    state.release_bytes(rows)
     waited = list(filter(None, map(_WAITING_ID, rows)))
     state.waiting.difference_update(waited)
     fresh = [row for row in rows if row.waiting_id is None] if waited else rows
-    state.fading.append((state.reads, list(map(_POSITION, fresh))))
+    state.settled_but_maybe_read.append((state.reads, list(map(_POSITION, fresh))))
     state.setting_aside.subtract(keys_aside(event.settlement))
     state.setting_aside = +state.setting_aside
     if event.stopped is not None:
@@ -187,7 +187,7 @@ def _woken(state: State, _event: Woken, _commands: list[Command], now: datetime)
     state.wake_at, state.hinted, state.woken = min(state.wake_at, now), state.reading, True
 
 
-def _stop(state: State, event: Stop, commands: list[Command], _now: datetime) -> None:
+def _stop(state: State, event: StopRelay, commands: list[Command], _now: datetime) -> None:
     state.stop_at = event.until
     for flight in state.flights():
         flight.deadline = min(flight.deadline, event.until)
@@ -199,12 +199,12 @@ def _stop(state: State, event: Stop, commands: list[Command], _now: datetime) ->
 _ON: Final[dict[type, Callable[..., None]]] = {
     Owned: _owned,
     Fetched: _fetched,
-    Missed: _missed,
-    Claimed: _claimed,
+    RescanResult: _missed,
+    LeaseConfirmed: _claimed,
     Settled: _settled,
     Fenced: _fenced,
     Tick: _tick,
-    Stop: _stop,
+    StopRelay: _stop,
     Woken: _woken,
 }
 
@@ -239,10 +239,12 @@ def _learn_stopped(state: State, settlement: Settle, stopped: frozenset[StoppedK
 
 def _fade(state: State) -> None:
     """Forgets settled rows that no read can find any more: those settled before the latest read began."""
-    for read, positions in state.fading:
+    for read, positions in state.settled_but_maybe_read:
         if read < state.reads:
             state.positions.difference_update(positions)
-    state.fading = [(read, positions) for read, positions in state.fading if read >= state.reads]
+    state.settled_but_maybe_read = [
+        (read, positions) for read, positions in state.settled_but_maybe_read if read >= state.reads
+    ]
 
 
 def _rest(state: State, now: datetime, *, found: bool) -> None:
@@ -333,7 +335,7 @@ def _go_on(state: State, commands: list[Command], now: datetime) -> None:
         # What the broker has not answered even after the give-up stays in the table: another relay sends it again.
         abandoned = now >= state.stop_at + _LAST_ANSWERS and not state.settling
         _leave_if(state, commands, quiet=state.is_quiet or abandoned)
-    elif state.surplus:
+    elif state.has_surplus:
         if state.is_quiet:
             _balance(state, commands, release=True)
     else:
@@ -349,7 +351,7 @@ def _balance_at(state: State) -> datetime:
 
 def _balance(state: State, commands: list[Command], *, release: bool) -> None:
     state.busy, state.stopped_lately = True, frozenset()
-    commands.append(Balance(release=release))
+    commands.append(Rebalance(release=release))
 
 
 def _leave_if(state: State, commands: list[Command], *, quiet: bool) -> None:
@@ -383,11 +385,11 @@ def _hand_over(state: State, commands: list[Command], now: datetime) -> None:
             if now >= state.lease_until:
                 if not state.busy and not state.reading:
                     state.busy = True
-                    commands.append(Claim())
+                    commands.append(ConfirmLease())
                 return
             state.number += 1
             rows = destination.take(count)
-            destination.fly(Flight(state.number, rows, now + rules.patience, now))
+            destination.sent(InFlightBatch(state.number, rows, now + rules.patience, now))
             commands.append(Publish(state.number, Batch(destination.topic, rows)))
 
 
@@ -416,7 +418,7 @@ def _read(state: State, commands: list[Command], now: datetime) -> None:
         state.woken = False
         if look:
             state.look_at, state.touched = now + _WAITING_ROOM_EVERY, set(state.setting_aside)
-        reading = replace(state.lanes.reading(lane, state.rules.batch_size), most_bytes=state.rules.page_bytes)
+        reading = replace(state.lanes.reading(lane, state.rules.batch_size), max_bytes=state.rules.page_bytes)
         commands.append(Fetch(lane, reading, state.lanes.not_scanned, look, state.holds))
     elif now >= state.watch_at and state.is_quiet and not state.held and state.lanes.main.is_through:
         _watch(state, commands, now)
@@ -434,7 +436,7 @@ def _read_again(state: State, now: datetime) -> None:
 def _next_lane(state: State, now: datetime) -> str | None:
     """Main lane and catch-up lanes take turns, so that none waits for another's backlog."""
     lanes, rules = state.lanes, state.rules
-    if state.heavy_bytes >= rules.most_bytes:
+    if state.heavy_bytes >= rules.max_bytes:
         return None
     main = state.held < rules.room and (lanes.main.round is not None or now >= state.wake_at)
     catching_up = (
@@ -456,5 +458,5 @@ def _watch(state: State, commands: list[Command], now: datetime) -> None:
     if state.watch_at > LONG_AGO:
         memory = state.lanes.memory(state.rules.batch_size)
         state.busy = True
-        commands.append(Watch(Reading(shards=memory.shards, parts=memory.parts, limit=memory.limit, missed=True)))
+        commands.append(Rescan(Reading(shards=memory.shards, parts=memory.parts, limit=memory.limit, missed=True)))
     state.watch_at = now + _WATCH_EVERY

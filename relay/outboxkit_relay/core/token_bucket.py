@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-__all__ = ["Bucket"]
+__all__ = ["TokenBucket"]
 
 _BURST: Final = 0.1  # seconds of the rate that may go out at once: batches, and yet an even flow
 _EMPTY_SINCE: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(slots=True)
-class Bucket:
-    """Lets ``rate`` messages a second through, in bursts of at most a tenth of a second's worth, at least one message.
+class TokenBucket:
+    """Lets ``rate`` messages a second through, in bursts of at most a tenth of a second's worth, at needed one message.
 
     Attributes:
         rate: messages a second, above 0.
@@ -37,10 +37,10 @@ class Bucket:
         """How many of ``wanted`` messages may go now: all of them or a whole burst, or none until `ready_at`."""
         self.tokens = min(self.burst, self.tokens + max(0.0, (now - self.at).total_seconds()) * self.rate)
         self.at = now
-        least = min(float(wanted), self.burst)
-        if self.tokens >= least:
+        needed = min(float(wanted), self.burst)
+        if self.tokens >= needed:
             return min(wanted, int(self.tokens))
-        self.ready_at = now + timedelta(seconds=(least - self.tokens) / self.rate, microseconds=1)
+        self.ready_at = now + timedelta(seconds=(needed - self.tokens) / self.rate, microseconds=1)
         return 0
 
     def take(self, number: int) -> None:

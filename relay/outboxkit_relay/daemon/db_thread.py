@@ -56,11 +56,11 @@ class Worker:
             self._tasks.append((function, argument))
             self._changed.notify_all()
 
-    def take(self, most: int, fits: Callable[[Any], bool]) -> list[Any]:
+    def take(self, limit: int, fits: Callable[[Any], bool]) -> list[Any]:
         """(on the thread) The arguments of the next tasks, as long as they fit: to be done together with this one."""
         taken: list[Any] = []
         with self._changed:
-            while self._tasks and len(taken) < most and fits(self._tasks[0][1]):
+            while self._tasks and len(taken) < limit and fits(self._tasks[0][1]):
                 taken.append(self._tasks.popleft()[1])
         return taken
 

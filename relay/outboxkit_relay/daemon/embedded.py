@@ -25,7 +25,7 @@ from outboxkit.brokers import open_publisher
 from outboxkit.policy import Backoff, RetryPolicy
 from outboxkit_relay.core.circuit_breaker import CircuitRule
 from outboxkit_relay.core.destinations import Limits
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon import lifecycle, relay
 from outboxkit_relay.daemon.listener import Listener
 from outboxkit_relay.observe import health
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from outboxkit.brokers import Publisher
-    from outboxkit_relay.observe.stats import Snapshot
+    from outboxkit_relay.observe.stats import RelayStats
     from outboxkit_relay.settings import RelaySettings, Settings
 
 __all__ = ["Relay", "opened", "rules_of"]
@@ -68,7 +68,7 @@ class Relay:
         self._thread: threading.Thread | None = None
 
     @property
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self) -> RelayStats | None:
         """What it has told of itself last; None before it has begun."""
         return None if self._relay is None else self._relay.snapshot
 
@@ -153,7 +153,7 @@ def rules_of(
     *,
     destinations: Mapping[str, DestinationSettings] | None = None,
     once: bool = False,
-) -> Rules:
+) -> RelayConfig:
     """What the core goes by, from the settings and from what the broker can do.
 
     Args:
@@ -164,7 +164,7 @@ def rules_of(
     """
     room = publisher.capacity("")  # of any destination
     delayed = Backoff(base=settings.retry_base, cap=settings.retry_cap, attempts=settings.retry_attempts)
-    return Rules(
+    return RelayConfig(
         batch_size=settings.batch_size,
         window=settings.window,
         order=settings.order or publisher.features.order,

@@ -1,6 +1,7 @@
 """The relay daemon's shell: carries out what the core decides.
 
-Everything here is I/O: the decisions are in `outboxkit_relay.core.step`, the SQL in `outboxkit.outbox` and the dialects.
+Everything here is I/O: the decisions are in `outboxkit_relay.core.step`, the SQL in `outboxkit.outbox` and the
+dialects.
 Three threads share the work, each with a database connection of its own: the dispatcher (the thread that calls
 `Relay.run`) alone touches the state; the *reader* reads, claims and keeps the lease; the *settler* commits what became
 of messages. Acknowledgements arrive from the publisher's own thread. All comes back to the dispatcher by one queue.
@@ -31,32 +32,32 @@ from outboxkit.policy import Followers, full_jitter
 from outboxkit_relay import logs
 from outboxkit_relay.core.protocol import (
     Answered,
-    Balance,
     Burial,
-    Claim,
-    Claimed,
     Command,
+    ConfirmLease,
     Event,
     Fenced,
     Fetch,
     Fetched,
     GiveUp,
+    LeaseConfirmed,
     Leave,
-    Missed,
     Owned,
     Publish,
+    Rebalance,
     Rejoin,
+    Rescan,
+    RescanResult,
     Settle,
     Settled,
-    Stop,
+    StopRelay,
     Tick,
-    Watch,
     Woken,
 )
-from outboxkit_relay.core.state import LONG_AGO, Rules, State
+from outboxkit_relay.core.state import LONG_AGO, RelayConfig, State
 from outboxkit_relay.core.step import step
 from outboxkit_relay.daemon.db_thread import Worker
-from outboxkit_relay.observe.stats import Snapshot, Tally
+from outboxkit_relay.observe.stats import RelayStats, Tally
 from outboxkit_relay.store import due, leases, operator_requests, stopped_keys
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Relay:
         self,
         engine: Engine,
         publisher: Publisher,
-        rules: Rules,
+        rules: RelayConfig,
         *,
         direct: Engine | None = None,
         drain: timedelta = timedelta(seconds=20),
@@ -114,14 +115,14 @@ class Relay:
         self._clock: Callable[[], datetime] = _no_clock
         self._state = State(rules=rules)
         self._tally = Tally()
-        self._snapshot: Snapshot | None = None
+        self._snapshot: RelayStats | None = None
         self._reader = Worker("outboxkit-reader", self._open_for_reading, self._arrivals.put)
         self._settler = Worker("outboxkit-settler", engine.connect, self._arrivals.put)
         self._by_reader: Final[dict[type, Callable[[Connection, Any], Event]]] = {
             Fetch: self._fetch,
-            Claim: self._claim,
-            Watch: self._watch,
-            Balance: self._balance,
+            ConfirmLease: self._claim,
+            Rescan: self._watch,
+            Rebalance: self._balance,
         }
 
     @property
@@ -130,7 +131,7 @@ class Relay:
         return self._state
 
     @property
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self) -> RelayStats | None:
         """What the dispatcher has told last; None before its first turn. For any thread."""
         return self._snapshot
 
@@ -166,7 +167,7 @@ class Relay:
         while not self._state.left:
             if stop.is_set() and self._state.stop_at is None:
                 _log.info("relay.stopping", extra={"relay": str(self._id), "in_flight": self._state.in_flight})
-                self._advance(Stop(self._clock() + self._drain))
+                self._advance(StopRelay(self._clock() + self._drain))
             else:
                 event = self._next_event()
                 self._advance(event)
@@ -261,7 +262,7 @@ class Relay:
         _log.info("relay.joined", extra={"relay": str(self._id)})
         if hidden:
             _log.warning("relay.rows_hidden", extra={"relay": str(self._id), "tables": hidden})
-        self._reader.do(self._by_reader[Balance], Balance(release=True))
+        self._reader.do(self._by_reader[Rebalance], Rebalance(release=True))
 
     def _leave(self) -> None:
         self._reader.finish()
@@ -290,12 +291,12 @@ class Relay:
         page = outbox.read(connection, command.reading)
         return Fetched(command.lane, page, waited, self._claimed(connection, page.rows or waited))
 
-    def _watch(self, connection: Connection, command: Watch) -> Missed:
+    def _watch(self, connection: Connection, command: Rescan) -> RescanResult:
         rows = outbox.read(connection, command.reading).rows
-        return Missed(rows, self._claimed(connection, rows))
+        return RescanResult(rows, self._claimed(connection, rows))
 
-    def _claim(self, connection: Connection, _command: Claim) -> Claimed:
-        return Claimed(self._safe_until(connection))
+    def _claim(self, connection: Connection, _command: ConfirmLease) -> LeaseConfirmed:
+        return LeaseConfirmed(self._safe_until(connection))
 
     def _claimed(self, connection: Connection, rows: list[Row]) -> datetime | None:
         return self._safe_until(connection) if rows else None
@@ -318,10 +319,10 @@ class Relay:
                 without=command.without,
                 limit=reading.limit,
                 holds=command.holds,
-                most_bytes=reading.most_bytes,
+                max_bytes=reading.max_bytes,
             )
 
-    def _balance(self, _connection: Connection, command: Balance) -> Owned:
+    def _balance(self, _connection: Connection, command: Rebalance) -> Owned:
         failpoint("lease.renew")
         with self._engine.begin() as connection:
             leases.renew(connection, self._id, self._rules.lease)
@@ -356,12 +357,12 @@ class Relay:
         return [Settled(settlement, stopped) for settlement in together]
 
     def _set_troubled_aside(self, connection: Connection, settlement: Settle) -> None:
-        stopped_keys.join_the_line(connection, settlement.aside)
+        stopped_keys.append_followers(connection, settlement.aside)
         for held in settlement.held:
             stopped_keys.hold(connection, held)
         for burial in settlement.buried:
             self._bury(connection, burial)
-        stopped_keys.go_on(connection, settlement.freed)
+        stopped_keys.resume_key(connection, settlement.freed)
 
     def _bury(self, connection: Connection, burial: Burial) -> None:
         row = burial.row
@@ -373,7 +374,7 @@ class Relay:
         else:
             stopped_keys.bury(connection, row)
             if row.key is not None:
-                stopped_keys.go_on(connection, [(row.topic, row.key)])
+                stopped_keys.resume_key(connection, [(row.topic, row.key)])
 
 
 def _troubles(state: State) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _remove_from_rabbitmq(url: str, topics: Sequence[str], consumers: Sequence[s
 
     try:
         asyncio.run(remove())
-    except (settings.Trouble, *settings.TROUBLE) as error:
+    except (settings.ChannelError, *settings.TROUBLE) as error:
         raise OutboxKitError(f"{', '.join(topics)} are left at your broker: {type(error).__name__}") from None
 
 

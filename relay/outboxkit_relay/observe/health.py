@@ -31,7 +31,7 @@ from outboxkit import tables
 from outboxkit._sql import Instant, database_now
 from outboxkit.errors import ConfigurationError
 from outboxkit_relay.core.circuit_breaker import CircuitState
-from outboxkit_relay.observe.stats import LIMITS, MOST_TOPICS, Distribution, Snapshot
+from outboxkit_relay.observe.stats import LIMITS, MAX_TOPICS, Distribution, RelayStats
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -69,7 +69,7 @@ class Subject:
         version: of this software.
     """
 
-    look: Callable[[], Snapshot | None]
+    look: Callable[[], RelayStats | None]
     engine: Engine
     lease: timedelta
     transport: str
@@ -148,7 +148,7 @@ def _verdict(why_not: str, **facts: object) -> tuple[HTTPStatus, str, bytes]:
     return status, "application/json", json.dumps(answer).encode() + b"\n"
 
 
-def _why_not_alive(found: Snapshot | None, lease: timedelta) -> str:
+def _why_not_alive(found: RelayStats | None, lease: timedelta) -> str:
     """Before its first turn a relay waits for its database and broker, and that is no reason to restart it."""
     silence = time.monotonic() - found.at if found else 0.0
     return (
@@ -158,7 +158,7 @@ def _why_not_alive(found: Snapshot | None, lease: timedelta) -> str:
     )
 
 
-def _why_not_ready(found: Snapshot | None, lease: timedelta) -> str:
+def _why_not_ready(found: RelayStats | None, lease: timedelta) -> str:
     if found is None:
         return "starting: waiting for the database and the broker"
     if found.stopping:
@@ -214,7 +214,7 @@ class _Metrics(Collector):
             return [_gauge("database_up", "Whether the database answers.", (), {(): 0})]
 
 
-def _of_relay(found: Snapshot, transport: str) -> Iterator[Metric]:
+def _of_relay(found: RelayStats, transport: str) -> Iterator[Metric]:
     paused = {one.topic for one in found.paused}
     yield _gauge("relay_shards_owned", "Shards that this relay owns.", (), {(): found.shards})
     yield _gauge("relay_queued_messages", "Messages in the relay's memory.", (), {(): found.queued})
@@ -255,7 +255,7 @@ def _backlog(connection: Connection) -> Iterator[Metric]:
     now = connection.execute(select(database_now())).scalar_one()
     oldest = func.min(_HOT.recorded_at, type_=Instant())
     count = func.count().label("count")
-    by_topic = select(_HOT.topic, count, oldest).group_by(_HOT.topic).order_by(count.desc()).limit(MOST_TOPICS)
+    by_topic = select(_HOT.topic, count, oldest).group_by(_HOT.topic).order_by(count.desc()).limit(MAX_TOPICS)
     rows = connection.execute(by_topic).all()
     ages = {(topic,): max(0.0, (now - since).total_seconds()) for topic, _, since in rows}
     pending = {(topic,): number for topic, number, _ in rows}
@@ -269,7 +269,7 @@ def _backlog(connection: Connection) -> Iterator[Metric]:
 
 def _counts(connection: Connection, *columns: Any, where: Iterable[Any] = ()) -> dict[tuple[str, ...], int]:
     count = func.count().label("count")
-    statement = select(*columns, count).where(*where).group_by(*columns).order_by(count.desc()).limit(MOST_TOPICS)
+    statement = select(*columns, count).where(*where).group_by(*columns).order_by(count.desc()).limit(MAX_TOPICS)
     return {tuple(row[:-1]): row[-1] for row in connection.execute(statement)}
 
 

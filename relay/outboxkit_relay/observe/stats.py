@@ -1,6 +1,6 @@
 """What others may know of a running relay: a frozen value that its dispatcher hands out. Pure.
 
-Topics are the only labels that data brings with it: beyond `MOST_TOPICS` they are counted together.
+Topics are the only labels that data brings with it: beyond `MAX_TOPICS` they are counted together.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from outboxkit_relay.core.circuit_breaker import CircuitState
-from outboxkit_relay.core.protocol import Answered, Claimed, Fenced, Fetched, Missed, Owned, Settled
+from outboxkit_relay.core.protocol import Answered, Fenced, Fetched, LeaseConfirmed, Owned, RescanResult, Settled
 
 if TYPE_CHECKING:
     from outboxkit.brokers import Receipts
-    from outboxkit_relay.core.destinations import Flight
+    from outboxkit_relay.core.destinations import InFlightBatch
     from outboxkit_relay.core.protocol import Event
     from outboxkit_relay.core.state import State
 
-__all__ = ["LIMITS", "MOST_TOPICS", "OTHER_TOPICS", "Distribution", "Paused", "Snapshot", "Tally"]
+__all__ = ["LIMITS", "MAX_TOPICS", "OTHER_TOPICS", "Distribution", "Paused", "RelayStats", "Tally"]
 
-MOST_TOPICS: Final = 500  #: that are told apart: nobody's time series may grow without a bound
+MAX_TOPICS: Final = 500  #: that are told apart: nobody's time series may grow without a bound
 OTHER_TOPICS: Final = "(others)"
 LIMITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  #: seconds
 
-_FROM_DATABASE: Final = (Owned, Fetched, Claimed, Missed, Settled)
+_FROM_DATABASE: Final = (Owned, Fetched, LeaseConfirmed, RescanResult, Settled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class RelayStats:
     """A relay at one moment.
 
     Attributes:
@@ -138,11 +138,11 @@ class Tally:
             if found is not None:
                 self._answered(found.topic, found.flights[event.number], event.receipts, now[1])
 
-    def snapshot(self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool) -> Snapshot:
+    def snapshot(self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool) -> RelayStats:
         """The relay as it is now, by the machine's monotonic clock and by the database's."""
         at, today = now
-        destinations = list(state.destinations.values())[:MOST_TOPICS]
-        return Snapshot(
+        destinations = list(state.destinations.values())[:MAX_TOPICS]
+        return RelayStats(
             relay=relay,
             at=at,
             heard=self.heard,
@@ -168,7 +168,7 @@ class Tally:
             failures=dict(self.failures),
         )
 
-    def _answered(self, topic: str, flight: Flight, receipts: Receipts, now: datetime) -> None:
+    def _answered(self, topic: str, flight: InFlightBatch, receipts: Receipts, now: datetime) -> None:
         name = self._name_of(topic)
         self.published[name] += len(flight.rows) - len(receipts.refusals)
         self.publishing.add(now - flight.since)
@@ -178,7 +178,7 @@ class Tally:
             self.failures[name, refusal.failure.value] += 1
 
     def _name_of(self, topic: str) -> str:
-        if topic not in self._named and len(self._named) >= MOST_TOPICS:
+        if topic not in self._named and len(self._named) >= MAX_TOPICS:
             return OTHER_TOPICS
         self._named.add(topic)
         return topic

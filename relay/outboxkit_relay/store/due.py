@@ -48,7 +48,7 @@ def due_rows(
     without: Collection[str],
     limit: int,
     holds: PauseSet = NOTHING_PAUSED,
-    most_bytes: int = 16 << 20,
+    max_bytes: int = 16 << 20,
     whenever: bool = False,
 ) -> list[Row]:
     """Waiting rows whose time has come (or will come, ``whenever``): heads of stopped keys, and rows without a key.
@@ -58,7 +58,7 @@ def due_rows(
 
     Transaction: joins the caller's; reads only.
     """
-    due = _within(connection.execute(_due(shards, without, holds, whenever=whenever).limit(limit)), most_bytes)
+    due = _within(connection.execute(_due(shards, without, holds, whenever=whenever).limit(limit)), max_bytes)
     rows = select(*row_columns()).where(_WAITING.c.id.in_(due)).order_by(_WAITING.c.position)
     return [Row.of(*row) for row in connection.execute(rows)] if due else []
 
@@ -94,13 +94,13 @@ def _due(shards: Collection[int], without: Collection[str], holds: PauseSet, *, 
     )
 
 
-def _within(sized: Iterable[Any], most_bytes: int) -> list[int]:
+def _within(sized: Iterable[Any], max_bytes: int) -> list[int]:
     """The first ids whose sizes fit together, at least one."""
     fitting: list[int] = []
     size = 0
     for waiting_id, length in sized:
         size += length
-        if fitting and size > most_bytes:
+        if fitting and size > max_bytes:
             break
         fitting.append(waiting_id)
     return fitting

@@ -65,11 +65,11 @@ def _carry_out(connection: Connection, asked: Row[Any]) -> bool:
     if asked.request == "repair" and (letter := _replaying(connection, topic, key, position)) is not None:
         _bring_back(connection, letter, position)
     elif asked.request == Request.RELEASE and not asked.parked:
-        stopped_keys.try_now(connection, topic, key)
+        stopped_keys.retry_head(connection, topic, key)
     elif asked.request == Request.SKIP and not asked.parked:
         return bool(asked.resting) and _skip(connection, topic, key)
     else:
-        stopped_keys.go_on(connection, [(topic, key)])
+        stopped_keys.resume_key(connection, [(topic, key)])
     return True
 
 
@@ -80,7 +80,7 @@ def _skip(connection: Connection, topic: str, key: bytes) -> bool:
         failure, text = _reason(error)
         dead_letters.bury(connection, dead_letters.of_row(head, failure, text, head.attempts))
         stopped_keys.bury(connection, head)
-    stopped_keys.go_on(connection, [(topic, key)])
+    stopped_keys.resume_key(connection, [(topic, key)])
     return True
 
 
@@ -101,7 +101,7 @@ def _bring_back(connection: Connection, letter: Row[Any], position: int) -> None
         payload=letter.payload,
         headers=tuple(unpack_headers(letter.headers)),
     )
-    stopped_keys.bring_back(connection, position, row)
+    stopped_keys.reinsert_head(connection, position, row)
     closed = {"state": "replayed", "closed_at": database_now()}
     connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter.id).values(**closed))
 

@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COPIED",
+    "KeyStop",
     "Request",
-    "Stop",
-    "bring_back",
+    "append_followers",
     "bury",
-    "go_on",
+    "count_stopped_keys",
     "head_of",
     "hold",
-    "how_many_stops",
-    "join_the_line",
+    "move_to_waiting",
     "park",
+    "reinsert_head",
     "request",
+    "resume_key",
+    "retry_head",
     "row_columns",
-    "set_aside",
     "stopped_keys",
     "stops",
-    "try_now",
 ]
 
 _HOT: Final = tables.outbox_messages
@@ -69,7 +69,7 @@ class Request(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
+class KeyStop:
     """A stopped key, as an operator sees it.
 
     Attributes:
@@ -102,7 +102,7 @@ class Stop:
 
 def stops(
     connection: Connection, *, topic: str | None = None, key: bytes | None = None, limit: int | None = None
-) -> list[Stop]:
+) -> list[KeyStop]:
     """The stopped keys: of one topic, or that one.
 
     Transaction: joins the caller's; reads only.
@@ -129,10 +129,10 @@ def stops(
         .limit(limit)
     )
     found = connection.execute(statement).mappings()
-    return [Stop(**{**row, "key": bytes(row["key"])}) for row in found]
+    return [KeyStop(**{**row, "key": bytes(row["key"])}) for row in found]
 
 
-def how_many_stops(connection: Connection, *, topic: str | None = None) -> int:
+def count_stopped_keys(connection: Connection, *, topic: str | None = None) -> int:
     """How many keys are stopped.
 
     Transaction: joins the caller's; reads only.
@@ -227,7 +227,7 @@ def head_of(connection: Connection, topic: str, key: bytes) -> tuple[Row, str] |
     return None if found is None else (Row.of(*found[:-1]), found.error or "")
 
 
-def try_now(connection: Connection, topic: str, key: bytes) -> None:
+def retry_head(connection: Connection, topic: str, key: bytes) -> None:
     """Makes the head of a key that waits for its next try due; its attempts stay counted.
 
     Transaction: the caller's, fenced.
@@ -245,11 +245,11 @@ def hold(connection: Connection, held: Hold) -> None:
     row, due_at = held.row, database_now(held.delay)
     failed = {"attempts": held.attempts, "error": f"{held.failure}: {held.text}"[:_ERROR_TEXT], "due_at": due_at}
     if row.waiting_id is None:
-        set_aside(connection, [row], reason="retry")
+        move_to_waiting(connection, [row], reason="retry")
         connection.execute(update(_WAITING).where(_same(row)).values(**failed))
     else:
         connection.execute(update(_WAITING).where(_WAITING.c.id == row.waiting_id).values(**failed))
-    set_aside(connection, held.followers)
+    move_to_waiting(connection, held.followers)
     if row.key is not None and _waits(connection, row):
         _stop(connection, row, reason="retry", attempts=held.attempts, due_at=due_at)
 
@@ -260,7 +260,7 @@ def park(connection: Connection, head: Row, followers: Sequence[Row]) -> None:
     Transaction: the caller's, fenced; the same one that writes the dead letter.
     """
     bury(connection, head)
-    set_aside(connection, followers)
+    move_to_waiting(connection, followers)
     if head.key is not None:
         _stop(connection, head, reason="parked", attempts=0, due_at=None)
 
@@ -276,7 +276,7 @@ def bury(connection: Connection, head: Row) -> None:
         connection.execute(delete(_WAITING).where(_WAITING.c.id == head.waiting_id))
 
 
-def set_aside(connection: Connection, rows: Iterable[Row], reason: str = "follower") -> None:
+def move_to_waiting(connection: Connection, rows: Iterable[Row], reason: str = "follower") -> None:
     """Moves fresh rows of stopped keys into the waiting room, under their positions.
 
     Transaction: the caller's, fenced.
@@ -290,16 +290,16 @@ def set_aside(connection: Connection, rows: Iterable[Row], reason: str = "follow
         connection.execute(delete(_HOT).where(chosen))
 
 
-def join_the_line(connection: Connection, rows: Sequence[Row]) -> None:
+def append_followers(connection: Connection, rows: Sequence[Row]) -> None:
     """Moves fresh rows of stopped keys behind those that wait; a key that was freed meanwhile is stopped again.
 
     Rows without a key are due at once: they are here because they are paused.
 
     Transaction: the caller's, fenced.
     """
-    set_aside(connection, [row for row in rows if row.key is not None])
+    move_to_waiting(connection, [row for row in rows if row.key is not None])
     alone = [row for row in rows if row.key is None]
-    set_aside(connection, alone, reason="retry")
+    move_to_waiting(connection, alone, reason="retry")
     for row in alone:
         connection.execute(update(_WAITING).where(_same(row)).values(due_at=database_now()))
     for row in {(row.topic, row.key): row for row in reversed(rows) if row.key is not None}.values():
@@ -310,7 +310,7 @@ def join_the_line(connection: Connection, rows: Sequence[Row]) -> None:
             _stop(connection, row, reason="retry", attempts=0, due_at=database_now())
 
 
-def go_on(connection: Connection, keys: Iterable[StoppedKey]) -> None:
+def resume_key(connection: Connection, keys: Iterable[StoppedKey]) -> None:
     """Lets keys whose head is gone continue: the next follower is due now, and a key with none left is free.
 
     Transaction: the caller's, fenced.
@@ -330,7 +330,7 @@ def go_on(connection: Connection, keys: Iterable[StoppedKey]) -> None:
             connection.execute(update(_STOPPED).where(this).values(request=None, **due))
 
 
-def bring_back(connection: Connection, position: int | None, message: dict[str, Any]) -> None:
+def reinsert_head(connection: Connection, position: int | None, message: dict[str, Any]) -> None:
     """Puts a repaired head back at its old position, due now, in front of its followers.
 
     Transaction: the caller's, fenced.
@@ -344,7 +344,7 @@ def bring_back(connection: Connection, position: int | None, message: dict[str, 
     connection.execute(
         insert(_WAITING).values(position=position, reason="retry", due_at=database_now(), attempts=0, **message),
     )
-    go_on(connection, [(topic, key)])
+    resume_key(connection, [(topic, key)])
 
 
 def row_columns() -> list[Any]:

@@ -21,7 +21,7 @@ from outboxkit.brokers import Batch, Publisher, Subscriber, Subscription, open_p
 from outboxkit.errors import TransientBrokerError
 from outboxkit.policy import Failure, RetryPolicy, full_jitter
 from outboxkit.testing.broker_conformance import make_row
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import Relay
 from tests import servers
 from tests.integration.brokers.world import SOON, bound
@@ -128,7 +128,7 @@ def test_e84_an_alarm_pauses_the_destination_spends_no_attempt_and_then_everythi
 ) -> None:
     bound(channel, topic, f"{topic}.q")
 
-    with relaying(engine, publisher, Rules(retry=ONE_TRY)) as relay:
+    with relaying(engine, publisher, RelayConfig(retry=ONE_TRY)) as relay:
         write(engine, message(0, topic=topic))
         until(lambda: count(engine, tables.outbox_messages) == 0, "it publishes")
         with alarm(rabbitmq):
@@ -151,7 +151,7 @@ def test_e85_a_full_queue_that_refuses_pauses_the_destination_spends_no_attempt_
     bound(channel, topic, queue, max_length=1, overflow="reject-publish")
     write(engine, *(message(number, topic=topic) for number in range(6)))
 
-    with relaying(engine, publisher, Rules(retry=ONE_TRY)) as relay:
+    with relaying(engine, publisher, RelayConfig(retry=ONE_TRY)) as relay:
         until(lambda: failures(relay) > 2 * 6, "it has tried more often than a message has attempts")
         assert relay.snapshot
         assert {failure for _, failure in relay.snapshot.failures} == {Failure.REFUSING}

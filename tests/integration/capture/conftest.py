@@ -11,7 +11,7 @@ from sqlalchemy import URL, Engine, create_engine, make_url
 from outboxkit import migrations
 from tests import servers
 from tests.integration.capture.model import Base
-from tests.integration.capture.world import World, open_world, prepare
+from tests.integration.capture.world import CaptureDatabase, open_world, prepare
 from tests.servers.postgres import create_database, drop_database
 
 POSTGRES = ("postgresql+psycopg", "postgresql+psycopg_async", "postgresql+asyncpg")
@@ -43,7 +43,7 @@ def empty_shop(shop_database: URL) -> URL:
     return shop_database
 
 
-def _world(driver: str, empty_shop: URL, folder: Path) -> Iterator[World]:
+def _world(driver: str, empty_shop: URL, folder: Path) -> Iterator[CaptureDatabase]:
     url = empty_shop
     if driver.startswith("sqlite"):
         url = URL.create("sqlite", database=str(folder / "shop.sqlite"))
@@ -58,22 +58,22 @@ def _world(driver: str, empty_shop: URL, folder: Path) -> Iterator[World]:
 
 
 @pytest.fixture(params=(*POSTGRES, *SQLITE))
-def world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[CaptureDatabase]:
     yield from _world(request.param, empty_shop, tmp_path)
 
 
 @pytest.fixture(params=POSTGRES)
-def postgres_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+def postgres_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[CaptureDatabase]:
     yield from _world(request.param, empty_shop, tmp_path)
 
 
 @pytest.fixture(params=(POSTGRES[0], SQLITE[0]))
-def sync_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+def sync_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[CaptureDatabase]:
     yield from _world(request.param, empty_shop, tmp_path)
 
 
 @pytest.fixture(params=(*POSTGRES[1:], SQLITE[1]))
-def async_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[World]:
+def async_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path) -> Iterator[CaptureDatabase]:
     yield from _world(request.param, empty_shop, tmp_path)
 
 

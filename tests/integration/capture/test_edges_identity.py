@@ -16,12 +16,14 @@ from outboxkit.context import handling, producing
 from outboxkit.headers import unpack_headers
 from outboxkit.message import Message
 from tests.integration.capture.model import Noted, Order, OrderPlaced
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
 
-def test_e33_the_id_that_emit_returns_is_the_one_that_is_stored_and_owes_nothing_to_the_database(world: World) -> None:
+def test_e33_the_id_that_emit_returns_is_the_one_that_is_stored_and_owes_nothing_to_the_database(
+    world: CaptureDatabase,
+) -> None:
     def scenario(session: Session) -> list[str]:
         order = Order(total=1)
         ids = [order.emit(lambda: OrderPlaced(order.id)), publish(session, Noted("x"), topic="notes")]
@@ -35,7 +37,7 @@ def test_e33_the_id_that_emit_returns_is_the_one_that_is_stored_and_owes_nothing
     assert {row.message_id.version for row in world.rows()} == {7}
 
 
-def test_e34_ids_grow_within_a_process_and_are_unique(world: World) -> None:
+def test_e34_ids_grow_within_a_process_and_are_unique(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         for at in range(500):
             publish(session, Noted(str(at)), topic="notes")
@@ -48,7 +50,7 @@ def test_e34_ids_grow_within_a_process_and_are_unique(world: World) -> None:
     assert ids == sorted(ids)
 
 
-def test_e35_the_time_of_the_fact_and_the_time_of_the_record_are_two_things(postgres_world: World) -> None:
+def test_e35_the_time_of_the_fact_and_the_time_of_the_record_are_two_things(postgres_world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.execute(text("SELECT now()"))  # the transaction began before the other one
         with postgres_world.observer.begin() as other:
@@ -73,7 +75,9 @@ class SkewedClock(datetime):
         return datetime.now(tz) + timedelta(days=3)
 
 
-def test_e36_a_wrong_application_clock_moves_no_due_instant(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_e36_a_wrong_application_clock_moves_no_due_instant(
+    world: CaptureDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(capture, "datetime", SkewedClock)
 
     def scenario(session: Session) -> None:
@@ -90,7 +94,7 @@ def test_e36_a_wrong_application_clock_moves_no_due_instant(world: World, monkey
     assert later.occurred_at - datetime.now(UTC) > timedelta(days=2)
 
 
-def test_e37_a_due_time_is_an_instant_in_whatever_zone_it_was_said(world: World) -> None:
+def test_e37_a_due_time_is_an_instant_in_whatever_zone_it_was_said(world: CaptureDatabase) -> None:
     zone = ZoneInfo("Europe/Berlin")
     twice = [datetime(2030, 10, 27, 2, 30, tzinfo=zone, fold=fold) for fold in (0, 1)]  # the hour that comes twice
 
@@ -106,7 +110,7 @@ def test_e37_a_due_time_is_an_instant_in_whatever_zone_it_was_said(world: World)
 
 
 @pytest.mark.parametrize("option", ["at", "expires"])
-def test_e37_a_time_without_a_zone_is_refused(world: World, option: str) -> None:
+def test_e37_a_time_without_a_zone_is_refused(world: CaptureDatabase, option: str) -> None:
     options: Any = {option: datetime(2030, 1, 1)}  # noqa: DTZ001 # exactly this is refused
 
     def scenario(session: Session) -> None:
@@ -118,7 +122,7 @@ def test_e37_a_time_without_a_zone_is_refused(world: World, option: str) -> None
     world.run(scenario)
 
 
-def test_e38_positions_come_from_a_sequence_without_a_cache_and_gaps_mean_nothing(world: World) -> None:
+def test_e38_positions_come_from_a_sequence_without_a_cache_and_gaps_mean_nothing(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         publish(session, Noted("lost"), topic="notes")
         session.flush()
@@ -135,7 +139,7 @@ def test_e38_positions_come_from_a_sequence_without_a_cache_and_gaps_mean_nothin
         )
 
 
-def test_e39_a_row_written_in_a_savepoint_carries_the_transactions_own_id(postgres_world: World) -> None:
+def test_e39_a_row_written_in_a_savepoint_carries_the_transactions_own_id(postgres_world: CaptureDatabase) -> None:
     def scenario(session: Session) -> int:
         with session.begin_nested(), session.begin_nested():
             publish(session, Noted("nested"), topic="notes")
@@ -148,7 +152,7 @@ def test_e39_a_row_written_in_a_savepoint_carries_the_transactions_own_id(postgr
     assert int(postgres_world.scalar("SELECT xid::text FROM outbox_messages")) == own
 
 
-def test_e40_a_retry_after_a_commit_of_unknown_outcome_has_the_same_message_id(postgres_world: World) -> None:
+def test_e40_a_retry_after_a_commit_of_unknown_outcome_has_the_same_message_id(postgres_world: CaptureDatabase) -> None:
     ids = []
 
     def attempt(session: Session, *, cut: bool) -> None:
@@ -176,7 +180,7 @@ def headers(row: Any) -> dict[str, str]:
     return {name: value.decode() for name, value in unpack_headers(row.headers)}
 
 
-def test_a_command_has_one_receiver_and_may_wait_and_expire(world: World) -> None:
+def test_a_command_has_one_receiver_and_may_wait_and_expire(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         send(session, Noted("charge"), to="payments", key="7", expires=timedelta(hours=1))
         send(session, Noted("remind"), to="payments", delay=timedelta(minutes=5))
@@ -191,7 +195,7 @@ def test_a_command_has_one_receiver_and_may_wait_and_expire(world: World) -> Non
     assert (later.kind, later.position) == ("command", None)
 
 
-def test_what_a_handler_emits_is_caused_by_its_message_and_joins_its_conversation(world: World) -> None:
+def test_what_a_handler_emits_is_caused_by_its_message_and_joins_its_conversation(world: CaptureDatabase) -> None:
     trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     came = Message(id="m-1", type="t", topic="x", payload=b"", correlation_id="c-1", headers=(("traceparent", trace),))
 

@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 
 from outboxkit import CaptureError, publish
 from tests.integration.capture.model import Noted, Order, OrderPlaced, Plain
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
 
-def test_e7_an_event_may_read_what_the_server_filled_in(world: World) -> None:
+def test_e7_an_event_may_read_what_the_server_filled_in(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         order = Order()
         session.add(order)
@@ -35,7 +35,7 @@ def test_e7_an_event_may_read_what_the_server_filled_in(world: World) -> None:
     assert [found["total"] for found in world.events()] == [7, 4]
 
 
-def test_e12_what_merge_returns_emits_and_a_detached_object_refuses(world: World) -> None:
+def test_e12_what_merge_returns_emits_and_a_detached_object_refuses(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=1))
         session.commit()
@@ -51,7 +51,7 @@ def test_e12_what_merge_returns_emits_and_a_detached_object_refuses(world: World
     assert world.events() == [{"order_id": 1, "total": 2}]
 
 
-def test_e12_events_of_an_object_that_is_merged_again_stay_with_the_transaction(world: World) -> None:
+def test_e12_events_of_an_object_that_is_merged_again_stay_with_the_transaction(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         order = Order(id=5, total=1)
         session.add(order)
@@ -66,7 +66,9 @@ def test_e12_events_of_an_object_that_is_merged_again_stay_with_the_transaction(
     assert [found["total"] for found in world.events()] == [1, 2]
 
 
-def test_e12_a_new_object_that_is_merged_instead_of_added_warns_that_its_events_are_dropped(world: World) -> None:
+def test_e12_a_new_object_that_is_merged_instead_of_added_warns_that_its_events_are_dropped(
+    world: CaptureDatabase,
+) -> None:
     def scenario(session: Session) -> None:
         order = Order(total=1).place()
         session.merge(order)
@@ -80,7 +82,7 @@ def test_e12_a_new_object_that_is_merged_instead_of_added_warns_that_its_events_
     assert world.events() == []
 
 
-def test_e18_an_object_that_is_inserted_and_deleted_keeps_both_explicit_events(world: World) -> None:
+def test_e18_an_object_that_is_inserted_and_deleted_keeps_both_explicit_events(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         order = Order(total=1).place()
         session.add(order)
@@ -94,7 +96,7 @@ def test_e18_an_object_that_is_inserted_and_deleted_keeps_both_explicit_events(w
     assert world.events() == [{"order_id": 1, "total": 1}, {"text": "deleted 1"}]
 
 
-def test_e18_a_deleted_object_that_was_expired_still_says_what_it_was(world: World) -> None:
+def test_e18_a_deleted_object_that_was_expired_still_says_what_it_was(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=8))
         session.commit()
@@ -117,7 +119,7 @@ HOOKS = ("before_flush", "after_flush", "after_flush_postexec", "before_commit")
 @pytest.mark.parametrize("dirty", [True, False], ids=["dirty", "clean"])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_e19_an_event_from_another_listener_is_included_exactly_once(
-    world: World, hook: str, *, dirty: bool, first: bool
+    world: CaptureDatabase, hook: str, *, dirty: bool, first: bool
 ) -> None:
     def scenario(session: Session) -> None:
         spoken: list[str] = []
@@ -143,7 +145,7 @@ def test_e19_an_event_from_another_listener_is_included_exactly_once(
 
 
 @pytest.mark.parametrize("hook", ["before_insert", "after_insert"])
-def test_e19_an_event_from_a_mappers_hook_is_included_exactly_once(world: World, hook: str) -> None:
+def test_e19_an_event_from_a_mappers_hook_is_included_exactly_once(world: CaptureDatabase, hook: str) -> None:
     def speak(_mapper: Any, _connection: Any, plain: Plain) -> None:
         publish(Session.object_session(plain) or pytest.fail("no session"), Noted(hook), topic="notes")
 
@@ -160,7 +162,7 @@ def test_e19_an_event_from_a_mappers_hook_is_included_exactly_once(world: World,
     assert world.events() == [{"text": hook}] * 2
 
 
-def test_e19_an_event_that_emits_another_one_while_it_is_made_is_followed_by_it(world: World) -> None:
+def test_e19_an_event_that_emits_another_one_while_it_is_made_is_followed_by_it(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         def outer() -> Noted:
             publish(session, Noted("inner"), topic="notes")
@@ -174,7 +176,7 @@ def test_e19_an_event_that_emits_another_one_while_it_is_made_is_followed_by_it(
     assert world.events() == [{"text": "outer"}, {"text": "inner"}]
 
 
-def test_e19_an_event_whose_making_queries_the_database_is_stored_once(world: World) -> None:
+def test_e19_an_event_whose_making_queries_the_database_is_stored_once(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=3))
         publish(session, lambda: Noted(str(session.scalars(select(Order.total)).one())), topic="notes")
@@ -186,7 +188,7 @@ def test_e19_an_event_whose_making_queries_the_database_is_stored_once(world: Wo
 
 
 @pytest.mark.parametrize("expire", [True, False])
-def test_e30_the_payload_is_frozen_and_expiry_makes_no_difference(world: World, *, expire: bool) -> None:
+def test_e30_the_payload_is_frozen_and_expiry_makes_no_difference(world: CaptureDatabase, *, expire: bool) -> None:
     def scenario(session: Session) -> None:
         facts = {"total": 1}
         order = Order(total=1).place()
@@ -217,7 +219,7 @@ def test_e31_an_object_with_unsent_events_refuses_to_be_pickled() -> None:
 
 
 @pytest.mark.parametrize("sync_world", ["postgresql+psycopg"], indirect=True)  # SQLite has one writer
-def test_e31_sessions_of_different_threads_do_not_mix_their_events(sync_world: World) -> None:
+def test_e31_sessions_of_different_threads_do_not_mix_their_events(sync_world: CaptureDatabase) -> None:
     ready = threading.Barrier(4)
 
     def work(name: int) -> None:
@@ -239,7 +241,7 @@ def test_e31_sessions_of_different_threads_do_not_mix_their_events(sync_world: W
 
 
 async def test_e31_what_another_task_emits_into_a_busy_session_is_stored_or_refused_never_lost(
-    async_world: World,
+    async_world: CaptureDatabase,
 ) -> None:
     taken: list[str] = []
     refused = 0

@@ -17,12 +17,12 @@ from sqlalchemy.pool import NullPool
 from outboxkit import CaptureError, EncodeError, publish, send
 from outboxkit.message import Limits
 from tests.integration.capture.model import Noted, Order, OrderPlaced, Plain
-from tests.integration.capture.world import World, prepare
+from tests.integration.capture.world import CaptureDatabase, prepare
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
 
-def autocommitting(world: World, how: str) -> World:
+def autocommitting(world: CaptureDatabase, how: str) -> CaptureDatabase:
     """The world by an engine that commits each statement, told in one of the ways there are."""
     url = world.sync_engine.url
     options: dict[str, Any] = {"poolclass": NullPool}
@@ -31,11 +31,11 @@ def autocommitting(world: World, how: str) -> World:
     engine: Any = (create_async_engine if world.is_async else create_engine)(url, **options)
     if how == "execution_options":
         engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-    return World(engine, world.observer)
+    return CaptureDatabase(engine, world.observer)
 
 
 @pytest.mark.parametrize("how", ["create_engine", "execution_options"])
-def test_e20_an_engine_that_commits_by_itself_is_refused_at_emit(world: World, how: str) -> None:
+def test_e20_an_engine_that_commits_by_itself_is_refused_at_emit(world: CaptureDatabase, how: str) -> None:
     def scenario(session: Session) -> None:
         order = Order(total=1)
         session.add(order)
@@ -49,7 +49,9 @@ def test_e20_an_engine_that_commits_by_itself_is_refused_at_emit(world: World, h
     assert world.events() == []
 
 
-def test_e20_a_connection_that_commits_by_itself_is_refused_before_the_domains_rows_are_written(world: World) -> None:
+def test_e20_a_connection_that_commits_by_itself_is_refused_before_the_domains_rows_are_written(
+    world: CaptureDatabase,
+) -> None:
     def scenario(session: Session) -> None:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         session.add(Order(total=1).place())
@@ -63,7 +65,9 @@ def test_e20_a_connection_that_commits_by_itself_is_refused_before_the_domains_r
 
 
 @pytest.mark.parametrize("sync_world", ["postgresql+psycopg"], indirect=True)
-def test_e20_a_driver_that_was_told_to_commit_by_itself_is_refused_before_the_domains_rows(sync_world: World) -> None:
+def test_e20_a_driver_that_was_told_to_commit_by_itself_is_refused_before_the_domains_rows(
+    sync_world: CaptureDatabase,
+) -> None:
     engine = create_engine(sync_world.sync_engine.url, connect_args={"autocommit": True})
     with Session(engine) as session:
         session.add(Order(total=1).place())
@@ -75,7 +79,7 @@ def test_e20_a_driver_that_was_told_to_commit_by_itself_is_refused_before_the_do
     assert sync_world.scalar("SELECT count(*) FROM orders") == 0
 
 
-def test_e20_without_a_transaction_the_event_is_refused(world: World) -> None:
+def test_e20_without_a_transaction_the_event_is_refused(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         with pytest.raises(CaptureError, match=r"session\.begin"):
             publish(session, Noted("x"), topic="notes")
@@ -87,7 +91,7 @@ def test_e20_without_a_transaction_the_event_is_refused(world: World) -> None:
     assert world.events() == [{"text": "y"}]
 
 
-def test_e20_an_event_after_the_commit_of_its_transaction_is_refused(world: World) -> None:
+def test_e20_an_event_after_the_commit_of_its_transaction_is_refused(world: CaptureDatabase) -> None:
     refusals = []
 
     def scenario(session: Session) -> None:
@@ -106,7 +110,7 @@ def test_e20_an_event_after_the_commit_of_its_transaction_is_refused(world: Worl
     assert world.events() == [{"text": "in time"}]
 
 
-def test_e20_an_event_after_a_failed_flush_is_refused_until_the_rollback(world: World) -> None:
+def test_e20_an_event_after_a_failed_flush_is_refused_until_the_rollback(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add_all([Plain(text="twice"), Plain(text="twice")])
         with pytest.raises(DBAPIError):
@@ -119,7 +123,7 @@ def test_e20_an_event_after_a_failed_flush_is_refused_until_the_rollback(world: 
 
 
 def test_e20_a_swallowed_error_is_refused_at_commit_because_the_database_would_say_nothing(
-    postgres_world: World,
+    postgres_world: CaptureDatabase,
 ) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=1).place())
@@ -133,7 +137,7 @@ def test_e20_a_swallowed_error_is_refused_at_commit_because_the_database_would_s
     postgres_world.run(scenario)
 
 
-def test_e20_an_error_that_a_savepoint_has_undone_is_none(postgres_world: World) -> None:
+def test_e20_an_error_that_a_savepoint_has_undone_is_none(postgres_world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=1).place())
         with pytest.raises(DBAPIError), session.begin_nested():
@@ -146,7 +150,7 @@ def test_e20_an_error_that_a_savepoint_has_undone_is_none(postgres_world: World)
 
 
 @pytest.mark.parametrize("sync_world", ["postgresql+psycopg"], indirect=True)
-def test_e20_an_error_on_the_drivers_own_cursor_is_refused_at_commit_too(sync_world: World) -> None:
+def test_e20_an_error_on_the_drivers_own_cursor_is_refused_at_commit_too(sync_world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=1).place())
         session.flush()
@@ -168,7 +172,9 @@ def other_database(tmp_path: Path) -> Any:
     engine.dispose()
 
 
-def test_e21_an_objects_event_goes_to_the_objects_own_database(sync_world: World, other_database: Any) -> None:
+def test_e21_an_objects_event_goes_to_the_objects_own_database(
+    sync_world: CaptureDatabase, other_database: Any
+) -> None:
     with Session(other_database, binds={Order: sync_world.sync_engine}) as session:
         session.add(Order(total=4).place())
         session.add(Plain(text="in the other one"))
@@ -178,7 +184,7 @@ def test_e21_an_objects_event_goes_to_the_objects_own_database(sync_world: World
 
 
 def test_e21_an_event_that_would_go_to_another_database_than_the_changes_is_refused(
-    sync_world: World, other_database: Any
+    sync_world: CaptureDatabase, other_database: Any
 ) -> None:
     with Session(other_database, binds={Order: sync_world.sync_engine}) as session:
         session.add(Order(total=4))
@@ -190,7 +196,7 @@ def test_e21_an_event_that_would_go_to_another_database_than_the_changes_is_refu
     assert sync_world.scalar("SELECT count(*) FROM orders") == 0
 
 
-def test_e21_an_event_without_an_object_and_without_a_database_is_refused_at_emit(sync_world: World) -> None:
+def test_e21_an_event_without_an_object_and_without_a_database_is_refused_at_emit(sync_world: CaptureDatabase) -> None:
     with Session(binds={Order: sync_world.sync_engine}) as session:
         with pytest.raises(CaptureError, match="which database"):
             publish(session, Noted("whose"), topic="notes")
@@ -201,7 +207,7 @@ def test_e21_an_event_without_an_object_and_without_a_database_is_refused_at_emi
 
 
 @pytest.mark.parametrize("sync_world", ["postgresql+psycopg"], indirect=True)
-def test_e22_two_phases_store_at_prepare_and_publish_at_commit(sync_world: World) -> None:
+def test_e22_two_phases_store_at_prepare_and_publish_at_commit(sync_world: CaptureDatabase) -> None:
     session = Session(sync_world.sync_engine, twophase=True)
     session.add(Order(total=1).place())
 
@@ -213,7 +219,7 @@ def test_e22_two_phases_store_at_prepare_and_publish_at_commit(sync_world: World
     assert len(sync_world.events()) == 1
 
 
-def test_e24_taking_back_an_event_by_expunge_is_refused(world: World) -> None:
+def test_e24_taking_back_an_event_by_expunge_is_refused(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         publish(session, Noted("stays"), topic="notes")
         (marker,) = session.new
@@ -236,7 +242,7 @@ def test_e24_taking_back_an_event_by_expunge_is_refused(world: World) -> None:
     ],
 )
 def test_e32_a_payload_that_cannot_be_written_is_refused_at_emit_with_its_path(
-    world: World, payload: Any, path: str
+    world: CaptureDatabase, payload: Any, path: str
 ) -> None:
     def scenario(session: Session) -> None:
         with pytest.raises(EncodeError) as caught:
@@ -251,7 +257,7 @@ def test_e32_a_payload_that_cannot_be_written_is_refused_at_emit_with_its_path(
     assert world.events() == [{"text": "good"}]
 
 
-def test_e32_a_payload_that_only_the_flush_makes_fails_the_transaction_there(world: World) -> None:
+def test_e32_a_payload_that_only_the_flush_makes_fails_the_transaction_there(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=1))
         publish(session, lambda: {"x": object()}, type="facts", topic="notes")
@@ -276,7 +282,7 @@ OVERSIZE: list[tuple[str, Callable[[Session], object]]] = [
 
 @pytest.mark.parametrize(("what", "emit"), OVERSIZE, ids=[what for what, _ in OVERSIZE])
 def test_e32_what_some_broker_would_refuse_later_is_refused_at_emit(
-    world: World, what: str, emit: Callable[[Session], object]
+    world: CaptureDatabase, what: str, emit: Callable[[Session], object]
 ) -> None:
     def scenario(session: Session) -> None:
         with pytest.raises(EncodeError, match=what):
@@ -290,7 +296,7 @@ def test_an_object_that_is_no_session_is_refused() -> None:
         publish(object(), Noted("x"), topic="notes")  # type: ignore[arg-type]
 
 
-def test_an_undeclared_class_is_refused(world: World) -> None:
+def test_an_undeclared_class_is_refused(world: CaptureDatabase) -> None:
     class Undeclared:
         pass
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from outboxkit import publish, tables
 from outboxkit.capture import session_hooks
 from tests.integration.capture.model import Line, Noted, Order, OrderPlaced, Plain
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
@@ -32,7 +32,7 @@ def notes(*texts: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("flush", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_e1_a_rolled_back_savepoint_takes_its_own_events_at_every_depth(
-    world: World, depth: int, *, flush: bool
+    world: CaptureDatabase, depth: int, *, flush: bool
 ) -> None:
     def scenario(session: Session) -> None:
         note(session, "root")
@@ -51,7 +51,7 @@ def test_e1_a_rolled_back_savepoint_takes_its_own_events_at_every_depth(
     assert world.events() == notes("root", *(f"level {level}" for level in range(depth - 1)), "after")
 
 
-def test_e1_work_and_event_of_a_savepoint_vanish_together(world: World) -> None:
+def test_e1_work_and_event_of_a_savepoint_vanish_together(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=1).place())
         savepoint = session.begin_nested()
@@ -66,7 +66,7 @@ def test_e1_work_and_event_of_a_savepoint_vanish_together(world: World) -> None:
     assert world.scalar("SELECT sum(total) FROM orders") == 4
 
 
-def test_e2_a_released_savepoint_in_a_rolled_back_transaction_publishes_nothing(world: World) -> None:
+def test_e2_a_released_savepoint_in_a_rolled_back_transaction_publishes_nothing(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         with session.begin_nested():
             note(session, "released")
@@ -80,7 +80,7 @@ def test_e2_a_released_savepoint_in_a_rolled_back_transaction_publishes_nothing(
     assert world.events() == []
 
 
-def test_e2_a_released_savepoint_inside_a_rolled_back_one_publishes_nothing(world: World) -> None:
+def test_e2_a_released_savepoint_inside_a_rolled_back_one_publishes_nothing(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         outer = session.begin_nested()
         with session.begin_nested():
@@ -94,7 +94,7 @@ def test_e2_a_released_savepoint_inside_a_rolled_back_one_publishes_nothing(worl
     assert world.events() == notes("root")
 
 
-def test_e3_the_end_of_a_savepoint_is_not_taken_for_the_end_of_the_transaction(world: World) -> None:
+def test_e3_the_end_of_a_savepoint_is_not_taken_for_the_end_of_the_transaction(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         with session.begin_nested():
             note(session, "first")
@@ -107,7 +107,7 @@ def test_e3_the_end_of_a_savepoint_is_not_taken_for_the_end_of_the_transaction(w
     assert world.events() == notes("first", "second")
 
 
-def test_e3_a_commit_of_the_root_closes_open_savepoints_and_keeps_their_events(world: World) -> None:
+def test_e3_a_commit_of_the_root_closes_open_savepoints_and_keeps_their_events(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         root = session.begin()
         note(session, "root")
@@ -121,7 +121,7 @@ def test_e3_a_commit_of_the_root_closes_open_savepoints_and_keeps_their_events(w
 
 
 @pytest.mark.parametrize("commit", [True, False])
-def test_e4_the_inner_transaction_of_a_flush_is_not_the_end(world: World, *, commit: bool) -> None:
+def test_e4_the_inner_transaction_of_a_flush_is_not_the_end(world: CaptureDatabase, *, commit: bool) -> None:
     def scenario(session: Session) -> None:
         for at in range(3):
             session.add(Order(total=at).place())
@@ -133,7 +133,7 @@ def test_e4_the_inner_transaction_of_a_flush_is_not_the_end(world: World, *, com
     assert [found["total"] for found in world.events()] == ([0, 1, 2] if commit else [])
 
 
-def test_e5_keys_that_the_database_makes_are_known_to_the_event_and_to_its_ordering_key(world: World) -> None:
+def test_e5_keys_that_the_database_makes_are_known_to_the_event_and_to_its_ordering_key(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         order = Order(lines=[Line(sku="a"), Line(sku="b")])
         for line in order.lines:
@@ -148,7 +148,7 @@ def test_e5_keys_that_the_database_makes_are_known_to_the_event_and_to_its_order
 
 
 @pytest.mark.parametrize("dirty", [True, False])
-def test_e6_the_rows_are_in_the_database_when_flush_returns(world: World, *, dirty: bool) -> None:
+def test_e6_the_rows_are_in_the_database_when_flush_returns(world: CaptureDatabase, *, dirty: bool) -> None:
     def scenario(session: Session) -> int:
         if dirty:
             session.add(Plain(text="dirty"))
@@ -161,7 +161,7 @@ def test_e6_the_rows_are_in_the_database_when_flush_returns(world: World, *, dir
         assert world.run(scenario) == 1
 
 
-def test_e6_a_query_flushes_events_like_any_other_change(world: World) -> None:
+def test_e6_a_query_flushes_events_like_any_other_change(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> int:
         note(session, "seen by the query")
         session.scalars(select(Order)).all()
@@ -172,7 +172,7 @@ def test_e6_a_query_flushes_events_like_any_other_change(world: World) -> None:
     assert world.run(scenario) == 1
 
 
-def test_e13_an_event_outlives_the_unmodified_object_that_emitted_it(world: World) -> None:
+def test_e13_an_event_outlives_the_unmodified_object_that_emitted_it(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order())
         session.commit()
@@ -187,7 +187,7 @@ def test_e13_an_event_outlives_the_unmodified_object_that_emitted_it(world: Worl
     assert world.events() == [{"order_id": 1, "total": 0}]
 
 
-def test_e14_events_of_a_rolled_back_transaction_do_not_come_back_with_a_later_commit(world: World) -> None:
+def test_e14_events_of_a_rolled_back_transaction_do_not_come_back_with_a_later_commit(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order())
         session.commit()
@@ -202,7 +202,9 @@ def test_e14_events_of_a_rolled_back_transaction_do_not_come_back_with_a_later_c
     assert world.events() == [{"order_id": 1, "total": 2}]
 
 
-def test_e14_a_new_object_that_is_added_again_after_a_rollback_does_not_repeat_its_events(world: World) -> None:
+def test_e14_a_new_object_that_is_added_again_after_a_rollback_does_not_repeat_its_events(
+    world: CaptureDatabase,
+) -> None:
     def scenario(session: Session) -> None:
         order = Order(total=1).place()
         session.add(order)
@@ -216,7 +218,7 @@ def test_e14_a_new_object_that_is_added_again_after_a_rollback_does_not_repeat_i
     assert world.events() == notes("again")
 
 
-def test_e15_the_events_of_a_failed_flush_are_gone_and_stay_gone(world: World) -> None:
+def test_e15_the_events_of_a_failed_flush_are_gone_and_stay_gone(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Plain(text="taken"))
         session.commit()
@@ -234,7 +236,7 @@ def test_e15_the_events_of_a_failed_flush_are_gone_and_stay_gone(world: World) -
     assert world.events() == notes("second try")
 
 
-def test_e15_a_flush_that_fails_in_a_savepoint_takes_only_the_savepoints_events(world: World) -> None:
+def test_e15_a_flush_that_fails_in_a_savepoint_takes_only_the_savepoints_events(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Plain(text="taken"))
         note(session, "root")
@@ -252,7 +254,9 @@ def test_e15_a_flush_that_fails_in_a_savepoint_takes_only_the_savepoints_events(
     assert world.events() == notes("root", "went on")
 
 
-def test_e15_a_listener_that_makes_the_flush_fail_early_loses_no_event_of_those_who_go_on(world: World) -> None:
+def test_e15_a_listener_that_makes_the_flush_fail_early_loses_no_event_of_those_who_go_on(
+    world: CaptureDatabase,
+) -> None:
     def scenario(session: Session) -> None:
         calls: list[int] = []
 
@@ -274,7 +278,7 @@ def test_e15_a_listener_that_makes_the_flush_fail_early_loses_no_event_of_those_
     assert world.scalar("SELECT count(*) FROM orders") == 1
 
 
-def test_e15_expunge_all_drops_objects_but_no_event(world: World) -> None:
+def test_e15_expunge_all_drops_objects_but_no_event(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         note(session, "kept")
         session.expunge_all()
@@ -290,7 +294,7 @@ def test_e15_expunge_all_drops_objects_but_no_event(world: World) -> None:
     assert world.events() == notes("kept", "flushed", "and again")
 
 
-def test_e15_a_partial_flush_leaves_the_events_for_the_next_one(world: World) -> None:
+def test_e15_a_partial_flush_leaves_the_events_for_the_next_one(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         first, second = Order(total=1), Order(total=2).place()
         session.add_all([first, second])
@@ -307,7 +311,9 @@ def test_e15_a_partial_flush_leaves_the_events_for_the_next_one(world: World) ->
 
 
 @pytest.mark.parametrize("how", ["expunge", "expunge_all", "flush"])
-def test_e15_an_event_is_flushed_by_a_query_though_the_new_object_beside_it_is_gone(world: World, how: str) -> None:
+def test_e15_an_event_is_flushed_by_a_query_though_the_new_object_beside_it_is_gone(
+    world: CaptureDatabase, how: str
+) -> None:
     def scenario(session: Session) -> None:
         session.add(order := Order(total=1))
         publish(session, Noted("stays"), topic="notes")
@@ -323,7 +329,7 @@ def test_e15_an_event_is_flushed_by_a_query_though_the_new_object_beside_it_is_g
     assert world.events() == [{"text": "stays"}]
 
 
-def test_e16_a_block_that_is_run_again_after_a_failure_stores_one_set_of_events(world: World) -> None:
+def test_e16_a_block_that_is_run_again_after_a_failure_stores_one_set_of_events(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         for attempt in range(3):
             try:
@@ -341,7 +347,7 @@ def test_e16_a_block_that_is_run_again_after_a_failure_stores_one_set_of_events(
     assert [found["total"] for found in world.events()] == [2]
 
 
-def test_e16_a_serialization_failure_leaves_only_the_winning_attempts_events(postgres_world: World) -> None:
+def test_e16_a_serialization_failure_leaves_only_the_winning_attempts_events(postgres_world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=0))
         session.commit()
@@ -368,7 +374,7 @@ def test_e16_a_serialization_failure_leaves_only_the_winning_attempts_events(pos
 @pytest.mark.parametrize("commit", [True, False])
 @pytest.mark.parametrize("mode", ["create_savepoint", "rollback_only"])
 def test_e23_a_session_inside_an_outer_transaction_publishes_only_if_that_commits(
-    world: World, mode: Any, *, commit: bool
+    world: CaptureDatabase, mode: Any, *, commit: bool
 ) -> None:
     def scenario(outer: Session) -> None:
         with Session(outer.connection(), join_transaction_mode=mode) as session:
@@ -382,7 +388,7 @@ def test_e23_a_session_inside_an_outer_transaction_publishes_only_if_that_commit
     assert len(world.events()) == (2 if commit else 0)
 
 
-def test_e24_a_session_that_is_closed_without_commit_publishes_nothing_and_warns(world: World) -> None:
+def test_e24_a_session_that_is_closed_without_commit_publishes_nothing_and_warns(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         note(session, "forgotten")
         session.close()
@@ -394,7 +400,9 @@ def test_e24_a_session_that_is_closed_without_commit_publishes_nothing_and_warns
     assert world.events() == []
 
 
-async def test_e25_hooks_of_an_async_session_may_read_attributes_that_need_the_database(async_world: World) -> None:
+async def test_e25_hooks_of_an_async_session_may_read_attributes_that_need_the_database(
+    async_world: CaptureDatabase,
+) -> None:
     async with AsyncSession(async_world.async_engine, expire_on_commit=True) as session:
         order = Order(total=1)
         session.add(order)
@@ -407,7 +415,7 @@ async def test_e25_hooks_of_an_async_session_may_read_attributes_that_need_the_d
     assert async_world.events() == [{"order_id": 1, "total": 1}]
 
 
-async def test_e26_async_scoped_sessions_and_factories_work(async_world: World) -> None:
+async def test_e26_async_scoped_sessions_and_factories_work(async_world: CaptureDatabase) -> None:
     factory = async_sessionmaker(async_world.async_engine)
     async with factory.begin() as session:
         publish(session, Noted("factory"), topic="notes")
@@ -420,7 +428,7 @@ async def test_e26_async_scoped_sessions_and_factories_work(async_world: World) 
     assert async_world.events() == notes("factory", "scoped")
 
 
-def test_e26_scoped_sessions_factories_and_subclasses_work(sync_world: World) -> None:
+def test_e26_scoped_sessions_factories_and_subclasses_work(sync_world: CaptureDatabase) -> None:
     class Special(Session):
         pass
 
@@ -434,7 +442,7 @@ def test_e26_scoped_sessions_factories_and_subclasses_work(sync_world: World) ->
     assert sync_world.events() == [{"text": "scoped"}, {"order_id": 1, "total": 1}]
 
 
-def test_e26_installing_again_changes_nothing_and_removing_is_possible(sync_world: World) -> None:
+def test_e26_installing_again_changes_nothing_and_removing_is_possible(sync_world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         note(session, "once")
         session.commit()
@@ -454,7 +462,7 @@ def test_e26_installing_again_changes_nothing_and_removing_is_possible(sync_worl
     assert sync_world.events() == notes("once", "once")
 
 
-def statements(world: World, scenario: Callable[[Session], None]) -> list[str]:
+def statements(world: CaptureDatabase, scenario: Callable[[Session], None]) -> list[str]:
     """Runs the scenario; the statements that reached the driver, and how many rows each had."""
     seen: list[str] = []
 
@@ -469,7 +477,7 @@ def statements(world: World, scenario: Callable[[Session], None]) -> list[str]:
     return seen
 
 
-def test_e27_messages_keep_the_order_of_their_emission(world: World) -> None:
+def test_e27_messages_keep_the_order_of_their_emission(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         orders = [Order(total=at) for at in range(20)]
         session.add_all(reversed(orders))
@@ -483,7 +491,7 @@ def test_e27_messages_keep_the_order_of_their_emission(world: World) -> None:
     assert [found["total"] for found in world.events()] == list(range(40))
 
 
-def test_e28_the_outbox_is_written_after_the_domain_by_one_statement(world: World) -> None:
+def test_e28_the_outbox_is_written_after_the_domain_by_one_statement(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         for at in range(10):
             session.add(Order(total=at).place())

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from outboxkit import event, publish
 from outboxkit.headers import unpack_headers
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
@@ -54,7 +54,9 @@ MADE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("later", [True, False], ids=["function", "value"])
 @pytest.mark.parametrize("kind", list(MADE))
-def test_a_class_of_each_kind_is_written_with_its_name_and_version(world: World, kind: str, *, later: bool) -> None:
+def test_a_class_of_each_kind_is_written_with_its_name_and_version(
+    world: CaptureDatabase, kind: str, *, later: bool
+) -> None:
     declared = kind in {"dataclass", "msgspec", "pydantic"}
     options: dict[str, Any] = {} if declared else {"type": "seat.taken"}
 

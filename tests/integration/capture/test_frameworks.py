@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 
 from outboxkit import Outbox, OutboxMixin, event, migrations, publish, tables
 from tests.integration.capture.model import Noted
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
 
-def test_a_schema_translate_map_moves_the_outbox_with_the_domain(postgres_world: World) -> None:
+def test_a_schema_translate_map_moves_the_outbox_with_the_domain(postgres_world: CaptureDatabase) -> None:
     tenants = MetaData()
     orders = Table("tenant_orders", tenants, Column("id", Integer, primary_key=True))
     with postgres_world.observer.begin() as connection:

@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session
 
 from outboxkit import publish
 from tests.integration.capture.model import Noted, Order, OrderPlaced
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
 
-def test_a_new_order_and_its_event_commit_together(world: World) -> None:
+def test_a_new_order_and_its_event_commit_together(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=5).place())
         session.commit()
@@ -29,7 +29,7 @@ def test_a_new_order_and_its_event_commit_together(world: World) -> None:
     assert row.recorded_at >= row.occurred_at.replace(microsecond=0)
 
 
-def test_a_rolled_back_transaction_stores_nothing(world: World) -> None:
+def test_a_rolled_back_transaction_stores_nothing(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Order(total=5).place())
         publish(session, Noted("before the flush"), topic="notes")
@@ -45,7 +45,9 @@ def test_a_rolled_back_transaction_stores_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("flushed", [True, False])
-def test_a_rolled_back_savepoint_takes_its_events_along_and_leaves_the_others(world: World, *, flushed: bool) -> None:
+def test_a_rolled_back_savepoint_takes_its_events_along_and_leaves_the_others(
+    world: CaptureDatabase, *, flushed: bool
+) -> None:
     def scenario(session: Session) -> None:
         publish(session, Noted("kept"), topic="notes")
         savepoint = session.begin_nested()
@@ -61,7 +63,7 @@ def test_a_rolled_back_savepoint_takes_its_events_along_and_leaves_the_others(wo
     assert world.events() == [{"text": "kept"}, {"text": "kept too"}]
 
 
-async def test_an_async_session_needs_no_configuration(async_world: World) -> None:
+async def test_an_async_session_needs_no_configuration(async_world: CaptureDatabase) -> None:
     async with AsyncSession(async_world.async_engine) as session, session.begin():
         order = Order(total=3).place()
         session.add(order)

@@ -19,7 +19,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.exc import StaleDataError
 
 from outboxkit import Outbox, OutboxMixin
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
@@ -101,7 +101,7 @@ imperative.map_imperatively(Imperative, imperative_table)
 
 
 @pytest.fixture(autouse=True)
-def tables_of_this_module(world: World) -> Any:
+def tables_of_this_module(world: CaptureDatabase) -> Any:
     metadatas = (Base.metadata, DataBase.metadata, imperative.metadata)
     for metadata in metadatas:
         metadata.create_all(world.observer)
@@ -110,11 +110,11 @@ def tables_of_this_module(world: World) -> Any:
         metadata.drop_all(world.observer)
 
 
-def addressed(world: World) -> list[tuple[str, bytes, Any]]:
+def addressed(world: CaptureDatabase) -> list[tuple[str, bytes, Any]]:
     return [(row.topic, row.key, json.loads(row.payload)) for row in world.rows()]
 
 
-def test_inheritance_joined_and_single_emits_once_and_may_address_otherwise(world: World) -> None:
+def test_inheritance_joined_and_single_emits_once_and_may_address_otherwise(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         car, bike = Car(doors=2), Bike()
         car.emit(lambda: {"doors": car.doors}, type="car.made")
@@ -131,7 +131,7 @@ def test_inheritance_joined_and_single_emits_once_and_may_address_otherwise(worl
     assert second[1] in {b"bike-1", b"bike-2"}
 
 
-def test_a_composite_key_is_joined(world: World) -> None:
+def test_a_composite_key_is_joined(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         seat = Seat(row=4, place="b")
         session.add(seat)
@@ -143,7 +143,7 @@ def test_a_composite_key_is_joined(world: World) -> None:
     assert addressed(world) == [("seats", b"4/b", {})]
 
 
-def test_versions_hybrids_and_deferred_columns_are_read_after_the_flush(world: World) -> None:
+def test_versions_hybrids_and_deferred_columns_are_read_after_the_flush(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         found = Versioned()
         session.add(found)
@@ -158,7 +158,7 @@ def test_versions_hybrids_and_deferred_columns_are_read_after_the_flush(world: W
     assert addressed(world) == [("versioned", b"b-1", {"version": 2, "notes": "long"})]
 
 
-def test_a_stale_version_takes_its_event_along(world: World) -> None:
+def test_a_stale_version_takes_its_event_along(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         found = Versioned()
         session.add(found)
@@ -177,7 +177,7 @@ def test_a_stale_version_takes_its_event_along(world: World) -> None:
     assert world.rows() == []
 
 
-def test_dataclass_mappings_may_emit_while_they_are_made(world: World) -> None:
+def test_dataclass_mappings_may_emit_while_they_are_made(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         session.add(Ticket())
         session.commit()
@@ -187,7 +187,7 @@ def test_dataclass_mappings_may_emit_while_they_are_made(world: World) -> None:
     assert addressed(world) == [("tickets", b"1", {"id": 1})]
 
 
-def test_imperative_mappings_emit(world: World) -> None:
+def test_imperative_mappings_emit(world: CaptureDatabase) -> None:
     def scenario(session: Session) -> None:
         found = Imperative("x")
         found.emit(lambda: {"id": found.id}, type="i")

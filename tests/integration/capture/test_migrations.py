@@ -22,7 +22,7 @@ from outboxkit.errors import ConfigurationError
 from outboxkit.headers import unpack_headers
 from outboxkit.rows import shard_of
 from tests.integration.capture.model import Noted
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
@@ -56,7 +56,7 @@ def test_an_upgrade_that_is_rolled_back_leaves_nothing(postgres_engine: Engine, 
         assert inspect(connection).get_table_names() == []
 
 
-def test_an_upgrade_runs_by_every_driver(world: World) -> None:
+def test_an_upgrade_runs_by_every_driver(world: CaptureDatabase) -> None:
     world.run(lambda session: migrations.upgrade(session.connection()))
 
     with world.observer.connect() as connection:

@@ -115,13 +115,13 @@ def test_no_application_writes_its_own_position_or_transaction_id(postgres_engin
 
 # --- operators ---------------------------------------------------------------------------------------------------
 
-CANARY = "canary-4f1d"
+CANARY = "rollout-4f1d"
 LETTER = "6f7d4c1e-9d0b-5d3a-8f57-1c0e0b5c3a51"
 
 
 @pytest.fixture
 def trouble(postgres_engine: Engine, roles: str) -> str:
-    """One row with a canary in each column that is hidden; a key that is parked behind a dead head."""
+    """One row with a rollout in each column that is hidden; a key that is parked behind a dead head."""
     with Session(postgres_engine) as session:
         publish(session, {"n": CANARY}, type="a", topic="notes", key=CANARY, headers={"h": CANARY})
         publish(session, {"n": CANARY}, type="a", topic="notes", key=CANARY, delay=timedelta(hours=1))

@@ -18,7 +18,7 @@ from outboxkit.headers import unpack_headers, wire_headers
 from outboxkit.message import Kind, Message
 from outboxkit.rows import shard_of
 from tests.integration.capture.model import Noted
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
@@ -54,7 +54,7 @@ def strange_messages() -> list[Message]:
     return [*texts, *binary, *others]
 
 
-def stored(world: World) -> list[Any]:
+def stored(world: CaptureDatabase) -> list[Any]:
     return [
         (
             row.message_id,
@@ -104,7 +104,7 @@ def seen_statements(engine: Engine, scenario: Callable[[], object]) -> list[str]
     return [statement for statement in seen if statement.startswith("INSERT")]
 
 
-def written(world: World, messages: list[Message], *, singly: bool) -> None:
+def written(world: CaptureDatabase, messages: list[Message], *, singly: bool) -> None:
     def scenario(session: Session) -> None:
         connection = session.connection()
         for part in [[one] for one in messages] if singly else [messages]:
@@ -115,7 +115,7 @@ def written(world: World, messages: list[Message], *, singly: bool) -> None:
 
 
 @pytest.mark.parametrize("singly", [True, False])
-def test_every_value_arrives_as_it_was_given_alone_and_among_others(world: World, *, singly: bool) -> None:
+def test_every_value_arrives_as_it_was_given_alone_and_among_others(world: CaptureDatabase, *, singly: bool) -> None:
     messages = strange_messages()
 
     written(world, messages, singly=singly)
@@ -123,7 +123,7 @@ def test_every_value_arrives_as_it_was_given_alone_and_among_others(world: World
     assert stored(world) == [expected(one) for one in messages]
 
 
-def test_many_messages_keep_their_order_in_one_statement(world: World) -> None:
+def test_many_messages_keep_their_order_in_one_statement(world: CaptureDatabase) -> None:
     messages = [message(number) for number in range(1_000)]
 
     seen = seen_statements(world.sync_engine, lambda: written(world, messages, singly=False))
@@ -132,7 +132,7 @@ def test_many_messages_keep_their_order_in_one_statement(world: World) -> None:
     assert len(seen) == 1
 
 
-def test_scheduled_messages_are_one_statement_too(world: World) -> None:
+def test_scheduled_messages_are_one_statement_too(world: CaptureDatabase) -> None:
     later: list[tuple[Message, datetime | timedelta]] = [
         (message(1), timedelta(minutes=5)),
         (message(2), NOW),
@@ -153,7 +153,7 @@ def test_scheduled_messages_are_one_statement_too(world: World) -> None:
     assert {row.reason for row in waiting} == {"scheduled"}
 
 
-def test_what_is_large_is_cut_into_several_statements(postgres_world: World) -> None:
+def test_what_is_large_is_cut_into_several_statements(postgres_world: CaptureDatabase) -> None:
     messages = [message(number, payload=b"x" * 3_000_000) for number in range(5)] + [message(9)]
 
     seen = seen_statements(postgres_world.sync_engine, lambda: written(postgres_world, messages, singly=False))
@@ -163,7 +163,7 @@ def test_what_is_large_is_cut_into_several_statements(postgres_world: World) -> 
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_tenants_schemas_are_translated_and_quoted(postgres_world: World, count: int) -> None:
+def test_tenants_schemas_are_translated_and_quoted(postgres_world: CaptureDatabase, count: int) -> None:
     """One process writes for two tenants by turns, and for nobody in particular."""
     with postgres_world.observer.begin() as connection:
         for tenant in TENANTS:
@@ -210,7 +210,7 @@ def looks(connection: Connection, scenario: Callable[[], object]) -> int:
     return sum(statement.startswith("SELECT outbox_version") for statement in seen)
 
 
-def test_copies_of_an_engine_with_other_options_do_not_look_again(sync_world: World) -> None:
+def test_copies_of_an_engine_with_other_options_do_not_look_again(sync_world: CaptureDatabase) -> None:
     with sync_world.sync_engine.begin() as connection:
         assert looks(connection, lambda: outbox.write(connection, [message()])) == 1
     copy = sync_world.sync_engine.execution_options(logging_token="copy")
@@ -219,7 +219,7 @@ def test_copies_of_an_engine_with_other_options_do_not_look_again(sync_world: Wo
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_running_writer_puts_rows_into_the_shards_of_a_new_number(sync_world: World, count: int) -> None:
+def test_a_running_writer_puts_rows_into_the_shards_of_a_new_number(sync_world: CaptureDatabase, count: int) -> None:
     """Set up again with fewer shards: the process that goes on would fill shards that no relay reads."""
     version = tables.outbox_version
     with Session(sync_world.sync_engine) as session:
@@ -241,7 +241,7 @@ def test_a_running_writer_puts_rows_into_the_shards_of_a_new_number(sync_world: 
     assert [row.shard for row in after] == [shard_of("notes", row.key, row.message_id, 4) for row in after]
 
 
-def test_another_version_of_the_tables_is_refused(sync_world: World) -> None:
+def test_another_version_of_the_tables_is_refused(sync_world: CaptureDatabase) -> None:
     version = tables.outbox_version
     with Session(sync_world.sync_engine) as session:
         session.execute(update(version).values(version=98))

@@ -28,7 +28,7 @@ from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.registries.memory import MemoryRegistry
 from outboxkit.testing.emitted import EmittedMessages
 from tests.integration.capture.model import Noted
-from tests.integration.capture.world import World
+from tests.integration.capture.world import CaptureDatabase
 
 NAME = "shop.Shipped"
 
@@ -49,7 +49,7 @@ class ShippedV1:
     order_id: int
 
 
-@event("shipped", version=2, schema=V2, canary=Rollout(ShippedV1, share=0.25))
+@event("shipped", version=2, schema=V2, rollout=Rollout(ShippedV1, share=0.25))
 @dataclass(frozen=True)
 class Shipped:
     order_id: int
@@ -80,12 +80,12 @@ def registry() -> MemoryRegistry:
     return made
 
 
-def _declare(world: World, *events: type, registry: Any) -> None:
+def _declare(world: CaptureDatabase, *events: type, registry: Any) -> None:
     with world.sync_engine.begin() as connection:
         declare(connection, events, registry=registry)
 
 
-def _known(world: World) -> set[tuple[str, str]]:
+def _known(world: CaptureDatabase) -> set[tuple[str, str]]:
     with world.observer.connect() as connection:
         rows = connection.execute(tables.outbox_schemas.select())
         return {(row.fingerprint, row.type) for row in rows if row.role == "writer"}
@@ -94,23 +94,27 @@ def _known(world: World) -> set[tuple[str, str]]:
 # --- at the start ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_declared_is_kept_for_those_who_read_later(sync_world: World, registry: MemoryRegistry) -> None:
+def test_what_is_declared_is_kept_for_those_who_read_later(
+    sync_world: CaptureDatabase, registry: MemoryRegistry
+) -> None:
     _declare(sync_world, Shipped, Noted, registry=registry)
     _declare(sync_world, Shipped, Noted, registry=registry)
 
-    assert _known(sync_world) == {(digest, "shipped") for digest in DIGESTS}, "the canary's previous version as well"
+    assert _known(sync_world) == {(digest, "shipped") for digest in DIGESTS}, "the rollout's previous version as well"
     with sync_world.observer.connect() as connection:
         assert parse(schema_store.schema_text(connection, DIGESTS[1])).source == V2
 
 
-def test_a_producer_that_would_break_the_mode_does_not_start(sync_world: World, registry: MemoryRegistry) -> None:
+def test_a_producer_that_would_break_the_mode_does_not_start(
+    sync_world: CaptureDatabase, registry: MemoryRegistry
+) -> None:
     with pytest.raises(IncompatibleSchema, match=f"{NAME} may not change so: READER_FIELD_MISSING_DEFAULT_VALUE"):
         _declare(sync_world, ShippedV1, Careless, registry=registry)
 
     assert _known(sync_world) == set()
 
 
-def test_the_subject_is_the_producers_choice(sync_world: World, registry: MemoryRegistry) -> None:
+def test_the_subject_is_the_producers_choice(sync_world: CaptureDatabase, registry: MemoryRegistry) -> None:
     registry.modes["parcels-value"] = Mode.NONE
     with sync_world.sync_engine.begin() as connection:
         declare(connection, [Careless], registry=registry, subject=lambda _: "parcels-value")
@@ -119,7 +123,7 @@ def test_the_subject_is_the_producers_choice(sync_world: World, registry: Memory
 
 
 def test_while_the_registry_is_away_only_what_was_declared_before_starts(
-    sync_world: World, registry: MemoryRegistry
+    sync_world: CaptureDatabase, registry: MemoryRegistry
 ) -> None:
     away = ConfluentRegistry("http://127.0.0.1:1", sleep=lambda _: None)
     with pytest.raises(RegistryUnavailable):
@@ -132,7 +136,7 @@ def test_while_the_registry_is_away_only_what_was_declared_before_starts(
         _declare(sync_world, Shipped, registry=away)
 
 
-async def test_an_async_engine_declares_in_one_line(async_world: World, registry: MemoryRegistry) -> None:
+async def test_an_async_engine_declares_in_one_line(async_world: CaptureDatabase, registry: MemoryRegistry) -> None:
     async with async_world.async_engine.begin() as connection:
         await connection.run_sync(declare, [ShippedV1], registry=registry)
     await async_world.async_engine.dispose()
@@ -140,7 +144,7 @@ async def test_an_async_engine_declares_in_one_line(async_world: World, registry
     assert _known(async_world) == {(DIGESTS[0], "shipped")}
 
 
-def test_a_row_that_somebody_forged_is_no_schema(sync_world: World) -> None:
+def test_a_row_that_somebody_forged_is_no_schema(sync_world: CaptureDatabase) -> None:
     row = {"fingerprint": DIGESTS[0], "role": "writer", "consumer": "", "type": "a", "text": '"bytes"'}
     with sync_world.sync_engine.begin() as connection:
         connection.execute(insert(tables.outbox_schemas).values(row))
@@ -154,7 +158,7 @@ def test_a_row_that_somebody_forged_is_no_schema(sync_world: World) -> None:
 # --- a share of the keys -----------------------------------------------------------------------------------------
 
 
-def _shipped(world: World, write: Callable[[Session], object]) -> list[Any]:
+def _shipped(world: CaptureDatabase, write: Callable[[Session], object]) -> list[Any]:
     def scenario(session: Session) -> None:
         write(session)
         session.commit()
@@ -169,7 +173,9 @@ def _all(keys: Iterable[int], what: type = Shipped, **options: Any) -> Callable[
     ]
 
 
-def test_a_share_of_the_keys_gets_the_new_version_and_every_key_stays_with_its_version(sync_world: World) -> None:
+def test_a_share_of_the_keys_gets_the_new_version_and_every_key_stays_with_its_version(
+    sync_world: CaptureDatabase,
+) -> None:
     rows = _shipped(sync_world, lambda session: (_all(range(200))(session), _all(range(200))(session)))
 
     versions: dict[bytes, set[str]] = {}
@@ -180,7 +186,7 @@ def test_a_share_of_the_keys_gets_the_new_version_and_every_key_stays_with_its_v
     assert {found for one in versions.values() for found in one} == set(DIGESTS)
 
 
-def test_both_versions_say_which_they_are_and_are_read_by_the_class(sync_world: World) -> None:
+def test_both_versions_say_which_they_are_and_are_read_by_the_class(sync_world: CaptureDatabase) -> None:
     _shipped(sync_world, _all(range(50)))
 
     emitted = EmittedMessages(sync_world.observer)
@@ -192,7 +198,7 @@ def test_both_versions_say_which_they_are_and_are_read_by_the_class(sync_world: 
         emitted.assert_emitted(Shipped, order_id=key, carrier=carrier, key=str(key))
 
 
-def test_a_key_that_only_the_flush_knows_decides_as_well(sync_world: World) -> None:
+def test_a_key_that_only_the_flush_knows_decides_as_well(sync_world: CaptureDatabase) -> None:
     Base.metadata.create_all(sync_world.observer)
 
     def write(session: Session) -> None:
@@ -213,16 +219,16 @@ def test_a_key_that_only_the_flush_knows_decides_as_well(sync_world: World) -> N
     assert len({next(iter(found)) for found in by_key.values()}) == 2
 
 
-def test_messages_without_a_key_are_chosen_one_by_one(sync_world: World) -> None:
+def test_messages_without_a_key_are_chosen_one_by_one(sync_world: CaptureDatabase) -> None:
     rows = _shipped(sync_world, _all(range(100), key=None))
 
     assert {row.schema_fingerprint for row in rows} == set(DIGESTS)
 
 
-def test_a_share_may_grow_while_the_process_runs(sync_world: World) -> None:
+def test_a_share_may_grow_while_the_process_runs(sync_world: CaptureDatabase) -> None:
     share = [0.0]
 
-    @event("shipped", version=2, schema=V2, canary=Rollout(ShippedV1, share=lambda: share[0]))
+    @event("shipped", version=2, schema=V2, rollout=Rollout(ShippedV1, share=lambda: share[0]))
     @dataclass(frozen=True)
     class Growing:
         order_id: int
@@ -239,7 +245,7 @@ def test_a_share_may_grow_while_the_process_runs(sync_world: World) -> None:
     assert [row.schema_fingerprint for row in rows] == [DIGESTS[0]] * 20 + [DIGESTS[1]] * 20
 
 
-def test_an_event_that_the_previous_version_cannot_tell_is_refused_for_every_key(sync_world: World) -> None:
+def test_an_event_that_the_previous_version_cannot_tell_is_refused_for_every_key(sync_world: CaptureDatabase) -> None:
     narrow = {"type": "record", "name": NAME, "fields": [{"name": "order_id", "type": "int"}]}
 
     @event("shipped", version=1, schema=narrow)
@@ -247,7 +253,7 @@ def test_an_event_that_the_previous_version_cannot_tell_is_refused_for_every_key
     class Narrow:
         order_id: int
 
-    @event("shipped", version=2, schema=V2, canary=Rollout(Narrow, share=1.0))
+    @event("shipped", version=2, schema=V2, rollout=Rollout(Narrow, share=1.0))
     @dataclass(frozen=True)
     class Wide:
         order_id: int
@@ -259,23 +265,23 @@ def test_an_event_that_the_previous_version_cannot_tell_is_refused_for_every_key
 
 def test_a_previous_version_is_an_earlier_version_of_the_same_event() -> None:
     with pytest.raises(ConfigurationError, match="the previous version of other 2 cannot be shipped 1"):
-        event("other", version=2, canary=Rollout(ShippedV1, share=0.5))
+        event("other", version=2, rollout=Rollout(ShippedV1, share=0.5))
     with pytest.raises(ConfigurationError, match="the previous version of shipped 1 cannot be shipped 1"):
-        event("shipped", version=1, canary=Rollout(ShippedV1, share=0.5))
+        event("shipped", version=1, rollout=Rollout(ShippedV1, share=0.5))
     with pytest.raises(ConfigurationError, match=r"between 0 and 1, not 1\.5"):
         Rollout(ShippedV1, share=1.5)
     with pytest.raises(CaptureError, match="is not an event"):
-        event("shipped", version=2, canary=Rollout(int, share=0.5))
-    assert event_type(Shipped).canary == Rollout(ShippedV1, share=0.25)
+        event("shipped", version=2, rollout=Rollout(int, share=0.5))
+    assert event_type(Shipped).rollout == Rollout(ShippedV1, share=0.25)
 
 
-def test_json_events_have_canaries_too(sync_world: World) -> None:
+def test_json_events_have_canaries_too(sync_world: CaptureDatabase) -> None:
     @event("noted", version=1)
     @dataclass(frozen=True)
     class Old:
         text: str
 
-    @event("noted", version=2, canary=Rollout(Old, share=0.0))
+    @event("noted", version=2, rollout=Rollout(Old, share=0.0))
     @dataclass(frozen=True)
     class New:
         text: str

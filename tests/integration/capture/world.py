@@ -18,7 +18,7 @@ from tests.integration.capture.model import Base
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class CaptureDatabase:
     """The application's engine under test, and one of our own to look at what is committed."""
 
     engine: Engine | AsyncEngine
@@ -88,7 +88,7 @@ def prepare(engine: Engine) -> None:
         migrations.upgrade(connection)
 
 
-def open_world(url: URL, driver: str) -> World:
+def open_world(url: URL, driver: str) -> CaptureDatabase:
     """A world on a database that `prepare` has seen."""
     named = url.set(drivername=driver)
     observer = create_engine(url)
@@ -98,4 +98,4 @@ def open_world(url: URL, driver: str) -> World:
         engine = create_engine(named)
     if driver.startswith("sqlite"):
         begin_properly(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
-    return World(engine, observer)
+    return CaptureDatabase(engine, observer)

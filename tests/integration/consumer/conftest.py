@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.consuming import World
+from tests.consumer_fixture import ConsumerFixture
 
 
 @pytest.fixture
-async def world(database_url: str) -> AsyncIterator[World]:
-    found = World(database_url)
+async def world(database_url: str) -> AsyncIterator[ConsumerFixture]:
+    found = ConsumerFixture(database_url)
     yield found
     await found.close()

@@ -15,7 +15,7 @@ from outboxkit.brokers import Batch, open_publisher, open_subscriber
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
 from outboxkit.message import Message
-from tests.consuming import Effect, OrderPlaced, Until, World, impatient, order, row_of
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, Until, impatient, order, row_of
 from tests.servers import Server
 
 
@@ -25,7 +25,7 @@ def broker(request: pytest.FixtureRequest) -> Server:
     return server
 
 
-def billing_of(world: World, topic: str) -> Consumer:
+def billing_of(world: ConsumerFixture, topic: str) -> Consumer:
     billing = Consumer("billing", sessions=world.asynchronous, retry=impatient())
 
     @billing.on(OrderPlaced, topic=topic)
@@ -45,7 +45,7 @@ def publish(url: str, topic: str, messages: list[Message]) -> None:
     assert not receipts.refusals
 
 
-async def run(world: World, consumer: Consumer, url: str, fact: Callable[[], bool]) -> Until:
+async def run(world: ConsumerFixture, consumer: Consumer, url: str, fact: Callable[[], bool]) -> Until:
     stop = asyncio.Event()
     settled = lambda: world.count(tables.inbox_waiting) == 0 and fact()  # noqa: E731
     subscriber = Until(open_subscriber(url, consumer.subscription), stop, settled, idle=timedelta(milliseconds=100))
@@ -54,7 +54,7 @@ async def run(world: World, consumer: Consumer, url: str, fact: Callable[[], boo
     return subscriber
 
 
-async def test_each_message_takes_effect_once_and_in_order_of_its_key(world: World, broker: Server) -> None:
+async def test_each_message_takes_effect_once_and_in_order_of_its_key(world: ConsumerFixture, broker: Server) -> None:
     topic = f"orders-{uuid4().hex[:8]}"
     billing = billing_of(world, topic)
     await open_subscriber(broker.url, billing.subscription).declare(billing.subscription)
@@ -69,7 +69,9 @@ async def test_each_message_takes_effect_once_and_in_order_of_its_key(world: Wor
     assert billing.counts["handled"] == 10
 
 
-async def test_what_was_acknowledged_does_not_come_again_and_the_rest_does(world: World, broker: Server) -> None:
+async def test_what_was_acknowledged_does_not_come_again_and_the_rest_does(
+    world: ConsumerFixture, broker: Server
+) -> None:
     topic = f"orders-{uuid4().hex[:8]}"
     billing = billing_of(world, topic)
     await open_subscriber(broker.url, billing.subscription).declare(billing.subscription)
@@ -82,7 +84,7 @@ async def test_what_was_acknowledged_does_not_come_again_and_the_rest_does(world
     assert (len(first.received), len(second.received)) == (1, 1)
 
 
-async def test_poison_becomes_a_letter_with_the_same_bytes(world: World, broker: Server) -> None:
+async def test_poison_becomes_a_letter_with_the_same_bytes(world: ConsumerFixture, broker: Server) -> None:
     topic = f"orders-{uuid4().hex[:8]}"
     billing = billing_of(world, topic)
     await open_subscriber(broker.url, billing.subscription).declare(billing.subscription)

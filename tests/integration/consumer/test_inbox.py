@@ -1,4 +1,4 @@
 """What holds on SQLite, on PostgreSQL."""
 
-from tests.unit.consumer.test_inbox import *  # noqa: F403
 from tests.unit.consumer.test_once import *  # noqa: F403
+from tests.unit.test_inbox import *  # noqa: F403

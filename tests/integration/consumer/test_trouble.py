@@ -16,12 +16,12 @@ from outboxkit.brokers.memory import MemorySubscriber, exchange
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
 from outboxkit.policy import RetryPolicy
-from tests.consuming import Effect, OrderPlaced, Until, World, impatient, order, row_of
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, Until, impatient, order, row_of
 from tests.servers import Server
 
 
 def consumer(
-    world: World, handle: Callable[[OrderPlaced, AsyncSession, MessageContext], Any], **options: Any
+    world: ConsumerFixture, handle: Callable[[OrderPlaced, AsyncSession, MessageContext], Any], **options: Any
 ) -> Consumer:
     billing = Consumer("billing", sessions=world.asynchronous, **{"retry": impatient()} | options)
 
@@ -34,7 +34,7 @@ def consumer(
     return billing
 
 
-async def start(world: World, billing: Consumer, name: str, *, until: Callable[[], bool]) -> None:
+async def start(world: ConsumerFixture, billing: Consumer, name: str, *, until: Callable[[], bool]) -> None:
     """Runs a consumer on an exchange of its own, so that several get the same message, as after a rebalance."""
     exchange(f"{world.exchange_name}-{name}").append("orders", row_of(order(1, message_id="m")))
     stop = asyncio.Event()
@@ -42,7 +42,7 @@ async def start(world: World, billing: Consumer, name: str, *, until: Callable[[
     await billing.run(Until(inner, stop, until), stop)
 
 
-async def blocked(world: World) -> None:
+async def blocked(world: ConsumerFixture) -> None:
     """Returns when some statement waits for another transaction's lock."""
     async with world.asynchronous() as session:
         waiting = select(func.count()).select_from(text("pg_stat_activity")).where(text("wait_event_type = 'Lock'"))
@@ -52,7 +52,9 @@ async def blocked(world: World) -> None:
 
 
 @pytest.mark.parametrize("first_fails", [False, True])
-async def test_of_two_consumers_with_the_same_message_one_makes_the_effect(world: World, *, first_fails: bool) -> None:
+async def test_of_two_consumers_with_the_same_message_one_makes_the_effect(
+    world: ConsumerFixture, *, first_fails: bool
+) -> None:
     inside, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
@@ -79,7 +81,7 @@ async def test_of_two_consumers_with_the_same_message_one_makes_the_effect(world
 
 
 async def test_a_restart_of_the_database_spends_no_attempt_and_acknowledges_nothing(
-    world: World, postgres: Server
+    world: ConsumerFixture, postgres: Server
 ) -> None:
     attempts: list[int] = []
 
@@ -100,7 +102,7 @@ async def test_a_restart_of_the_database_spends_no_attempt_and_acknowledges_noth
     assert world.count(tables.dead_letters) == 0
 
 
-async def test_a_lost_connection_spends_no_attempt(world: World) -> None:
+async def test_a_lost_connection_spends_no_attempt(world: ConsumerFixture) -> None:
     attempts: list[int] = []
 
     async def terminate_once(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
@@ -117,7 +119,7 @@ async def test_a_lost_connection_spends_no_attempt(world: World) -> None:
     assert world.effects() == [1]
 
 
-async def test_a_serialization_failure_spends_no_attempt(world: World) -> None:
+async def test_a_serialization_failure_spends_no_attempt(world: ConsumerFixture) -> None:
     attempts: list[int] = []
 
     async def fail_once(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
@@ -132,7 +134,7 @@ async def test_a_serialization_failure_spends_no_attempt(world: World) -> None:
     assert world.effects() == [1]
 
 
-async def test_a_handler_that_is_always_in_the_way_fails_in_the_end(world: World) -> None:
+async def test_a_handler_that_is_always_in_the_way_fails_in_the_end(world: ConsumerFixture) -> None:
     async def fail(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
         await session.execute(text("DO $$ BEGIN RAISE lock_not_available; END $$"))
 
@@ -143,7 +145,7 @@ async def test_a_handler_that_is_always_in_the_way_fails_in_the_end(world: World
     assert billing.counts["buried"] == 1
 
 
-async def test_trouble_with_another_database_is_the_handlers_own(world: World) -> None:
+async def test_trouble_with_another_database_is_the_handlers_own(world: ConsumerFixture) -> None:
     other = create_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
 
     async def elsewhere(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
@@ -159,7 +161,7 @@ async def test_trouble_with_another_database_is_the_handlers_own(world: World) -
     assert (letter.failure, letter.error_class) == ("handler", "OperationalError")
 
 
-async def test_a_swallowed_database_error_fails_instead_of_committing_half(world: World) -> None:
+async def test_a_swallowed_database_error_fails_instead_of_committing_half(world: ConsumerFixture) -> None:
     async def swallow(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
         try:
             await session.execute(text("INSERT INTO effects (id, message_id, number) SELECT id, 'x', 0 FROM effects"))
@@ -174,7 +176,7 @@ async def test_a_swallowed_database_error_fails_instead_of_committing_half(world
     assert world.effects() == []
 
 
-async def test_a_lost_answer_to_the_commit_is_decided_by_the_inbox(world: World) -> None:
+async def test_a_lost_answer_to_the_commit_is_decided_by_the_inbox(world: ConsumerFixture) -> None:
     billing = consumer(world, _nothing)
     commits: list[Any] = []
 

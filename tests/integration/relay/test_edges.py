@@ -20,7 +20,7 @@ from outboxkit.brokers import Batch, Receipts
 from outboxkit.dialects import open_engine
 from outboxkit.errors import LeaseLost
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.store import leases
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 from tests.servers import postgres as servers
@@ -89,11 +89,11 @@ def test_e43_a_stopped_key_is_held_back_by_the_next_relay_too(engine: Engine) ->
     publisher = ScriptedPublisher()
     publisher.refuse = lambda row: Failure.REJECTED if row.payload == b"0" else None
     write(engine, message(0), message(1))
-    with relaying(engine, publisher, Rules(retry=QUICK, order=Order.STRICT)):
+    with relaying(engine, publisher, RelayConfig(retry=QUICK, order=Order.STRICT)):
         until(lambda: count(engine, tables.dead_letters) == 1)
 
     write(engine, message(2), message(3, key="other"))
-    with relaying(engine, publisher, Rules(retry=QUICK, order=Order.STRICT)):
+    with relaying(engine, publisher, RelayConfig(retry=QUICK, order=Order.STRICT)):
         until(lambda: count(engine, tables.outbox_messages) == 0)
 
     assert numbers(publisher) == [3]
@@ -105,7 +105,7 @@ def test_e48_however_many_messages_are_tried_again_fresh_ones_are_not_held_up(en
     publisher.refuse = lambda row: Failure.REJECTED if row.key != b"fresh" else None
     write(engine, *(message(number, key=f"bad{number}") for number in range(many)))
 
-    with relaying(engine, publisher, Rules(retry=FOR_EVER), lease=timedelta(seconds=9)):
+    with relaying(engine, publisher, RelayConfig(retry=FOR_EVER), lease=timedelta(seconds=9)):
         until(lambda: count(engine, tables.outbox_waiting) == many)
         write(engine, *(message(number, key="fresh") for number in range(100)))
         until(lambda: numbers(publisher) == list(range(100)))

@@ -14,7 +14,7 @@ from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope, Target
 from outboxkit.policy import Order
 from outboxkit.rows import PauseSet
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from tests.integration.relay.world import ScriptedPublisher, count, message, relaying, until, write
 
 ORDERS, PLACED, K = (
@@ -119,7 +119,7 @@ def test_what_is_paused_waits_and_goes_out_in_order_afterwards(engine: Engine, t
     pause(engine, target)
     others = {"topic": "payments", "type": "payment.made", "key": "k"}
 
-    with relaying(engine, publisher, Rules(order=order), lease=LEASE):
+    with relaying(engine, publisher, RelayConfig(order=order), lease=LEASE):
         write(engine, message(1), message(2, type="order.shipped"), message(90, **others))
         write(engine, message(3), message(91, **others))
         until(lambda: numbers(publisher) == [90, 91], "what is not paused goes out, in order")

@@ -13,7 +13,7 @@ from outboxkit import migrations
 from outboxkit.dialects import open_engine
 from outboxkit_relay.exit_codes import Exit
 from tests import servers
-from tests.acceptance.world import Kafka, World, declare, effects_are_in_order, forget
+from tests.acceptance.world import AcceptanceEnvironment, Kafka, declare, effects_are_in_order, forget
 from tests.faults.test_database import answers
 from tests.faults.traffic import EVIDENCED, LEFT, are_right
 from tests.servers import pgbouncer
@@ -33,12 +33,14 @@ def pooler(postgres: servers.Server) -> servers.Server:
 
 
 @pytest.fixture
-def world(database_url: str, pooler: servers.Server, kafka: servers.Server, tmp_path: Path) -> Iterator[World]:
+def world(
+    database_url: str, pooler: servers.Server, kafka: servers.Server, tmp_path: Path
+) -> Iterator[AcceptanceEnvironment]:
     """Writers, consumers, commands and relays are told the pooler's address; relays also the database's own."""
     forget(kafka)
     direct = make_url(database_url)
     pooled = make_url(pooler.url).set(database=direct.database).render_as_string(hide_password=False)
-    made = World(pooled, kafka.url, tmp_path)
+    made = AcceptanceEnvironment(pooled, kafka.url, tmp_path)
     made.environment["OUTBOXKIT_DATABASE_DIRECT_URL"] = database_url
     made.engine = create_engine(pooled, connect_args={"prepare_threshold": None})
     with made.engine.begin() as connection:
@@ -50,7 +52,9 @@ def world(database_url: str, pooler: servers.Server, kafka: servers.Server, tmp_
 
 
 @pytest.mark.timeout(300)
-def test_relays_share_take_over_and_publish_behind_a_pooler(world: World, kafka: servers.Server) -> None:
+def test_relays_share_take_over_and_publish_behind_a_pooler(
+    world: AcceptanceEnvironment, kafka: servers.Server
+) -> None:
     world.environment["OUTBOXKIT_RELAY__WAKE"] = "notify"  # who listens takes the direct way, too
     consumer = world.start("consume", "tests.acceptance.shop:billing")
     first, second = world.start("relay", "run"), world.start("relay", "run")
@@ -81,7 +85,7 @@ def test_relays_share_take_over_and_publish_behind_a_pooler(world: World, kafka:
 
 @pytest.mark.timeout(120)
 def test_the_pooler_and_then_its_database_go_away_and_come_back(
-    world: World, kafka: servers.Server, pooler: servers.Server, postgres: servers.Server
+    world: AcceptanceEnvironment, kafka: servers.Server, pooler: servers.Server, postgres: servers.Server
 ) -> None:
     relay = world.start("relay", "run")
     writer = world.load(KEYS, patient=True)
@@ -100,7 +104,7 @@ def test_the_pooler_and_then_its_database_go_away_and_come_back(
     are_right(world, Kafka(kafka))
 
 
-def test_a_relay_that_knows_only_the_pooler_is_refused_at_its_start(world: World) -> None:
+def test_a_relay_that_knows_only_the_pooler_is_refused_at_its_start(world: AcceptanceEnvironment) -> None:
     del world.environment["OUTBOXKIT_DATABASE_DIRECT_URL"]
 
     relay = world.start("relay", "run")
@@ -109,7 +113,9 @@ def test_a_relay_that_knows_only_the_pooler_is_refused_at_its_start(world: World
     assert "this is a pooler: set database_direct_url, too" in world.logs()
 
 
-def test_each_transaction_behind_a_pooler_has_its_own_limits_and_leaves_none_behind(world: World) -> None:
+def test_each_transaction_behind_a_pooler_has_its_own_limits_and_leaves_none_behind(
+    world: AcceptanceEnvironment,
+) -> None:
     engine = open_engine(world.environment["OUTBOXKIT_DATABASE_URL"], patience=timedelta(seconds=3), pooled=True)
     shown = text("SELECT current_setting('lock_timeout'), current_setting('timezone')")
     with engine.begin() as connection:

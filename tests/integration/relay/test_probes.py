@@ -31,15 +31,15 @@ from outboxkit.policy import Failure
 from outboxkit.rows import Part, Reading, Row
 from outboxkit_relay import settings
 from outboxkit_relay.core.circuit_breaker import CircuitState
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import Relay
 from outboxkit_relay.observe import health
-from outboxkit_relay.observe.stats import MOST_TOPICS, OTHER_TOPICS, Snapshot, Tally, _Durations
+from outboxkit_relay.observe.stats import MAX_TOPICS, OTHER_TOPICS, RelayStats, Tally, _Durations
 from outboxkit_relay.settings import ProbeSettings
 from tests.integration.relay.world import DEADLINE, count, engine_for, message, relaying, until, write
 
 LEASE = timedelta(seconds=2)
-HEALTHY = Snapshot(
+HEALTHY = RelayStats(
     relay=uuid4(), at=0.0, heard=0.0, away=False, joined=True, stopping=False, shards=64, queued=0, in_flight=0,
     found_by_rescan=0, destinations=(), paused=(), published={}, failures={},
 )  # fmt: skip
@@ -53,7 +53,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 @contextmanager
-def _serving(engine: Engine, look: Callable[[], Snapshot | None], **changes: Any) -> Iterator[int]:
+def _serving(engine: Engine, look: Callable[[], RelayStats | None], **changes: Any) -> Iterator[int]:
     subject = health.Subject(look=look, engine=engine, lease=LEASE, transport="memory", version="1.2.3")
     with health.serving(ProbeSettings(port=0, **changes), subject) as port:
         assert port
@@ -179,7 +179,7 @@ def test_a_relay_that_has_left_is_not_ready(engine: Engine) -> None:
 
 
 def test_before_its_first_turn_a_relay_is_alive_and_not_ready(engine: Engine) -> None:
-    relay = Relay(engine, open_publisher(f"memory://{uuid4().hex}", {}), Rules())
+    relay = Relay(engine, open_publisher(f"memory://{uuid4().hex}", {}), RelayConfig())
 
     with _serving(engine, lambda: relay.snapshot) as port:
         assert _get(port, "/livez")[0] == 200
@@ -248,7 +248,7 @@ def test_a_dispatcher_that_does_not_move_is_not_alive(engine: Engine) -> None:
     assert "the dispatcher has not moved for 61 s" in body
 
 
-def _now(*, at: float = 0.0, heard: float = 0.0, **changes: Any) -> Snapshot:
+def _now(*, at: float = 0.0, heard: float = 0.0, **changes: Any) -> RelayStats:
     now = time.monotonic()
     return replace(HEALTHY, at=now + at, heard=now + heard, **changes)
 
@@ -374,11 +374,11 @@ def test_durations_are_counted_up_to_each_limit(engine: Engine) -> None:
 def test_topics_without_end_are_counted_together() -> None:
     tally = Tally()
 
-    for number in range(MOST_TOPICS + 100):
+    for number in range(MAX_TOPICS + 100):
         name = tally._name_of(f"topic-{number}")
         tally.failures[name, Failure.REJECTED.value] += 1
 
-    assert len(tally.failures) == MOST_TOPICS + 1
+    assert len(tally.failures) == MAX_TOPICS + 1
     assert tally.failures[OTHER_TOPICS, "rejected"] == 100
 
 

@@ -12,9 +12,9 @@ from outboxkit import outbox, tables
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
 from outboxkit.rows import Row
 from outboxkit_relay.core.protocol import Hold
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.store import operator_requests, stopped_keys
-from outboxkit_relay.store.stopped_keys import Request, Stop
+from outboxkit_relay.store.stopped_keys import KeyStop, Request
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
@@ -22,8 +22,8 @@ BLOCK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=1), followe
 SHARDS = range(tables.SHARDS)
 
 
-def _rules(retry: RetryPolicy = QUICK) -> Rules:
-    return Rules(retry=retry, order=Order.STRICT)
+def _rules(retry: RetryPolicy = QUICK) -> RelayConfig:
+    return RelayConfig(retry=retry, order=Order.STRICT)
 
 
 def _stop(engine: Engine, *, key: str = "k", due: timedelta = timedelta(hours=1)) -> None:
@@ -62,7 +62,7 @@ def _ask(engine: Engine, what: Request, position: int | None = None) -> bool:
         return stopped_keys.request(connection, "orders", b"k", what, by="ana@home", why="ticket 7", position=position)
 
 
-def _stops(engine: Engine) -> list[Stop]:
+def _stops(engine: Engine) -> list[KeyStop]:
     with engine.connect() as connection:
         return stopped_keys.stops(connection)
 
@@ -112,8 +112,12 @@ def test_one_topic_or_one_key_can_be_looked_at(engine: Engine) -> None:
         assert [stop.key for stop in stopped_keys.stops(connection, topic="orders", key=b"l")] == [b"l"]
         assert stopped_keys.stops(connection, topic="payments") == []
         assert len(stopped_keys.stops(connection, limit=1)) == 1
-        assert stopped_keys.how_many_stops(connection) == stopped_keys.how_many_stops(connection, topic="orders") == 2
-        assert stopped_keys.how_many_stops(connection, topic="payments") == 0
+        assert (
+            stopped_keys.count_stopped_keys(connection)
+            == stopped_keys.count_stopped_keys(connection, topic="orders")
+            == 2
+        )
+        assert stopped_keys.count_stopped_keys(connection, topic="payments") == 0
 
 
 def test_a_request_is_recorded_with_who_and_why_and_changes_nothing_else(engine: Engine) -> None:
@@ -271,7 +275,7 @@ def test_a_request_is_forgotten_when_its_head_goes_out(engine: Engine) -> None:
         assert found is not None
         stopped_keys.bury(connection, found[0])  # as if it were published
 
-        stopped_keys.go_on(connection, [("orders", b"k")])
+        stopped_keys.resume_key(connection, [("orders", b"k")])
 
     _carry_out(engine)
     (stop,) = _stops(engine)
@@ -327,7 +331,7 @@ def test_a_key_that_a_settlement_is_changing_is_left_for_the_next_time(database_
     settler = engine.connect()
 
     with settler.begin():
-        stopped_keys.join_the_line(settler, _hot(settler, "k"))
+        stopped_keys.append_followers(settler, _hot(settler, "k"))
         _carry_out(engine)  # does not wait
         assert _stops(engine)[0].request == "skip"
     _carry_out(engine)
@@ -340,7 +344,7 @@ def test_a_key_that_a_settlement_is_changing_is_left_for_the_next_time(database_
 
 def _join(settler: Connection) -> None:
     with settler.begin():
-        stopped_keys.join_the_line(settler, _hot(settler, "k"))
+        stopped_keys.append_followers(settler, _hot(settler, "k"))
 
 
 def test_one_transaction_holds_the_request_and_what_it_did(engine: Engine) -> None:

@@ -13,7 +13,7 @@ from outboxkit._sql import database_now
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
 from outboxkit.rows import Row
 from outboxkit_relay.core.destinations import Limits
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from tests.integration.relay.world import ScriptedPublisher, count, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
@@ -49,7 +49,7 @@ def test_a_rolled_back_transaction_publishes_nothing(engine: Engine) -> None:
         transaction.rollback()
     write(engine, message(3))
 
-    with relaying(engine, publisher, Rules(once=True)):
+    with relaying(engine, publisher, RelayConfig(once=True)):
         until(lambda: publisher.accepted)
 
     assert numbers(publisher.accepted) == [3]
@@ -61,7 +61,7 @@ def test_a_destination_in_trouble_is_paused_and_spends_no_attempt_while_others_f
     publisher.refuse = lambda row: Failure.BROKER_DOWN if row.topic in down else None
     write(engine, *(message(number) for number in range(5)), *(message(number, topic="bills") for number in range(5)))
 
-    with relaying(engine, publisher, Rules(retry=QUICK)):
+    with relaying(engine, publisher, RelayConfig(retry=QUICK)):
         until(lambda: sum(row.topic == "bills" for row in publisher.accepted) == 5)
         until(lambda: sum(row.topic == "orders" for row in publisher.sent) > 20, "many tries")
         assert count(engine, tables.outbox_messages) == 5
@@ -78,7 +78,7 @@ def test_a_rejected_head_stops_only_its_key_and_the_key_leaves_in_order(engine: 
     publisher.refuse = lambda row: next(rejections, None) if row.payload == b"0" else None
     write(engine, *(message(number, key="bad" if number % 2 == 0 else "good") for number in range(10)))
 
-    with relaying(engine, publisher, Rules(retry=QUICK, order=Order.STRICT)):
+    with relaying(engine, publisher, RelayConfig(retry=QUICK, order=Order.STRICT)):
         until(lambda: len(publisher.accepted) == 10)
         write(engine, message(10, key="bad"))
         until(lambda: len(publisher.accepted) == 11)
@@ -94,7 +94,7 @@ def test_spent_attempts_bury_the_head_and_park_its_followers_until_a_release(eng
     publisher.refuse = lambda row: Failure.REJECTED if row.payload == b"0" else None
     write(engine, *(message(number) for number in range(4)))
 
-    with relaying(engine, publisher, Rules(retry=QUICK, order=Order.STRICT), lease=timedelta(seconds=1)):
+    with relaying(engine, publisher, RelayConfig(retry=QUICK, order=Order.STRICT), lease=timedelta(seconds=1)):
         until(lambda: count(engine, tables.dead_letters) == 1)
         write(engine, message(4))
         until(lambda: count(engine, tables.outbox_waiting) == 4, "followers wait, fresh ones too")
@@ -116,7 +116,7 @@ def test_followers_of_a_dead_head_go_on_when_told_to_skip(engine: Engine) -> Non
     write(engine, *(message(number) for number in range(3)))
     skip = RetryPolicy(delayed=QUICK.delayed, followers=Followers.SKIP)
 
-    with relaying(engine, publisher, Rules(retry=skip, order=Order.STRICT)):
+    with relaying(engine, publisher, RelayConfig(retry=skip, order=Order.STRICT)):
         until(lambda: len(publisher.accepted) == 2)
 
     assert numbers(publisher.accepted) == [1, 2]
@@ -130,7 +130,7 @@ def test_messages_without_a_key_wait_alone(engine: Engine) -> None:
     publisher.refuse = lambda row: next(rejections, None) if row.payload == b"0" else None
     write(engine, *(message(number, key=None) for number in range(3)))
 
-    with relaying(engine, publisher, Rules(retry=QUICK)):
+    with relaying(engine, publisher, RelayConfig(retry=QUICK)):
         until(lambda: len(publisher.accepted) == 3)
 
     assert numbers(publisher.accepted) == [1, 2, 0]
@@ -142,7 +142,7 @@ def test_an_unanswered_batch_is_given_up_and_sent_again_in_order(engine: Engine)
     publisher.hold = True
     write(engine, *(message(number) for number in range(3)))
 
-    with relaying(engine, publisher, Rules(patience=timedelta(milliseconds=200))):
+    with relaying(engine, publisher, RelayConfig(patience=timedelta(milliseconds=200))):
         until(lambda: publisher.resets >= 1)
         publisher.release()
         until(lambda: count(engine, tables.outbox_messages) == 0)
@@ -211,7 +211,7 @@ def test_a_fenced_relay_changes_nothing_forgets_and_joins_again(engine: Engine) 
     publisher.refuse = lambda row: Failure.REJECTED if row.payload == b"0" and not publisher.resets else None
     write(engine, *(message(number) for number in range(3)))
 
-    with relaying(engine, publisher, Rules(retry=QUICK, order=Order.STRICT)) as relay:
+    with relaying(engine, publisher, RelayConfig(retry=QUICK, order=Order.STRICT)) as relay:
         until(lambda: publisher.sent)
         with engine.begin() as connection:
             connection.execute(tables.outbox_relays.delete())
@@ -229,7 +229,7 @@ def test_memory_does_not_depend_on_the_size_of_the_backlog(engine: Engine) -> No
     for number in range(40):
         write(engine, replace(message(number, key=str(number)), payload=b"%d " % number + b"x" * size))
 
-    with relaying(engine, publisher, Rules(most_bytes=2 * mebibyte)) as relay:
+    with relaying(engine, publisher, RelayConfig(max_bytes=2 * mebibyte)) as relay:
         until(lambda: "orders" in relay.state.lanes.topics, "it reads no more of it")
         until(lambda: relay.state.empty_rounds > 1, "and goes on with others")
         assert 0 < sum(len(row.payload) for row in publisher.sent) <= mebibyte + size
@@ -243,7 +243,7 @@ def test_a_rate_is_kept_and_holds_no_other_destination(engine: Engine) -> None:
     publisher = ScriptedPublisher()
     sent: list[tuple[float, str]] = []
     publisher.refuse = lambda row: sent.append((time.monotonic(), row.topic))
-    rules = Rules(destinations={"orders": Limits(rate=100.0)})
+    rules = RelayConfig(destinations={"orders": Limits(rate=100.0)})
     write(engine, *(message(number) for number in range(40)), *(message(number, topic="bills") for number in range(40)))
 
     with relaying(engine, publisher, rules):

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, update
 from outboxkit import outbox, tables
 from outboxkit.migrations.roles import GRANTS, create_roles
 from outboxkit.policy import Failure, Order, RetryPolicy, full_jitter
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=1))
@@ -52,7 +52,7 @@ def test_a_relay_publishes_retries_buries_and_releases_as_its_role(
         outbox.schedule(connection, [(message(9, key="later"), timedelta(milliseconds=100))])
     write(engine, *(message(number) for number in range(3)), message(7, key="other"))
 
-    with relaying(restricted, publisher, Rules(retry=QUICK, order=Order.STRICT), lease=timedelta(seconds=1)):
+    with relaying(restricted, publisher, RelayConfig(retry=QUICK, order=Order.STRICT), lease=timedelta(seconds=1)):
         until(lambda: count(engine, tables.dead_letters) == 1, "the head is dead")
         with engine.begin() as connection:
             connection.execute(update(tables.outbox_stopped_keys).values(request="release", requested_by="ana"))

@@ -180,7 +180,7 @@ class Database:
                 and (reading.round is None or not unseen(reading.round, stored.xid))
             ):
                 if size:
-                    if heavy and sum(heavy.values()) + size > reading.most_bytes:
+                    if heavy and sum(heavy.values()) + size > reading.max_bytes:
                         return Page(found, self.snapshot(), heavy, cut=True)
                     heavy[position] = size
                 found.append(stored.row)
@@ -255,7 +255,7 @@ class Database:
             elif row.position in self.hot and self.hot[row.position].row.id == row.id:
                 self.put(self.hot, row.position)
 
-    # --- the waiting room: `outboxkit_relay.store.stopped_keys`, verb by verb -----------------------------------------------------
+    # --- the waiting room: `outboxkit_relay.store.stopped_keys`, verb by verb ---
 
     def set_aside(self, rows: Iterable[Row], reason: str = "follower") -> None:
         for row in rows:
@@ -297,7 +297,7 @@ class Database:
         if head.key is not None:
             self.put(self.stopped, (head.topic, head.key), Stop(head.position, "parked", None))
 
-    def join_the_line(self, rows: Sequence[Row]) -> None:
+    def append_followers(self, rows: Sequence[Row]) -> None:
         self.set_aside([row for row in rows if row.key is not None])
         for row in rows:
             if row.key is None:
@@ -305,7 +305,7 @@ class Database:
             if row.key is not None and (row.topic, row.key) not in self.stopped and self.waits(row):
                 self.put(self.stopped, (row.topic, row.key), Stop(row.position, "retry", self.now))
 
-    def go_on(self, keys: Iterable[Key]) -> None:
+    def resume_key(self, keys: Iterable[Key]) -> None:
         for key in keys:
             left = [waits.row.position for waits in self.waiting.values() if (waits.row.topic, waits.row.key) == key]
             if not left:
@@ -314,7 +314,7 @@ class Database:
             elif key in self.stopped:
                 self.put(self.stopped, key, Stop(min(left), "retry", self.now))
 
-    def bring_back(self, head: Row) -> None:
+    def reinsert_head(self, head: Row) -> None:
         """A repaired dead letter stands in front of its followers again."""
         assert head.key is not None
         self.waiting_id += 1
@@ -322,7 +322,7 @@ class Database:
         shard = shard_of(head.topic, head.key, head.id.int)
         self.put(self.waiting, self.waiting_id, Waiting(back, shard, "retry", self.now))
         self.put(self.letters, head.id.int)
-        self.go_on([(head.topic, head.key)])
+        self.resume_key([(head.topic, head.key)])
 
     def carry_out_requests(self, shards: Collection[int]) -> None:
         for key, stop in list(self.stopped.items()):
@@ -333,16 +333,16 @@ class Database:
         """See `outboxkit_relay.store.operator_requests`."""
         dead = [row for row in self.letters.values() if row.position == stop.position]
         if stop.request == "repair" and dead:
-            self.bring_back(dead[0])
+            self.reinsert_head(dead[0])
         elif stop.request == "release" and stop.reason == "retry":
             self.put(self.stopped, key, replace(stop, request=None, due_at=self.now))
         elif stop.request == "skip" and stop.reason == "retry":
             if stop.due_at is not None and stop.due_at > self.now:
                 line = [waits.row for waits in self.waiting.values() if (waits.row.topic, waits.row.key) == key]
                 self.bury(min(line, key=lambda row: row.position))
-                self.go_on([key])
+                self.resume_key([key])
         else:
-            self.go_on([key])
+            self.resume_key([key])
 
     # --- leases --------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""A relay process around the production core: `outboxkit_relay.daemon.relay` without threads, one transaction at a time.
+"""A relay process around the production core: `outboxkit_relay.daemon.relay` without threads, one transaction at
+a time.
 
 Reader and settler are queues of generators; wherever one yields, anything else may happen.
 """
@@ -17,27 +18,27 @@ from outboxkit.errors import LeaseLost
 from outboxkit.policy import Followers
 from outboxkit.rows import NOTHING_PAUSED, Page, Row
 from outboxkit_relay.core.protocol import (
-    Balance,
-    Claim,
-    Claimed,
     Command,
+    ConfirmLease,
     Event,
     Fenced,
     Fetch,
     Fetched,
     GiveUp,
+    LeaseConfirmed,
     Leave,
-    Missed,
     Owned,
     Publish,
+    Rebalance,
     Rejoin,
+    Rescan,
+    RescanResult,
     Settle,
     Settled,
-    Stop,
+    StopRelay,
     Tick,
-    Watch,
 )
-from outboxkit_relay.core.state import Rules, State
+from outboxkit_relay.core.state import RelayConfig, State
 from outboxkit_relay.core.step import step
 from tests.property.relay.broker import Broker, Client
 from tests.property.relay.database import Database, Gone
@@ -79,7 +80,7 @@ class Process:
         found_by_rescan: rows that only the watchdog has found: none, ever.
     """
 
-    def __init__(self, database: Database, broker: Broker, rules: Rules, rng: random.Random) -> None:
+    def __init__(self, database: Database, broker: Broker, rules: RelayConfig, rng: random.Random) -> None:
         self.database, self.rules, self.rng = database, rules, rng
         self.state = self.new_state()
         self.arrivals: deque[Event | Gone] = deque()
@@ -96,9 +97,9 @@ class Process:
         self.over = False
         self.by_reader: dict[type, Callable[[Any], Work]] = {
             Fetch: self.fetch,
-            Claim: self.claim,
-            Watch: self.watch,
-            Balance: self.balance,
+            ConfirmLease: self.claim,
+            Rescan: self.watch,
+            Rebalance: self.balance,
         }
 
     # --- what a wrong relay may do differently ------------------------------------------------------------------------
@@ -127,7 +128,7 @@ class Process:
         if self.to_do is not None:
             return self._enter_or_leave(self.to_do)
         if self.stopping and self.state.stop_at is None:
-            return self._advance(Stop(self.database.now + timedelta(seconds=20)))
+            return self._advance(StopRelay(self.database.now + timedelta(seconds=20)))
         if not self.arrivals:
             return self._advance(Tick())
         event = self.arrivals.popleft()
@@ -185,7 +186,7 @@ class Process:
         ]
         rows += [row for flight in state.flights() for row in flight.rows]
         size = sum(len(row.payload) for row in rows if row.waiting_id is None)
-        most = self.rules.most_bytes + self.rules.page_bytes + len(b"heavy!")
+        most = self.rules.max_bytes + self.rules.page_bytes + len(b"heavy!")
         if size > most or size > state.heavy_bytes or state.heavy_bytes != sum(state.heavy.values()):
             self.database.wrongs.append(f"{size} bytes in hand, {state.heavy_bytes} counted, {most} allowed")
 
@@ -205,7 +206,7 @@ class Process:
             self.id = UUID(int=self.rng.getrandbits(64))
             self.sent.clear()
             self.database.put(self.database.leases, self.id, self.database.now + self.rules.lease)
-            self.reader.tasks.append(Balance(release=True))
+            self.reader.tasks.append(Rebalance(release=True))
         self.database.commit(xid, flush=True)
         return True
 
@@ -261,20 +262,20 @@ class Process:
     def page(self, command: Fetch) -> Page:
         return self.database.read(command.reading)
 
-    def watch(self, command: Watch) -> Work:
+    def watch(self, command: Rescan) -> Work:
         rows = self.database.read(command.reading).rows
         yield
-        return [Missed(rows, self.safe_until() if rows else None)]
+        return [RescanResult(rows, self.safe_until() if rows else None)]
 
-    def claim(self, _command: Claim) -> Work:
+    def claim(self, _command: ConfirmLease) -> Work:
         until = self.safe_until()
         yield
-        return [Claimed(until)]
+        return [LeaseConfirmed(until)]
 
     def safe_until(self) -> Any:
         return self.database.now + self.database.claim(self.id) * _LEASE_MARGIN
 
-    def balance(self, command: Balance) -> Work:
+    def balance(self, command: Rebalance) -> Work:
         database = self.database
         while self.waits or database.must_wait(self.id):
             self.waits = database.must_wait(self.id)
@@ -340,7 +341,7 @@ class Process:
         database = self.database
         heads = [*(held.row for held in settlement.held), *(burial.row for burial in settlement.buried)]
         database.check_owner(self.id, (*settlement.aside, *heads))
-        database.join_the_line(settlement.aside)
+        database.append_followers(settlement.aside)
         for held in settlement.held:
             database.hold(held.row, held.attempts, held.delay, held.followers)
         for burial in settlement.buried:
@@ -349,8 +350,8 @@ class Process:
             else:
                 database.bury(burial.row)
                 if burial.row.key is not None:
-                    database.go_on([(burial.row.topic, burial.row.key)])
-        database.go_on(settlement.freed)
+                    database.resume_key([(burial.row.topic, burial.row.key)])
+        database.resume_key(settlement.freed)
 
     def die(self) -> None:
         """SIGKILL: its sessions end, what it sent may still arrive."""

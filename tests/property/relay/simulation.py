@@ -22,12 +22,12 @@ from outboxkit.rows import PauseSet, Row
 from outboxkit_relay.core.circuit_breaker import CircuitRule
 from outboxkit_relay.core.destinations import Limits
 from outboxkit_relay.core.protocol import Command, Event, Tick, Woken
-from outboxkit_relay.core.state import Rules
+from outboxkit_relay.core.state import RelayConfig
 from tests.property.relay.broker import Broker
 from tests.property.relay.database import Database, Stop, Stored, shard_of
 from tests.property.relay.process import Process
 
-__all__ = ["Outcome", "World", "simulate"]
+__all__ = ["Outcome", "SimulatedCluster", "simulate"]
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _LEASE = timedelta(seconds=10)
@@ -58,7 +58,7 @@ class Writer:
     keys: list[Key] = field(default_factory=list)
 
 
-class World:
+class SimulatedCluster:
     """Everything that a seed decides, and everything that happens."""
 
     def __init__(self, seed: int, relay: type[Process] = Process) -> None:
@@ -71,7 +71,7 @@ class World:
         rules = _rules(rng, timedelta(minutes=1) if self.calm else timedelta(seconds=rng.choice((5, 30))))
         # Chances of their own: what the others decide under a seed stays what it was.
         self.operators = random.Random(f"operators of {seed}")
-        self.rules = replace(rules, limits=_limits(self.operators), most_bytes=self.operators.choice((24, 48, 1_000)))
+        self.rules = replace(rules, limits=_limits(self.operators), max_bytes=self.operators.choice((24, 48, 1_000)))
         self.heavy_rate = self.operators.choice((0.0, 0.3, 0.9))
         topics = ["a", "b", "c"][: rng.randint(1, 3)]
         keys = [b"k%d" % number for number in range(rng.randint(1, 3))]
@@ -409,10 +409,10 @@ class World:
         )
 
 
-def _rules(rng: random.Random, patience: timedelta) -> Rules:
+def _rules(rng: random.Random, patience: timedelta) -> RelayConfig:
     delayed = Backoff(base=timedelta(milliseconds=100), cap=timedelta(seconds=1), attempts=rng.randint(1, 2))
     followers = rng.choice((Followers.PARK, Followers.PARK, Followers.SKIP, Followers.BLOCK))
-    return Rules(
+    return RelayConfig(
         batch_size=rng.choice((1, 2, 3, 5)),
         window=rng.randint(1, 3),
         order=rng.choice((Order.PIPELINED, Order.STRICT)),
@@ -426,14 +426,14 @@ def _limits(rng: random.Random) -> Limits:
     return Limits(
         in_flight=rng.choice((None, None, 1, 3)),
         rate=rng.choice((None, None, 30.0)),
-        circuit=rng.choice((None, CircuitRule(least=4, open_for=timedelta(seconds=2)))),
+        circuit=rng.choice((None, CircuitRule(min_messages=4, open_for=timedelta(seconds=2)))),
     )
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
 
 
-def verdict(world: World, *, drained: bool) -> list[str]:
+def verdict(world: SimulatedCluster, *, drained: bool) -> list[str]:
     """Everything that is wrong."""
     database, log = world.database, world.broker.log
     wrongs = list(database.wrongs)
@@ -460,7 +460,7 @@ def verdict(world: World, *, drained: bool) -> list[str]:
     return wrongs
 
 
-def _order(world: World) -> list[str]:
+def _order(world: SimulatedCluster) -> list[str]:
     """I3: of two messages of a key the earlier one comes first; exempt: dead, expired and (pipelined) refused ones.
 
     And scheduled ones: they get their position when they are due, without the lock that a writer of the key holds.
@@ -483,9 +483,9 @@ def _order(world: World) -> list[str]:
     return wrongs
 
 
-def simulate(seed: int, relay: type[Process] = Process, world: type[World] | None = None) -> Outcome:
+def simulate(seed: int, relay: type[Process] = Process, world: type[SimulatedCluster] | None = None) -> Outcome:
     """Runs one seed from beginning to verdict."""
-    here = (world or World)(seed, relay)
+    here = (world or SimulatedCluster)(seed, relay)
     here.run()
     here.outlive()
     here.heal()

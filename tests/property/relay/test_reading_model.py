@@ -142,7 +142,7 @@ def readers(model: Model, limit: int, turns: int) -> Iterator[Model]:
             yield model.with_lanes(lanes)
         elif not lane.is_through:
             yield deliver(model, topic, limit)
-    # Trouble: the topic is not read for a while. What was delivered of it counts as settled here.
+    # Unavailability: the topic is not read for a while. What was delivered of it counts as settled here.
     lanes = model.lanes()
     lanes.stop_reading("a")
     yield model.with_lanes(lanes)

@@ -12,8 +12,8 @@ import pytest
 from outboxkit import _failpoints, tables
 from outboxkit.dead_letters.letter import Filter, find
 from outboxkit.policy import Failure
-from tests.consuming import World
-from tests.consuming_child import COUNT, KILLED, run_child
+from tests.consumer_child import COUNT, KILLED, run_child
+from tests.consumer_fixture import ConsumerFixture
 
 POINTS = [
     "recv",
@@ -30,7 +30,7 @@ EXITED = 137
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_death_at_any_point_leaves_one_effect_per_message(world: World, point: str) -> None:
+def test_a_death_at_any_point_leaves_one_effect_per_message(world: ConsumerFixture, point: str) -> None:
     assert run_child(world.url, armed=f"{point}=exit") == EXITED
 
     assert run_child(world.url) == 0
@@ -40,7 +40,7 @@ def test_a_death_at_any_point_leaves_one_effect_per_message(world: World, point:
     assert world.count(tables.inbox_batches) == 0, "nobody is suspect any more"
 
 
-def test_a_message_that_kills_the_process_is_buried_after_three_deaths_and_no_other(world: World) -> None:
+def test_a_message_that_kills_the_process_is_buried_after_three_deaths_and_no_other(world: ConsumerFixture) -> None:
     deaths = 0
     while (status := run_child(world.url, killer=3)) != 0:
         assert status == KILLED
@@ -54,7 +54,7 @@ def test_a_message_that_kills_the_process_is_buried_after_three_deaths_and_no_ot
     assert world.count(tables.inbox_batches) == 0
 
 
-def test_a_death_between_waiting_and_acknowledging_keeps_the_order(world: World) -> None:
+def test_a_death_between_waiting_and_acknowledging_keeps_the_order(world: ConsumerFixture) -> None:
     assert run_child(world.url, armed="handler.before=raise,retry.scheduled=exit") == EXITED
 
     assert run_child(world.url) == 0
@@ -65,7 +65,7 @@ def test_a_death_between_waiting_and_acknowledging_keeps_the_order(world: World)
 
 
 @pytest.mark.parametrize("point", ["dlq.before", "dlq.after", "ack.before"])
-def test_a_death_while_burying_leaves_one_letter(world: World, point: str) -> None:
+def test_a_death_while_burying_leaves_one_letter(world: ConsumerFixture, point: str) -> None:
     assert run_child(world.url, poison=2, armed=f"{point}=exit") == EXITED
 
     assert run_child(world.url, poison=2) == 0

@@ -17,10 +17,10 @@ from outboxkit.dead_letters.letter import DeadLetter, Filter, Stage, find
 from outboxkit.headers import REPLAY_FOR, pack_headers, unpack_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure
-from tests.consuming import Effect, OrderPlaced, World, impatient, order, row_of
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order, row_of
 
 
-def consumer(world: World, name: str = "billing", **options: Any) -> Consumer:
+def consumer(world: ConsumerFixture, name: str = "billing", **options: Any) -> Consumer:
     return Consumer(name, sessions=world.asynchronous, **{"retry": impatient(), **options})
 
 
@@ -40,7 +40,7 @@ def handles(billing: Consumer, fails: Any = lambda _number, _ctx: None) -> list[
     return calls
 
 
-def letters(world: World, **which: Any) -> list[DeadLetter]:
+def letters(world: ConsumerFixture, **which: Any) -> list[DeadLetter]:
     with world.engine.connect() as connection:
         return find(connection, Filter(**which))
 
@@ -53,7 +53,7 @@ def raises_at(*calls: tuple[int, int]) -> Any:
     return fail
 
 
-async def test_a_failed_try_is_rolled_back_and_tried_again_at_once(world: World) -> None:
+async def test_a_failed_try_is_rolled_back_and_tried_again_at_once(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(immediate=1))
     calls = handles(billing, raises_at((1, 1)))
 
@@ -65,7 +65,7 @@ async def test_a_failed_try_is_rolled_back_and_tried_again_at_once(world: World)
     assert billing.counts["retried"] == 0
 
 
-async def test_a_key_keeps_its_order_while_its_head_waits_and_other_keys_go_on(world: World) -> None:
+async def test_a_key_keeps_its_order_while_its_head_waits_and_other_keys_go_on(world: ConsumerFixture) -> None:
     billing = consumer(world, concurrency=1)
     handles(billing, raises_at((1, 1), (1, 2)))
 
@@ -76,7 +76,7 @@ async def test_a_key_keeps_its_order_while_its_head_waits_and_other_keys_go_on(w
     assert world.count(tables.dead_letters) == 0
 
 
-async def test_a_fresh_delivery_waits_behind_a_key_that_waits(world: World) -> None:
+async def test_a_fresh_delivery_waits_behind_a_key_that_waits(world: ConsumerFixture) -> None:
     billing = consumer(world)
 
     def fail(number: int, ctx: MessageContext) -> None:
@@ -91,7 +91,7 @@ async def test_a_fresh_delivery_waits_behind_a_key_that_waits(world: World) -> N
     assert billing.counts["followed"] == 1
 
 
-async def test_followers_go_on_after_a_dead_head(world: World) -> None:
+async def test_followers_go_on_after_a_dead_head(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(delayed=1))
     handles(billing, raises_at((1, 1), (1, 2)))
 
@@ -103,7 +103,7 @@ async def test_followers_go_on_after_a_dead_head(world: World) -> None:
     assert (letter.failure, letter.stage, letter.attempts) == (Failure.HANDLER, Stage.HANDLER, 2)
 
 
-async def test_a_letter_tells_class_and_place_but_no_data(world: World) -> None:
+async def test_a_letter_tells_class_and_place_but_no_data(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(delayed=1))
     handles(billing, raises_at((1, 1), (1, 2)))
 
@@ -116,7 +116,7 @@ async def test_a_letter_tells_class_and_place_but_no_data(world: World) -> None:
     assert "secret-4711" not in repr(letter)
 
 
-async def test_poison_dies_at_once_and_is_kept_byte_for_byte(world: World) -> None:
+async def test_poison_dies_at_once_and_is_kept_byte_for_byte(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(immediate=3))
     calls = handles(billing)
     broken = order(1, payload=b'{"number": \xff\x00', headers=(("x", b"1"), ("x", b"\x00\xfe")))
@@ -138,7 +138,7 @@ async def test_poison_dies_at_once_and_is_kept_byte_for_byte(world: World) -> No
     assert calls == [(2, 1)]
 
 
-async def test_the_same_id_with_other_content_is_a_conflict(world: World) -> None:
+async def test_the_same_id_with_other_content_is_a_conflict(world: ConsumerFixture) -> None:
     billing = consumer(world)
     handles(billing)
 
@@ -150,7 +150,7 @@ async def test_the_same_id_with_other_content_is_a_conflict(world: World) -> Non
     assert (letter.failure, letter.payload) == (Failure.CONFLICT, b'{"number": 2}')
 
 
-async def test_a_dead_message_that_comes_again_has_no_effect_and_no_second_letter(world: World) -> None:
+async def test_a_dead_message_that_comes_again_has_no_effect_and_no_second_letter(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(delayed=1))
     calls = handles(billing, raises_at((1, 1), (1, 2)))
     message = order(1)
@@ -165,7 +165,7 @@ async def test_a_dead_message_that_comes_again_has_no_effect_and_no_second_lette
     assert world.effects() == []
 
 
-async def test_a_handler_that_rolls_back_has_failed(world: World) -> None:
+async def test_a_handler_that_rolls_back_has_failed(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(delayed=1))
 
     @billing.on(OrderPlaced, topic="orders")
@@ -179,7 +179,7 @@ async def test_a_handler_that_rolls_back_has_failed(world: World) -> None:
     assert (letter.failure, letter.stage) == (Failure.HANDLER, Stage.COMMIT)
 
 
-async def test_a_handler_that_commits_is_refused_before_it_does(world: World) -> None:
+async def test_a_handler_that_commits_is_refused_before_it_does(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(delayed=1))
 
     @billing.on(OrderPlaced, topic="orders")
@@ -195,7 +195,7 @@ async def test_a_handler_that_commits_is_refused_before_it_does(world: World) ->
     assert world.effects() == []
 
 
-async def test_a_savepoint_inside_a_handler_is_fine(world: World) -> None:
+async def test_a_savepoint_inside_a_handler_is_fine(world: ConsumerFixture) -> None:
     billing = consumer(world)
 
     @billing.on(OrderPlaced, topic="orders")
@@ -209,7 +209,7 @@ async def test_a_savepoint_inside_a_handler_is_fine(world: World) -> None:
     assert world.effects() == [1]
 
 
-async def test_a_handler_that_hangs_runs_out_of_time(world: World) -> None:
+async def test_a_handler_that_hangs_runs_out_of_time(world: ConsumerFixture) -> None:
     billing = consumer(world, timeout="20ms", retry=impatient(delayed=1))
     handles(billing, lambda number, _ctx: asyncio.Event().wait() if number == 1 else None)
 
@@ -221,7 +221,7 @@ async def test_a_handler_that_hangs_runs_out_of_time(world: World) -> None:
     assert world.effects() == [2]
 
 
-async def test_a_handler_may_give_a_message_up(world: World) -> None:
+async def test_a_handler_may_give_a_message_up(world: ConsumerFixture) -> None:
     billing = consumer(world)
     handles(billing, lambda _number, ctx: ctx.dead_letter("no such customer"))
 
@@ -232,7 +232,7 @@ async def test_a_handler_may_give_a_message_up(world: World) -> None:
     assert (letter.failure, letter.error, letter.attempts) == (Failure.POISON, "no such customer", 1)
 
 
-async def test_exceptions_that_the_policy_calls_poison_are_not_retried(world: World) -> None:
+async def test_exceptions_that_the_policy_calls_poison_are_not_retried(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(poison=(KeyError,)))
     calls = handles(billing, raises_at((1, 1)))
 
@@ -242,7 +242,7 @@ async def test_exceptions_that_the_policy_calls_poison_are_not_retried(world: Wo
     assert len(calls) == len(letters(world)) == 1
 
 
-async def test_a_foreign_message_without_an_id_is_poison(world: World) -> None:
+async def test_a_foreign_message_without_an_id_is_poison(world: ConsumerFixture) -> None:
     billing = consumer(world)
     handles(billing)
 
@@ -256,7 +256,7 @@ async def test_a_foreign_message_without_an_id_is_poison(world: World) -> None:
     assert "message_id=" in letter.error
 
 
-async def test_a_foreign_message_may_have_its_id_elsewhere(world: World) -> None:
+async def test_a_foreign_message_may_have_its_id_elsewhere(world: ConsumerFixture) -> None:
     billing = consumer(world, message_id=lambda message: message.header("x-request") or "")
     handles(billing)
     foreign = _without_id(order(2, headers=(("x-request", b"r-1"),)))
@@ -269,7 +269,7 @@ async def test_a_foreign_message_may_have_its_id_elsewhere(world: World) -> None
     assert billing.counts["duplicate"] == 1
 
 
-async def test_a_nul_in_an_id_does_not_stop_the_consumer(world: World) -> None:
+async def test_a_nul_in_an_id_does_not_stop_the_consumer(world: ConsumerFixture) -> None:
     billing = consumer(world)
     handles(billing)
 
@@ -280,7 +280,7 @@ async def test_a_nul_in_an_id_does_not_stop_the_consumer(world: World) -> None:
     assert len(letters(world)) == 1
 
 
-async def test_what_is_for_others_is_acknowledged_and_counted(world: World) -> None:
+async def test_what_is_for_others_is_acknowledged_and_counted(world: ConsumerFixture) -> None:
     billing = consumer(world)
     handles(billing)
 
@@ -293,7 +293,7 @@ async def test_what_is_for_others_is_acknowledged_and_counted(world: World) -> N
     assert len(ran.acknowledged) == 3
 
 
-async def test_a_hook_learns_of_a_dead_message_after_it_is_stored(world: World) -> None:
+async def test_a_hook_learns_of_a_dead_message_after_it_is_stored(world: ConsumerFixture) -> None:
     billing = consumer(world, retry=impatient(delayed=1))
     handles(billing, raises_at((1, 1), (1, 2)))
     heard: list[tuple[str, int]] = []
@@ -310,7 +310,7 @@ async def test_a_hook_learns_of_a_dead_message_after_it_is_stored(world: World) 
     assert heard == [(message.id, 1)]
 
 
-async def test_what_a_handler_publishes_commits_with_its_inbox_row(world: World) -> None:
+async def test_what_a_handler_publishes_commits_with_its_inbox_row(world: ConsumerFixture) -> None:
     billing = consumer(world)
 
     @billing.on(OrderPlaced, topic="orders")
@@ -331,7 +331,7 @@ async def test_what_a_handler_publishes_commits_with_its_inbox_row(world: World)
     assert world.count(tables.inbox_messages) == 1
 
 
-async def test_a_raw_handler_gets_the_message(world: World) -> None:
+async def test_a_raw_handler_gets_the_message(world: ConsumerFixture) -> None:
     audit = consumer(world, "audit")
     seen: list[Message] = []
 

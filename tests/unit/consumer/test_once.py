@@ -13,10 +13,10 @@ from outboxkit.brokers import Delivery
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
 from outboxkit.errors import TransientBrokerError
-from tests.consuming import Effect, OrderPlaced, Until, World, order
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, Until, order
 
 
-async def test_a_duplicate_has_one_effect_with_async_sessions(world: World) -> None:
+async def test_a_duplicate_has_one_effect_with_async_sessions(world: ConsumerFixture) -> None:
     billing = Consumer("billing", sessions=world.asynchronous)
 
     @billing.on(OrderPlaced, topic="orders")
@@ -32,7 +32,7 @@ async def test_a_duplicate_has_one_effect_with_async_sessions(world: World) -> N
     assert world.count(tables.inbox_batches) == 0
 
 
-async def test_a_duplicate_has_one_effect_with_plain_sessions(world: World) -> None:
+async def test_a_duplicate_has_one_effect_with_plain_sessions(world: ConsumerFixture) -> None:
     billing = Consumer("billing", sessions=world.plain, concurrency=1)
 
     @billing.on(OrderPlaced, topic="orders")
@@ -47,7 +47,7 @@ async def test_a_duplicate_has_one_effect_with_plain_sessions(world: World) -> N
 
 
 async def test_a_broker_that_goes_away_before_the_acknowledgement_costs_nothing_but_a_second_delivery(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: ConsumerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The effect is committed; the broker hands the message out again, and the inbox knows it."""
     billing = Consumer("billing", sessions=world.plain, concurrency=1)

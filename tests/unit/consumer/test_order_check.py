@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit.consumer import Consumer
-from outboxkit.consumer.order_check import SequenceCheck
+from outboxkit.consumer.order_check import OrderCheck
 from outboxkit.headers import REPLAY_FOR
 from outboxkit.message import Message
-from tests.consuming import Effect, OrderPlaced, World, impatient, order, row_of
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order, row_of
 
 
 def at(sequence: int | None, **changes: Any) -> Message:
@@ -22,21 +22,21 @@ def at(sequence: int | None, **changes: Any) -> Message:
 
 
 def test_a_message_after_a_later_one_of_its_key_is_told() -> None:
-    check = SequenceCheck()
+    check = OrderCheck()
 
     assert [check.handled(at(number)) for number in (1, 2, 5, 3, 4, 6)] == [None, None, None, 5, 5, None]
 
 
 @pytest.mark.parametrize("other", [{"key": b"other"}, {"topic": "bills"}, {"source": "/else"}, {"key": None}])
 def test_other_keys_have_an_order_of_their_own(other: dict[str, Any]) -> None:
-    check = SequenceCheck()
+    check = OrderCheck()
     check.handled(at(5))
 
     assert check.handled(at(3, **other)) is None
 
 
 def test_nothing_is_said_of_replays_and_of_foreign_messages() -> None:
-    check = SequenceCheck()
+    check = OrderCheck()
     check.handled(at(5))
 
     assert check.handled(at(3, headers=((REPLAY_FOR, b"billing"),))) is None
@@ -46,14 +46,14 @@ def test_nothing_is_said_of_replays_and_of_foreign_messages() -> None:
 
 @given(st.lists(st.integers(0, 30), max_size=60))
 def test_it_tells_exactly_what_comes_after_a_higher_one(numbers: list[int]) -> None:
-    check = SequenceCheck()
+    check = OrderCheck()
     told = [check.handled(at(number)) is not None for number in numbers]
 
     assert told == [any(before > number for before in numbers[:index]) for index, number in enumerate(numbers)]
 
 
 def test_it_remembers_the_keys_that_were_handled_last() -> None:
-    check = SequenceCheck(most=2)
+    check = OrderCheck(max_keys=2)
     for key in (b"a", b"b", b"a", b"c"):
         check.handled(at(5, key=key))
 
@@ -63,7 +63,7 @@ def test_it_remembers_the_keys_that_were_handled_last() -> None:
 
 @pytest.mark.parametrize("check_order", [True, False])
 async def test_a_consumer_tells_when_it_is_asked_to(
-    world: World, caplog: pytest.LogCaptureFixture, *, check_order: bool
+    world: ConsumerFixture, caplog: pytest.LogCaptureFixture, *, check_order: bool
 ) -> None:
     billing = Consumer("billing", sessions=world.asynchronous, retry=impatient(), check_order=check_order)
 

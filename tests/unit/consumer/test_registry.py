@@ -15,7 +15,7 @@ from outboxkit.consumer import Consumer
 from outboxkit.errors import RegistryUnavailable, SchemaNotFound
 from outboxkit.events import EventType
 from outboxkit.message import Message
-from tests.consuming import Effect, OrderPlaced, World, impatient, order
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order
 
 ORDER = {"type": "record", "name": "Order", "fields": [{"name": "number", "type": "int"}]}
 PLACED = EventType(name="order.placed", schema=ORDER, codec="avro")
@@ -37,7 +37,7 @@ class Registry:
         return json.dumps(ORDER)
 
 
-def consumer(world: World, registry: Registry) -> Consumer:
+def consumer(world: ConsumerFixture, registry: Registry) -> Consumer:
     found = Consumer("billing", sessions=world.asynchronous, retry=impatient(delayed=1), resolve=registry.resolve)
 
     @found.on(PLACED, topic="orders")
@@ -53,7 +53,7 @@ def avro_order(number: int, schema_id: int = 41) -> Message:
 
 
 async def test_messages_wait_for_the_registry_and_spend_no_attempt(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: ConsumerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = Registry(away=6)
     world.send(avro_order(1), avro_order(2))
@@ -68,7 +68,7 @@ async def test_messages_wait_for_the_registry_and_spend_no_attempt(
     assert said == ["consumer.registry_away", "consumer.registry_back"]
 
 
-async def test_a_schema_that_the_registry_does_not_know_is_a_dead_letter(world: World) -> None:
+async def test_a_schema_that_the_registry_does_not_know_is_a_dead_letter(world: ConsumerFixture) -> None:
     world.send(avro_order(1, schema_id=7), avro_order(2))
 
     await world.run(consumer(world, Registry(away=0)))
@@ -78,7 +78,7 @@ async def test_a_schema_that_the_registry_does_not_know_is_a_dead_letter(world: 
     assert world.effects() == [2]
 
 
-async def test_an_outage_inside_a_handler_is_retried_as_its_policy_says(world: World) -> None:
+async def test_an_outage_inside_a_handler_is_retried_as_its_policy_says(world: ConsumerFixture) -> None:
     calls: list[int] = []
     found = Consumer("billing", sessions=world.asynchronous, retry=impatient(delayed=3))
 

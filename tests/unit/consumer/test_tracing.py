@@ -17,7 +17,7 @@ from outboxkit import context, publish, tables
 from outboxkit.consumer import Consumer
 from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.message import Message
-from tests.consuming import OrderPlaced, World, order
+from tests.consumer_fixture import ConsumerFixture, OrderPlaced, order
 
 FOREIGN = ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
@@ -35,7 +35,7 @@ def tracer(exporter: InMemorySpanExporter) -> Iterator[trace.Tracer]:
     provider.shutdown()
 
 
-def emitted(world: World) -> list[Message]:
+def emitted(world: ConsumerFixture) -> list[Message]:
     """What is in the outbox, as a broker would deliver it."""
     with world.engine.connect() as connection:
         rows = connection.execute(tables.outbox_messages.select().order_by(tables.outbox_messages.c.position)).all()
@@ -56,7 +56,7 @@ def header(message: Message) -> tuple[int, int]:
 
 @pytest.mark.parametrize("kind", ["async", "plain"])
 async def test_a_trace_goes_from_the_span_that_emits_into_the_handler_and_on_to_what_it_emits(
-    world: World, tracer: trace.Tracer, exporter: InMemorySpanExporter, kind: str
+    world: ConsumerFixture, tracer: trace.Tracer, exporter: InMemorySpanExporter, kind: str
 ) -> None:
     with world.plain() as session, tracer.start_as_current_span("request"):
         publish(session, OrderPlaced(1), topic="orders", key="k")
@@ -89,7 +89,7 @@ async def test_a_trace_goes_from_the_span_that_emits_into_the_handler_and_on_to_
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
-def test_state_travels_along_and_baggage_does_not(world: World, tracer: trace.Tracer) -> None:
+def test_state_travels_along_and_baggage_does_not(world: ConsumerFixture, tracer: trace.Tracer) -> None:
     parent = SpanContext(
         trace_id=1, span_id=2, is_remote=True, trace_flags=trace.TraceFlags(1), trace_state=TraceState([("v", "x")])
     )
@@ -104,7 +104,7 @@ def test_state_travels_along_and_baggage_does_not(world: World, tracer: trace.Tr
     assert {name for name, _ in message.headers} == {"traceparent", "tracestate"}
 
 
-def test_without_a_span_there_is_no_trace(world: World) -> None:
+def test_without_a_span_there_is_no_trace(world: ConsumerFixture) -> None:
     with world.plain() as session:
         publish(session, OrderPlaced(1), topic="orders")
         session.commit()

@@ -206,7 +206,7 @@ async def test_headers_and_patterns_reach_the_handler(harness: ConsumerHarness) 
 async def test_retries_without_an_end_do_not_hang_the_test(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outboxkit.testing.delivery._MOST_ROUNDS", 2)
+    monkeypatch.setattr("outboxkit.testing.delivery._MAX_ROUNDS", 2)
 
     with pytest.raises(AssertionError, match="books: 1 deliveries still wait after 2 retries"):
         await harness.deliver(OrderPlaced(1, -99), consumer=books)

@@ -1,0 +1,71 @@
+"""A consumer in a process of its own, that may die. It brings its own messages, always the same ones."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from outboxkit import _failpoints
+from outboxkit.consumer import Consumer
+from outboxkit.consumer.handlers import MessageContext
+from outboxkit.message import Message
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order
+
+__all__ = ["COUNT", "KILLED", "run_child"]
+
+COUNT = 6
+KILLED = 139
+_PATIENCE_SECONDS = 60
+
+# One warm process, from which each child is forked: Python and its imports start once.
+_warm = multiprocessing.get_context("forkserver")
+_warm.set_forkserver_preload(["tests.consumer_child"])
+
+
+def run_child(url: str, *, killer: int = -1, poison: int = -1, armed: str = "") -> int:
+    """Handles all messages, unless the process dies at a failpoint or at order `killer`; returns its exit status."""
+    child = _warm.Process(target=_main, args=(url, killer, poison, armed))
+    child.start()
+    child.join(_PATIENCE_SECONDS)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        pytest.fail("the child hangs")
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def _messages(poison: int) -> list[Message]:
+    broken: dict[str, Any] = {"payload": b"\xff"}
+    return [
+        order(number, key=f"k{number % 3}", message_id=f"m{number}", **broken if number == poison else {})
+        for number in range(COUNT)
+    ]
+
+
+def _consumer(world: ConsumerFixture, killer: int) -> Consumer:
+    billing = Consumer("billing", sessions=world.asynchronous, retry=impatient())
+
+    @billing.on(OrderPlaced, topic="orders")
+    async def bill(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
+        if placed.number == killer:
+            os._exit(KILLED)
+        session.add(Effect(message_id=ctx.id, number=placed.number))
+
+    return billing
+
+
+def _main(url: str, killer: int, poison: int, armed: str) -> None:
+    async def consume() -> None:
+        _failpoints.enable(armed)
+        world = ConsumerFixture(url)
+        world.send(*_messages(poison))
+        await world.run(_consumer(world, killer))
+        await world.close()
+
+    asyncio.run(consume())

@@ -1,0 +1,286 @@
+"""Dead letters on the command line: choosing, masking, asking, doing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine, select
+
+from outboxkit import dead_letters, tables
+from outboxkit.brokers import Delivery
+from outboxkit.dead_letters.letter import DeadLetter, Stage
+from outboxkit.headers import from_wire, wire_headers
+from outboxkit.message import Message
+from outboxkit.policy import Failure
+from tests.unit.relay.cli.conftest import Outboxkit
+
+CANARY = "card 4711 \x1b[2J"
+
+
+def _bury(engine: Engine, consumer: str = "billing", key: bytes = b"7") -> DeadLetter:
+    sent = Message(
+        id=str(uuid4()),
+        type="order.placed",
+        topic="orders",
+        key=key,
+        payload=f'{{"card": "{CANARY}"}}'.encode(),
+        content_type="application/json",
+        headers=(("x-customer", b"CANARY-HEADER"),),
+    )
+    delivery = Delivery(
+        topic="orders",
+        key=key,
+        headers=wire_headers(sent),
+        payload=sent.payload,
+        origin="orders[0]@1",
+        partition=0,
+        offset=1,
+    )
+    letter = dead_letters.of_delivery(
+        delivery,
+        from_wire("orders", key, delivery.headers, sent.payload),
+        consumer=consumer,
+        kind="event",
+        failure=Failure.HANDLER,
+        stage=Stage.HANDLER,
+        error=KeyError("currency"),
+        attempts=9,
+    )
+    with engine.begin() as connection:
+        stored = dead_letters.bury(connection, letter)
+    assert stored is not None
+    return stored
+
+
+def _state(engine: Engine, letter: DeadLetter) -> str:
+    with engine.connect() as connection:
+        found = dead_letters.get(connection, letter.id)
+    assert found is not None
+    return found.state.value
+
+
+def _audit(engine: Engine) -> list[tuple[str, str]]:
+    with engine.connect() as connection:
+        return [(row.action, row.why) for row in connection.execute(select(tables.outbox_audit))]
+
+
+def test_the_list_shows_who_and_why_and_no_payload(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+
+    done = outboxkit("dlq", "list")
+
+    assert done.code == 0
+    (header, row) = done.out.splitlines()
+    assert header.split() == ["ID", "STATE", "CONSUMER", "TYPE", "KEY", "ERROR", "DIED"]
+    assert row.startswith(f"{str(letter.id)[:8]}  dead   billing   order.placed")
+    assert "KeyError" in row
+    assert "4711" not in done.out
+
+
+def test_options_choose(outboxkit: Outboxkit, engine: Engine) -> None:
+    _bury(engine, "billing", b"1")
+    _bury(engine, "shipping", b"2")
+
+    def found(*options: str) -> list[str]:
+        done = outboxkit("dlq", "list", "--json", *options)
+        assert done.code == 0
+        return [json.loads(line)["key"] for line in done.out.splitlines()]
+
+    assert sorted(found()) == ["1", "2"]
+    assert found("--consumer", "shipping") == ["2"]
+    assert found("--key", "1") == ["1"]
+    assert found("--type", "order.cancelled") == []
+    assert found("--state", "replayed") == []
+    assert sorted(found("--state", "all", "--side", "consumer")) == ["1", "2"]
+    assert found("--side", "relay") == []
+    assert len(found("--limit", "1")) == 1
+    assert sorted(found("--since", "1h")) == ["1", "2"]
+
+
+def test_a_letter_that_is_damaged_does_not_hide_the_others(outboxkit: Outboxkit, engine: Engine) -> None:
+    damaged, whole = _bury(engine, key=b"1"), _bury(engine, key=b"2")
+    letters = tables.dead_letters
+    with engine.begin() as connection:
+        connection.execute(letters.update().where(letters.c.id == damaged.id).values(headers=b"\0\7\0"))
+
+    listed = outboxkit("dlq", "list", "--json")
+    shown = outboxkit("dlq", "show", str(damaged.id))
+
+    assert {json.loads(line)["id"] for line in listed.out.splitlines()} == {str(damaged.id), str(whole.id)}
+    assert "(unreadable)" in shown.out
+
+
+def test_show_masks_what_is_personal(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+
+    for options in ([], ["--json"]):
+        done = outboxkit("dlq", "show", str(letter.id)[:8], *options)
+
+        assert done.code == 0
+        assert str(letter.id) in done.out
+        assert "order.placed" in done.out
+        assert "4711" not in done.out
+        assert "CANARY-HEADER" not in done.out
+    assert _audit(engine) == []
+
+
+def test_reveal_shows_it_escaped_and_says_so_in_the_audit_log(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+
+    done = outboxkit("dlq", "show", str(letter.id), "--reveal")
+
+    assert "card 4711 \\x1b[2J" in done.out
+    assert "\x1b" not in done.out
+    assert "CANARY-HEADER" in done.out
+    assert [action for action, _ in _audit(engine)] == ["dlq.reveal"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("0000", 1), ("xyz!", 2), ("ab", 2), ("f" * 40, 2)])
+def test_a_name_that_means_nothing_is_one_line(outboxkit: Outboxkit, engine: Engine, name: str, code: int) -> None:
+    done = outboxkit("dlq", "show", name)
+
+    assert done.code == code
+    assert done.err.count("\n") == 1
+
+
+def test_a_name_that_means_two_letters_is_refused(outboxkit: Outboxkit, engine: Engine) -> None:
+    first, second = _bury(engine, key=b"1"), _bury(engine, key=b"2")
+    letters = tables.dead_letters
+    with engine.begin() as connection:
+        for letter, number in ((first, 1), (second, 2)):
+            new = UUID(int=(0xABCD1234 << 96) + number)
+            connection.execute(letters.update().where(letters.c.id == letter.id).values(id=new))
+
+    assert "several" in outboxkit("dlq", "show", "abcd1234").err
+    assert outboxkit("dlq", "show", str(UUID(int=(0xABCD1234 << 96) + 2))).code == 0
+
+
+def test_replay_sends_the_message_to_the_consumer_that_failed(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+
+    done = outboxkit("dlq", "replay", str(letter.id)[:8], "--yes", "--why", "fixed in 2.4.1")
+
+    assert done.code == 0
+    assert done.out == f"{str(letter.id)[:8]}  replayed\n"
+    assert _state(engine, letter) == "replaying"
+    assert _audit(engine) == [("dlq.replay", "fixed in 2.4.1")]
+    with engine.connect() as connection:
+        (row,) = connection.execute(select(tables.outbox_messages)).all()
+    assert row.message_id == UUID(letter.message_id)
+    assert b"outboxkit-replay-for" in row.headers
+
+
+def test_a_dry_run_changes_nothing(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+
+    for command in (["replay"], ["discard", "--why", "x"]):
+        done = outboxkit("dlq", *command, "--all", "--dry-run")
+
+        assert done.code == 0
+        assert f"would {command[0]}" in done.out
+    assert _state(engine, letter) == "dead"
+    assert _audit(engine) == []
+
+
+def test_everything_is_never_meant_by_accident(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+
+    assert outboxkit("dlq", "replay", "--yes").code == 2
+    assert outboxkit("dlq", "discard", "--yes", "--why", "x").code == 2
+    assert _state(engine, letter) == "dead"
+
+
+def test_without_a_terminal_nobody_is_asked(
+    outboxkit: Outboxkit, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letter = _bury(engine)
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+
+        done = outboxkit("dlq", "replay", "--all")
+
+    assert done.code == 2
+    assert "Replay 1 message (billing 1)?" in done.err
+    assert "--yes" in done.err
+    assert _state(engine, letter) == "dead"
+
+
+@pytest.mark.parametrize(("answer", "state", "code"), [("y", "replaying", 0), ("n", "dead", 1), ("", "dead", 1)])
+def test_a_person_is_asked_with_the_count(engine: Engine, answer: str, state: str, code: int) -> None:
+    letter, other = _bury(engine, key=b"1"), _bury(engine, "shipping", key=b"2")
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "outboxkit_relay", "dlq", "replay", "--all"]
+
+    process = subprocess.Popen(command, stdin=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    os.write(here, f"{answer}\n".encode())
+    _, talk = process.communicate(timeout=60)
+    os.close(here)
+    os.close(there)
+
+    assert process.returncode == code
+    assert "Replay 2 messages (" in talk
+    assert "billing 1" in talk
+    assert "[y/N]" in talk
+    assert {_state(engine, letter), _state(engine, other)} == {state}
+
+
+def test_some_refused_is_partly_done_and_all_refused_has_failed(outboxkit: Outboxkit, engine: Engine) -> None:
+    first, second = _bury(engine, key=b"1"), _bury(engine, key=b"2")
+    assert outboxkit("dlq", "discard", str(first.id), "--yes", "--why", "test order").code == 0
+
+    partly = outboxkit("dlq", "replay", str(first.id), str(second.id), "--yes")
+    nothing = outboxkit("dlq", "replay", str(first.id), "--yes")
+
+    assert partly.code == 4
+    assert "refused" in partly.out
+    assert "replayed" in partly.out
+    assert nothing.code == 1
+    assert (_state(engine, first), _state(engine, second)) == ("discarded", "replaying")
+
+
+def test_discard_closes_a_letter_and_says_why(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+
+    done = outboxkit("dlq", "discard", "--consumer", "billing", "--yes", "--why", "a test order")
+
+    assert done.out == f"{str(letter.id)[:8]}  discarded\n"
+    assert _state(engine, letter) == "discarded"
+    assert _audit(engine) == [("dlq.discard", "a test order")]
+    assert outboxkit("dlq", "list").out == ""
+
+
+def test_a_repaired_payload_goes_out_under_a_new_id(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+    Path("repaired.json").write_text('{"card": "none"}')
+
+    done = outboxkit("dlq", "replay", str(letter.id), "--payload", "repaired.json", "--yes")
+
+    assert done.code == 0
+    with engine.connect() as connection:
+        (row,) = connection.execute(select(tables.outbox_messages)).all()
+    assert row.payload == b'{"card": "none"}'
+    assert row.message_id != UUID(letter.message_id)
+    assert _state(engine, letter) == "replayed"
+
+
+def test_discarding_a_dead_head_asks_the_relay_to_let_its_followers_go(outboxkit: Outboxkit, engine: Engine) -> None:
+    letter = _bury(engine)
+    stopped = tables.outbox_stopped_keys
+    values = {"topic": "orders", "key": b"7", "shard": 0, "position": 5, "reason": "parked"}
+    with engine.begin() as connection:
+        letters = tables.dead_letters
+        connection.execute(letters.update().values(side="relay", consumer="", position=5))
+        connection.execute(stopped.insert(), [values, {**values, "key": b"8"}])
+
+    assert outboxkit("dlq", "discard", str(letter.id), "--yes", "--why", "x").code == 0
+
+    with engine.connect() as connection:
+        found = connection.execute(select(stopped.c.key, stopped.c.request).order_by(stopped.c.key))
+        assert [tuple(row) for row in found] == [(b"7", "skip"), (b"8", None)]

@@ -1,0 +1,212 @@
+"""The program as a whole: help, version, what it imports, and how it fails."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import pytest
+
+from outboxkit.errors import ConfigurationError, LeaseLost
+from outboxkit_relay.cli.console import errors
+from outboxkit_relay.cli.main import COMMANDS
+from tests.unit.relay.cli.conftest import Outboxkit
+
+
+def test_help_imports_neither_the_library_nor_its_dependencies() -> None:
+    code = (
+        "import sys; from outboxkit_relay.cli import run; code = run(['--help']);"
+        "heavy = {'outboxkit', 'sqlalchemy', 'pydantic', 'structlog', 'confluent_kafka'} & set(sys.modules);"
+        "sys.exit(f'imported: {heavy}' if heavy or code else 0)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_command_says_itself(name: str) -> None:
+    module, text = COMMANDS[name]
+
+    found: click.Command = importlib.import_module(module).command
+
+    assert (found.help or "").partition("\n")[0] == text
+
+
+def test_the_version_is_that_of_the_distribution(outboxkit: Outboxkit) -> None:
+    assert outboxkit("--version").out == f"outboxkit {version('outboxkit')}\n"
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("click", "the command line needs click; run: pip install 'outboxkit[relay]'"),
+        ("structlog", "the command line needs structlog; run: pip install 'outboxkit[relay]'"),
+        ("pydantic_settings", "this command needs the module pydantic_settings; run: pip install 'outboxkit[all]'"),
+        ("psycopg", "postgresql needs the module psycopg; install it: pip install 'outboxkit[postgres]'"),
+        ("confluent_kafka", "kafka needs the module confluent_kafka; install it: pip install 'outboxkit[kafka]'"),
+        ("aiormq", "amqp needs the module aiormq.abc; install it: pip install 'outboxkit[rabbitmq]'"),
+    ],
+)
+def test_without_an_extra_one_line_says_what_to_install(missing: str, said: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from outboxkit_relay.cli import main; main(['relay', 'run'])"
+    database = f"sqlite:///{tmp_path / 'outbox.db'}" if missing != "psycopg" else "postgresql://nobody@127.0.0.1:1/none"
+    broker = "amqp://127.0.0.1:1/" if missing == "aiormq" else "kafka://127.0.0.1:1"
+    settings = {"OUTBOXKIT_DATABASE_URL": database, "OUTBOXKIT_BROKER_URL": broker}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | settings
+    )
+
+    assert (done.returncode, done.stderr) == (2, f"outboxkit: {said}\n")
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["status", "--no-such-option"], ["dlq", "show"]])
+def test_a_wrong_command_line_is_usage(outboxkit: Outboxkit, arguments: list[str]) -> None:
+    done = outboxkit(*arguments)
+
+    assert done.code == 2
+    assert "Error:" in done.err
+    assert not done.out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("wrong"), 2),
+        (LeaseLost(), 1),
+        (ModuleNotFoundError("no", name="aio_something"), 2),
+        (ZeroDivisionError("secret text"), 1),
+        (click.Abort(), 1),
+    ],
+)
+def test_every_kind_of_error_has_its_exit_code(error: Exception, code: int) -> None:
+    assert errors.report(error) == code
+
+
+def test_an_interrupted_question_is_an_interrupt() -> None:
+    error = click.Abort()
+    error.__cause__ = KeyboardInterrupt()
+
+    assert errors.report(error) == 130
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("psycopg", "run: pip install 'outboxkit[all]'"), ("fastapi.testing", "is it installed in this environment?")],
+)
+def test_a_missing_module_is_blamed_on_who_needs_it(module: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert errors.report(ModuleNotFoundError(name=module)) == 2
+
+    assert capfd.readouterr().err == f"outboxkit: this command needs the module {module}; {words}\n"
+
+
+def test_an_unexpected_error_names_its_place_and_keeps_its_text(capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        dict[str, int]()["customer 4711 owes"]
+    except KeyError as error:
+        errors.report(error)
+
+    said = capfd.readouterr().err
+    assert "KeyError at test_main.py:" in said
+    assert "4711" not in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("DATABASE_URL=no url at all", "postgresql+psycopg://user@host/database"),
+        ("DATABASE_URL=mysql://root@localhost/x", "'mysql' is not supported"),
+        ("DATABASE_URL=", "OUTBOXKIT_DATABASE_URL"),
+        ("DATABASE_URL=sqlite:////no/such/folder/app.db", "cannot be opened"),
+        ("RELAY__BATCH_SIZE=many", "relay.batch_size"),
+        ("RELAY__NO_SUCH_KEY=1", "no_such_key"),
+        ("NO_SUCH_SECTION=1", "OUTBOXKIT_NO_SUCH_SECTION"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(
+    outboxkit: Outboxkit, monkeypatch: pytest.MonkeyPatch, setting: str, words: str
+) -> None:
+    name, _, value = setting.partition("=")
+    monkeypatch.setenv(f"OUTBOXKIT_{name}", value)
+
+    done = outboxkit("status")
+
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.count("\n") == 1
+    assert not done.out
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("no url at all", "no known scheme"),
+        ("carrier-pigeon://roof", "no known scheme"),
+        ("kafka://", "names no host"),
+        ("kafka://localhost?plugin.library.paths=x", "'plugin.library.paths' is not allowed"),
+    ],
+)
+def test_a_wrong_broker_url_is_one_line_that_says_what_is_expected(
+    outboxkit: Outboxkit, monkeypatch: pytest.MonkeyPatch, url: str, words: str
+) -> None:
+    monkeypatch.setenv("OUTBOXKIT_BROKER_URL", url)
+
+    done = outboxkit("relay", "run")
+
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "url", "variable"),
+    [
+        ("--database-url", "postgresql://app:CANARY@host/db", "OUTBOXKIT_DATABASE_URL"),
+        ("--database-url", "postgresql://host/db?password=CANARY", "OUTBOXKIT_DATABASE_URL"),
+        ("--broker-url", "kafka://app:CANARY@host", "OUTBOXKIT_BROKER_URL"),
+        ("--broker-url", "kafka://host?sasl.password=CANARY", "OUTBOXKIT_BROKER_URL"),
+    ],
+)
+def test_a_secret_as_an_argument_is_refused_and_not_repeated(
+    outboxkit: Outboxkit, flag: str, url: str, variable: str
+) -> None:
+    done = outboxkit(flag, url, "status")
+
+    assert done.code == 2
+    assert variable in done.err
+    assert "CANARY" not in done.err + done.out
+
+
+def test_missing_tables_are_one_line_that_says_what_to_run(outboxkit: Outboxkit) -> None:
+    for arguments in (["status"], ["relay", "run"], ["prune"], ["dlq", "list"]):
+        done = outboxkit(*arguments)
+
+        assert done.code == 2
+        assert "outboxkit init" in done.err
+        assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("app", "module:consumer"),
+        ("no_such_app:billing", "no module 'no_such_app'"),
+        ("json:billing", "has no 'billing'"),
+        ("json:dumps", "has a function"),
+    ],
+)
+def test_a_consumer_that_is_not_there_is_one_line(outboxkit: Outboxkit, name: str, words: str) -> None:
+    done = outboxkit("consume", name)
+
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.count("\n") == 1
