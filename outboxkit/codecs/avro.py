@@ -1,9 +1,10 @@
 """Avro: events written and read under a schema, by fastavro behind a guard.
 
 fastavro is fast and trusts its input: 5 kB of recursive bytes end the process, a negative index reads another symbol,
-an int field takes 2^40. So it never sees a value or a message unchecked. On writing,
-`outboxkit.avro.binary.prepare` checks every value first, inside the user's transaction. On reading,
-`outboxkit.avro.binary.guard` steps over the bytes first, and differences between writer and reader are resolved by `outboxkit.avro.binary.resolution`, not by fastavro.
+an int field takes 2^40. So it never sees a value or a message unchecked. On writing, `outboxkit.avro.binary.prepare`
+checks every value first, inside the user's transaction. On reading, `outboxkit.avro.binary.guard` steps over the
+bytes first, and differences between writer and reader are resolved by `outboxkit.avro.binary.resolution`, not by
+fastavro.
 
 Whatever the bytes are, `decode` returns a value or raises `DecodeError` with data path and byte offset.
 """

@@ -1,9 +1,9 @@
 """The consumer: receives deliveries, handles each once in a transaction of its own, and gives up on none silently.
 
-A batch goes this way: marker → lanes by key → per message one transaction (`outboxkit.consumer.process`) → what failed
-waits (`outboxkit.consumer.retries`) or is buried (`outboxkit.dead_letters`) → acknowledge → marker away. Nothing is acknowledged
-before the database has committed what became of it. Trouble with the database spends no attempt: the same
-step is tried again.
+A batch goes this way: marker → lanes by key → per message one transaction (`outboxkit.consumer.process`) → what
+failed waits (`outboxkit.consumer.retries`) or is buried (`outboxkit.dead_letters`) → acknowledge → marker away.
+Nothing is acknowledged before the database has committed what became of it. Trouble with the database spends no
+attempt: the same step is tried again.
 """
 
 from __future__ import annotations
