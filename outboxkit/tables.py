@@ -39,7 +39,9 @@ __all__ = [
     "VERSION",
     "dead_letters",
     "inbox_batches",
+    "inbox_consumers",
     "inbox_messages",
+    "inbox_suspects",
     "inbox_waiting",
     "outbox_audit",
     "outbox_control",
@@ -237,7 +239,7 @@ inbox_waiting = Table(
     Column("first_failed_at", Instant, nullable=False, server_default=database_now()),
     Index("inbox_waiting_key", "consumer", "topic", "key", "id"),
     Index("inbox_waiting_due", "consumer", "due_at"),
-    comment="deliveries that wait: retry (a failed head), follower (behind one)",
+    comment="deliveries that wait: retry (a failed head), follower (behind one), parked (a dead head)",
 )
 
 inbox_batches = Table(
@@ -250,6 +252,33 @@ inbox_batches = Table(
     Column("messages", JSON, nullable=False),
     Index("inbox_batches_consumer", "consumer", "expires_at"),
     comment="what a consumer process is handling right now: finds the message that kills it",
+)
+
+inbox_suspects = Table(
+    "inbox_suspects",
+    METADATA,
+    Column("consumer", Text, nullable=False),
+    Column("identity", Text, nullable=False),
+    Column("deaths", Integer, nullable=False),
+    Column("seen_at", Instant, nullable=False, server_default=database_now()),
+    PrimaryKeyConstraint("consumer", "identity"),
+    comment="deliveries that dead processes were handling: each runs under a marker of its own until it is settled",
+)
+
+inbox_consumers = Table(
+    "inbox_consumers",
+    METADATA,
+    Column("id", Uuid, primary_key=True),
+    Column("consumer", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("started_at", Instant, nullable=False, server_default=database_now()),
+    Column("expires_at", Instant, nullable=False),
+    Column("stopped_at", Instant),
+    Column("in_hand", Integer, nullable=False, server_default="0"),
+    Column("lag", BigInteger),
+    Column("trouble", Text),
+    Index("inbox_consumers_consumer", "consumer", "started_at"),
+    comment="starts of consumer processes: who runs now (expires_at is a heartbeat), and who ran lately",
 )
 
 # --- what failed, and what schemas are in use --------------------------------------------------------------------

@@ -75,6 +75,8 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "inbox_messages": SIUD,
         "inbox_waiting": SIUD,
         "inbox_batches": SIUD,
+        "inbox_suspects": SIUD,
+        "inbox_consumers": SIUD,
         "dead_letters": SIU,
         "outbox_audit": "INSERT",
         "outbox_schemas": SIUD,
