@@ -24,12 +24,14 @@ from outboxkit.policy import Failure, Order
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from concurrent.futures import Future
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from outboxkit.message import Headers
     from outboxkit.rows import Row
 
 __all__ = [
+    "CONTENT_ENCODING",
+    "REPLY_TO",
     "Batch",
     "Delivery",
     "Features",
@@ -42,9 +44,14 @@ __all__ = [
     "open_subscriber",
     "redacted",
     "refuse_unknown",
+    "text_of",
 ]
 
 _GROUP: Final = "outboxkit.brokers"
+
+# Headers that say what an AMQP property says.
+CONTENT_ENCODING: Final = "content-encoding"
+REPLY_TO: Final = "reply-to"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +163,16 @@ class Delivery:
         topic: the event topic or command queue it came from.
         key: the record key (Kafka), or the ``partitionkey`` header (RabbitMQ).
         headers: in order, duplicates kept, Kafka spelling for CloudEvents attributes.
-        payload: the body; None is a Kafka tombstone.
+        payload: the body; None is a Kafka tombstone, ``b""`` an empty body.
         origin: where it stood, for people: ``orders[3]@1881`` or ``queue orders.billing``.
-        partition: Kafka partition, -1 elsewhere.
-        offset: Kafka offset, -1 elsewhere.
+        partition: of the log, None where there is none (RabbitMQ).
+        offset: in that partition, None where there is none.
+        timestamp: when the producer or the broker stamped it, aware; None when nobody did or it is no time.
+        routing_key: the name under which it was routed (RabbitMQ), None elsewhere.
+        reply_to: where an answer is expected, None when nowhere.
+        content_encoding: how the payload is compressed (``gzip``), None when it is not said.
         redelivered: the broker knows that it was handed out before.
+        fault: why its envelope cannot be read, None when it can; the headers then hold it in raw bytes.
         token: the adapter's own handle, opaque to others.
     """
 
@@ -169,9 +181,14 @@ class Delivery:
     headers: Headers
     payload: bytes | None
     origin: str
-    partition: int = -1
-    offset: int = -1
+    partition: int | None = None
+    offset: int | None = None
+    timestamp: datetime | None = None
+    routing_key: str | None = None
+    reply_to: str | None = None
+    content_encoding: str | None = None
     redelivered: bool = False
+    fault: str | None = None
     token: object = field(default=None, compare=False, repr=False)
 
 
@@ -254,6 +271,11 @@ def refuse_unknown(options: Mapping[str, str], allowed: Collection[str], broker:
         raise ConfigurationError(
             f"the {broker} setting {unknown[0]!r} is not allowed; allowed are {', '.join(sorted(allowed))}",
         )
+
+
+def text_of(headers: Headers, name: str) -> str | None:
+    """The first header of that name as text, whatever its bytes are; None when there is none."""
+    return next((value.decode("utf-8", "replace") for known, value in headers if known == name), None)
 
 
 def _module(url: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  a plug module: its functions are checked by the conformance suite

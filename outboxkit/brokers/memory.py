@@ -15,7 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from outboxkit.brokers import Delivery, Features, Receipts, Refusal, refuse_unknown
+from outboxkit.brokers import (
+    CONTENT_ENCODING,
+    REPLY_TO,
+    Delivery,
+    Features,
+    Receipts,
+    Refusal,
+    refuse_unknown,
+    text_of,
+)
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.headers import outgoing_headers
 from outboxkit.policy import Failure, Order
@@ -58,7 +67,7 @@ class Exchange:
         self.away = False
         self.missing: set[str] = set()
         self._lock = threading.Lock()
-        self._log: dict[str, list[Delivery]] = {}
+        self._log: dict[str, list[Delivery]] = {}  # an offset is an index
         self._consumptions: dict[tuple[str, str], _Consumption] = {}
 
     def messages(self, topic: str) -> Sequence[Delivery]:
@@ -80,10 +89,14 @@ class Exchange:
         """Stores a row; returns its offset."""
         with self._lock:
             log = self._log.setdefault(topic, [])
+            headers = tuple(outgoing_headers(row))
             delivery = Delivery(
                 topic=topic,
                 key=row.key,
-                headers=tuple(outgoing_headers(row)),
+                headers=headers,
+                timestamp=row.recorded_at,
+                reply_to=text_of(headers, REPLY_TO),
+                content_encoding=text_of(headers, CONTENT_ENCODING),
                 payload=row.payload,
                 origin=f"{topic}[{_PARTITION}]@{len(log)}",
                 partition=_PARTITION,
@@ -93,7 +106,7 @@ class Exchange:
             for (name, _), consumption in self._consumptions.items():
                 if name == topic:
                     consumption.ready.append(delivery)
-            return delivery.offset
+            return len(log) - 1
 
     def take(self, topics: Sequence[str], consumer: str, limit: int) -> list[Delivery]:
         """Hands out what is ready."""
@@ -103,7 +116,7 @@ class Exchange:
                 view = self._view(topic, consumer)
                 while view.ready and len(taken) < limit:
                     delivery = replace(view.ready.popleft(), token=object())  # of this hand-out
-                    view.handed[delivery.offset] = delivery
+                    view.handed[_offset(delivery)] = delivery
                     taken.append(delivery)
         return taken
 
@@ -112,8 +125,9 @@ class Exchange:
         with self._lock:
             for delivery in deliveries:
                 handed = self._view(delivery.topic, consumer).handed
-                if delivery.offset in handed and handed[delivery.offset].token is delivery.token:
-                    del handed[delivery.offset]
+                known = handed.get(_offset(delivery))
+                if known is not None and known.token is delivery.token:
+                    del handed[_offset(delivery)]
 
     def give_back(self, topics: Sequence[str], consumer: str, offsets: Mapping[str, set[int]] | None = None) -> None:
         """What is handed out (all of it, or these offsets by topic) is ready again, in order."""
@@ -122,7 +136,7 @@ class Exchange:
                 view = self._view(topic, consumer)
                 back = view.handed.keys() if offsets is None else view.handed.keys() & offsets.get(topic, set())
                 returned = [view.handed.pop(offset) for offset in list(back)]
-                ordered = sorted([*returned, *view.ready], key=lambda delivery: delivery.offset)
+                ordered = sorted([*returned, *view.ready], key=_offset)
                 view.ready = deque(ordered)
 
     def _view(self, topic: str, consumer: str) -> _Consumption:
@@ -136,6 +150,11 @@ def exchange(name: str) -> Exchange:
     """The exchange behind ``memory://name``, for assertions in tests."""
     with _exchanges_lock:
         return _exchanges.setdefault(name, Exchange())
+
+
+def _offset(delivery: Delivery) -> int:
+    assert delivery.offset is not None  # noqa: S101  `append` sets it
+    return delivery.offset
 
 
 class MemoryPublisher:
@@ -209,7 +228,7 @@ class MemorySubscriber:
     async def release(self, deliveries: Sequence[Delivery]) -> None:
         offsets: dict[str, set[int]] = {}
         for delivery in deliveries:
-            offsets.setdefault(delivery.topic, set()).add(delivery.offset)
+            offsets.setdefault(delivery.topic, set()).add(_offset(delivery))
         self._source.give_back(self._topics, self._consumer, offsets)
 
     async def declare(self, subscription: Subscription) -> Sequence[str]:

@@ -59,6 +59,7 @@ __all__ = [
 OrderingKey = tuple[str, bytes | None]  #: (topic, key)
 
 _ERROR_LENGTH: Final = 2_000
+_NO_PLACE: Final = -1  # in the columns of partition and offset
 _SUSPICION: Final = timedelta(days=1)  # a suspect that was not seen again for so long was settled elsewhere
 _START: Final = uuid4().hex[:8]  # tells this process from an earlier one under the same number
 _room: Final = tables.inbox_waiting
@@ -67,7 +68,7 @@ _batches: Final = tables.inbox_batches
 
 def identity(delivery: Delivery) -> str:
     """Names a delivery before decoding: by its place in the log, else by the hash of its id or content."""
-    if delivery.offset >= 0:
+    if delivery.offset is not None:
         return f"{delivery.topic}/{delivery.partition}/{delivery.offset}"
     given = next((value for name, value in delivery.headers if name == "ce_id"), b"") or delivery.payload or b""
     return hashlib.sha256(delivery.topic.encode() + b"\0" + given).hexdigest()[:32]
@@ -220,8 +221,8 @@ def _values(consumer: str, delivery: Delivery) -> dict[str, Any]:
         "payload": delivery.payload,
         "headers": pack_headers(delivery.headers),
         "origin": delivery.origin,
-        "partition": delivery.partition,
-        "offset": delivery.offset,
+        "partition": _NO_PLACE if delivery.partition is None else delivery.partition,
+        "offset": _NO_PLACE if delivery.offset is None else delivery.offset,
     }
 
 
@@ -232,8 +233,8 @@ def _waiting(row: Row[Any]) -> WaitingDelivery:
         headers=tuple(unpack_headers(row.headers)),
         payload=row.payload,
         origin=row.origin,
-        partition=row.partition,
-        offset=row.offset,
+        partition=None if row.partition == _NO_PLACE else row.partition,
+        offset=None if row.offset == _NO_PLACE else row.offset,
     )
     return WaitingDelivery(row.id, delivery, row.attempts, row.first_failed_at)
 

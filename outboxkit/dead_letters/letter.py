@@ -257,7 +257,7 @@ def of_delivery(
         headers=pack_headers(delivery.headers),
         payload=delivery.payload,
         origin=delivery.origin,
-        position=delivery.offset if delivery.offset >= 0 else None,
+        position=delivery.offset,
         failure=failure,
         stage=stage,
         error_class=error_class,

@@ -125,8 +125,8 @@ def _our_words(letter: DeadLetter, delivery: Delivery) -> Iterator[tuple[str, by
             "id": letter.id,
             "consumer": letter.consumer,
             "topic": letter.topic,
-            "partition": _known(delivery.partition),
-            "offset": _known(delivery.offset),
+            "partition": delivery.partition,
+            "offset": delivery.offset,
             "origin": letter.origin,
             "failure": letter.failure.value,
             "stage": letter.stage.value,
@@ -142,7 +142,7 @@ def _our_words(letter: DeadLetter, delivery: Delivery) -> Iterator[tuple[str, by
 
 def _springs_words(letter: DeadLetter, delivery: Delivery) -> Iterator[tuple[str, bytes]]:
     yield f"{_SPRING}original-topic", letter.topic.encode()
-    if delivery.partition >= 0:
+    if delivery.partition is not None and delivery.offset is not None:
         yield f"{_SPRING}original-partition", delivery.partition.to_bytes(4, "big")
         yield f"{_SPRING}original-offset", delivery.offset.to_bytes(8, "big", signed=True)
     if (occurred := _occurred(letter)) is not None:
@@ -157,8 +157,8 @@ def _connects_words(letter: DeadLetter, delivery: Delivery) -> Iterator[tuple[st
         _CONNECT,
         {
             "topic": letter.topic,
-            "partition": _known(delivery.partition),
-            "offset": _known(delivery.offset),
+            "partition": delivery.partition,
+            "offset": delivery.offset,
             "connector.name": letter.consumer,
             "task.id": 0,
             "stage": "VALUE_CONVERTER" if letter.stage in _DECODING else "TASK_PUT",
@@ -220,10 +220,6 @@ def _capped(problems: list[object] | None) -> str:
     while len(json.dumps(some).encode()) > _MAX_BYTES:
         some.pop()
     return json.dumps(some) if some else ""
-
-
-def _known(number: int) -> int | None:
-    return number if number >= 0 else None
 
 
 def _texts(prefix: str, facts: dict[str, object]) -> Iterator[tuple[str, bytes]]:

@@ -19,6 +19,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
 
 from outboxkit.brokers import (
     Batch,
@@ -113,6 +114,25 @@ class BrokerConformance:
             assert seen["content-type"] == b"application/json"
             assert delivery.topic == world.topic
             assert world.topic in delivery.origin
+
+    async def test_the_facts_of_the_record_are_told(self, harness: BrokerHarness) -> None:
+        async with World(harness) as world:
+            began = datetime.now(UTC)
+            headers = (("content-encoding", b"gzip"), ("reply-to", b"answers"))
+            rows = [make_row(world.topic, b"%d" % n, headers=headers) for n in range(3)]
+
+            outcome(world.publisher.publish(Batch(world.topic, rows)))
+
+            for delivery in await world.read(3):
+                assert (delivery.content_encoding, delivery.reply_to) == ("gzip", "answers")
+                assert values_of(delivery.headers, "content-encoding") == [b"gzip"]
+                assert values_of(delivery.headers, "reply-to") == [b"answers"]
+                assert delivery.timestamp is not None
+                assert abs(delivery.timestamp - began) < timedelta(minutes=1)
+                assert (delivery.partition is None) == (delivery.offset is None)
+                assert (delivery.offset is not None) == world.publisher.features.evidence
+                assert delivery.routing_key in {None, "order.placed"}
+                assert delivery.fault is None
 
     async def test_no_key_and_an_empty_payload_are_kept(self, harness: BrokerHarness) -> None:
         async with World(harness) as world:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from outboxkit.brokers import Delivery
+from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO, Delivery, text_of
+from outboxkit.brokers.kafka.progress import Progress
 from outboxkit.brokers.kafka.publish import FEATURES
+from outboxkit.brokers.kafka.records import headers_of, place_of, timestamp_of
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, login_trouble, open_client, prove
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 
@@ -31,9 +33,8 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Subscription
     from outboxkit.brokers.kafka.settings import Settings
-    from outboxkit.message import Headers
 
-__all__ = ["KafkaSubscriber", "Progress"]
+__all__ = ["KafkaSubscriber"]
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -59,45 +60,6 @@ _MISSING: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNO
 _REFUSED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED})
 # auto.offset.reset=error: the position is gone, and going on would skip messages silently.
 _GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
-
-
-class Progress:
-    """How far one partition is: which offsets are handed out, and up to where all of them are settled.
-
-    A lap is one pass over the offsets: after `rewind` they come again in a new lap, and a late acknowledgement of the
-    old one counts no more.
-    """
-
-    __slots__ = ("_handed", "_lap", "_next")
-
-    def __init__(self) -> None:
-        self._handed: dict[int, int] = {}  # offset -> lap; ascending, because offsets come in order
-        self._lap = 0
-        self._next = -1  # after the highest offset handed out
-
-    def hand_out(self, offset: int) -> int:
-        """Notes a delivery; returns its lap."""
-        self._handed[offset] = self._lap
-        self._next = offset + 1
-        return self._lap
-
-    def settle(self, offset: int, lap: int) -> bool:
-        """Notes an acknowledgement; False when it came too late to count."""
-        if self._handed.get(offset) != lap:
-            return False
-        del self._handed[offset]
-        return True
-
-    @property
-    def position(self) -> int:
-        """The first offset that is not settled."""
-        return next(iter(self._handed), self._next)
-
-    def rewind(self, offset: int) -> None:
-        """The partition is read again from this offset on."""
-        self._handed = {handed: lap for handed, lap in self._handed.items() if handed < offset}
-        self._next = offset
-        self._lap += 1
 
 
 class _Token(NamedTuple):
@@ -251,15 +213,19 @@ class KafkaSubscriber:
         return deliveries
 
     def _delivery(self, message: Message) -> Delivery:
-        topic, partition, offset = _place(message)
+        topic, partition, offset = place_of(message)
         progress = self._progress.setdefault((topic, partition), Progress())
+        headers = headers_of(message)
         return Delivery(
             topic=topic,
             key=message.key(),
-            headers=_headers(message),
+            headers=headers,
             payload=message.value(),
             partition=partition,
             offset=offset,
+            timestamp=timestamp_of(message),
+            reply_to=text_of(headers, REPLY_TO),
+            content_encoding=text_of(headers, CONTENT_ENCODING),
             origin=f"{topic}[{partition}]@{offset}",
             token=_Token(progress, progress.hand_out(offset)),
         )
@@ -272,8 +238,9 @@ class KafkaSubscriber:
         touched = {}
         for delivery in deliveries:
             progress, lap = _token(delivery)
-            if self._is_current(delivery) and progress.settle(delivery.offset, lap):
-                touched[delivery.topic, delivery.partition] = progress
+            place, offset = _where(delivery)
+            if self._progress.get(place) is progress and progress.settle(offset, lap):
+                touched[place] = progress
         offsets = [TopicPartition(topic, number, progress.position) for (topic, number), progress in touched.items()]
         if not offsets or self._consumer is None:
             return
@@ -294,9 +261,9 @@ class KafkaSubscriber:
     def _rewind(self, deliveries: Sequence[Delivery]) -> None:
         lowest: dict[tuple[str, int], int] = {}
         for delivery in deliveries:
-            if self._is_current(delivery):
-                place = (delivery.topic, delivery.partition)
-                lowest[place] = min(delivery.offset, lowest.get(place, delivery.offset))
+            place, offset = _where(delivery)
+            if self._progress.get(place) is _token(delivery).progress:
+                lowest[place] = min(offset, lowest.get(place, offset))
         for (topic, partition), offset in lowest.items():
             self._progress[topic, partition].rewind(offset)
             self._seek(topic, partition, offset)
@@ -308,9 +275,6 @@ class KafkaSubscriber:
             self._consumer.seek(TopicPartition(topic, partition, offset))
         except KafkaException:  # no longer ours: the new owner reads from the committed offset
             self._progress.pop((topic, partition), None)
-
-    def _is_current(self, delivery: Delivery) -> bool:
-        return self._progress.get((delivery.topic, delivery.partition)) is _token(delivery).progress
 
     def _joined(self) -> Consumer:
         if self._consumer is None:
@@ -373,13 +337,9 @@ class KafkaSubscriber:
             raise trouble
 
 
-def _place(message: Message) -> tuple[str, int, int]:
-    return message.topic(), message.partition(), message.offset()  # type: ignore[return-value]  # it was read there
-
-
-def _headers(message: Message) -> Headers:
-    raw: Iterable[tuple[str, bytes | None]] = message.headers() or ()  # type: ignore[assignment]  # it is a list of pairs
-    return tuple((name, value or b"") for name, value in raw)
+def _where(delivery: Delivery) -> tuple[tuple[str, int], int]:
+    """The (topic, partition) and the offset of a delivery of ours."""
+    return (delivery.topic, delivery.partition), delivery.offset  # type: ignore[return-value]  # set in _delivery
 
 
 def _token(delivery: Delivery) -> _Token:

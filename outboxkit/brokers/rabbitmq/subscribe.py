@@ -262,13 +262,18 @@ def _receiver(session: _Session, topic: str, queue: str) -> Any:
         tag = message.delivery.delivery_tag  # type: ignore[union-attr]  # it is a Basic.Deliver
         if session.lost or tag is None:
             return
-        headers = headers_of(message.header.properties)
+        properties = message.header.properties
+        headers = headers_of(properties)
         delivery = Delivery(
             topic=topic,
             key=next((value for name, value in headers if name == _PARTITION_KEY), None),
             headers=headers,
             payload=message.body,
             origin=f"queue {queue}",
+            timestamp=properties.timestamp,
+            routing_key=message.delivery.routing_key,  # type: ignore[union-attr]  # it is a Basic.Deliver
+            reply_to=properties.reply_to,
+            content_encoding=properties.content_encoding,
             redelivered=bool(message.delivery.redelivered),  # type: ignore[union-attr]
             token=_Token(session, tag),
         )

@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO
 from outboxkit.headers import CONTENT_TYPE, outgoing_headers
 from outboxkit.message import Kind
 from outboxkit.policy import Failure
@@ -44,6 +45,8 @@ _PROPERTIES: Final = {
     "message_id": "ce_id",
     "message_type": "ce_type",
     "app_id": "ce_source",
+    "content_encoding": CONTENT_ENCODING,
+    "reply_to": REPLY_TO,
 }
 
 
@@ -126,9 +129,11 @@ def _content_header(row: Row) -> bytes:
     table = b"".join([_entry(name, values) for name, values in grouped.items()])
     fields = (  # bit of the property flags, value; in the order of the specification
         (1 << 15, content_type),
+        (1 << 14, _property(grouped, CONTENT_ENCODING)),
         (1 << 13, struct.pack(">I", len(table)) + table),
         (1 << 12, _PERSISTENT),
         (1 << 10, _property(grouped, "ce_correlationid")),
+        (1 << 9, _property(grouped, REPLY_TO)),
         (1 << 7, _property(grouped, "ce_id")),
         (1 << 6, struct.pack(">Q", row.recorded_us // 1_000_000)),
         (1 << 5, _property(grouped, "ce_type")),

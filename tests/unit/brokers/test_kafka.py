@@ -7,14 +7,14 @@ import sys
 from datetime import timedelta
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from outboxkit.brokers import Batch, Subscription, kafka, open_publisher, open_subscriber
 from outboxkit.brokers.kafka import embedded_cluster
+from outboxkit.brokers.kafka.progress import Progress
 from outboxkit.brokers.kafka.publish import failure_of
-from outboxkit.brokers.kafka.subscribe import Progress
 from outboxkit.errors import TransientBrokerError
 from outboxkit.policy import Failure
 from outboxkit.testing.broker_conformance import make_row
@@ -135,27 +135,9 @@ async def test_the_embedded_url_is_one_cluster_for_publishers_and_subscribers_of
     publisher.close()
 
 
-class _Polled:
-    """A message, as far as the subscriber looks at it."""
-
-    def topic(self) -> str:
-        return "t"
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return 7
-
-    def error(self) -> None:
-        return None
-
-    key = value = headers = error
-
-
 class _OneMessage:
-    def poll(self, _timeout: float) -> _Polled:
-        return _Polled()
+    def poll(self, _timeout: float) -> Message:
+        return Message(topic="t", partition=0, offset=7)
 
 
 def test_a_message_that_was_polled_is_handed_out_although_there_was_trouble() -> None:

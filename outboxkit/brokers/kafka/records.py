@@ -1,0 +1,39 @@
+"""A record of the client as values of ours. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from confluent_kafka import Message
+
+    from outboxkit.message import Headers
+
+__all__ = ["headers_of", "place_of", "timestamp_of"]
+
+
+def place_of(message: Message) -> tuple[str, int, int]:
+    """Topic, partition and offset."""
+    return message.topic(), message.partition(), message.offset()  # type: ignore[return-value]  # it was read there
+
+
+def timestamp_of(message: Message) -> datetime | None:
+    """The record's timestamp, None when it has none or it is not a time."""
+    kind, milliseconds = message.timestamp()
+    if kind == TIMESTAMP_NOT_AVAILABLE:
+        return None
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):  # a producer may write any number
+        return None
+
+
+def headers_of(message: Message) -> Headers:
+    """The record's headers; a null value becomes an empty one."""
+    raw: Iterable[tuple[str, bytes | None]] = message.headers() or ()  # type: ignore[assignment]  # it is a list of pairs
+    return tuple((name, value or b"") for name, value in raw)
