@@ -15,6 +15,7 @@ __all__ = [
     "exported",
     "files",
     "functions",
+    "identifiers",
     "imported",
     "lines_without_docstring",
     "place",
@@ -81,3 +82,18 @@ def imported(file: Path) -> set[str]:
 def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
     """Every call with the dotted text of what is called: `datetime.now`, `text`, `random.random`."""
     return ((ast.unparse(node.func), node) for node in ast.walk(syntax(file)) if isinstance(node, ast.Call))
+
+
+def identifiers(file: Path) -> Iterator[str]:
+    """Every name that the module defines or uses, and the parts of its own."""
+    yield from file.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(syntax(file)):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                yield name
+            case ast.keyword(arg=str(name)):
+                yield name
+            case ast.alias(name=name, asname=other):
+                yield from [*name.split("."), other or name]

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import ast
 import statistics
+from collections import Counter
 
 from tests.architecture.source_tree import ROOT, Function, files, functions, lines_without_docstring, place, syntax
 
-PLUGS = ("brokers", "codecs", "dialects", "registries", "telemetry")
+PLUGS = ("brokers", "codecs", "dialects", "registries")
+
+# Being cut; nothing is added here.
+STILL_LONG = {
+    "outboxkit/avro/binary/resolution.py",
+    "outboxkit/capture/emit.py",
+    "outboxkit/capture/session_hooks.py",
+    "outboxkit/consumer/__init__.py",
+    "outboxkit/testing/broker_conformance.py",
+    "relay/outboxkit_relay/core/step.py",
+}
 
 
-def test_no_file_has_more_than_500_lines_and_no_plug_more_than_400() -> None:
-    limits = {file: 400 if any(folder in file.relative_to(ROOT).parts for folder in PLUGS) else 500 for file in files()}
+def test_no_module_has_more_than_400_lines() -> None:
+    too_long = {place(file): n for file in files() if (n := file.read_text().count("\n")) > 400}
 
-    too_long = {place(file): n for file in files() if (n := file.read_text().count("\n")) > limits[file]}
+    assert not {where: n for where, n in too_long.items() if where not in STILL_LONG or n > 500}
 
-    assert not too_long
+
+def test_no_folder_has_more_than_14_modules() -> None:
+    rooms = Counter(file.parent for file in files() if file.stem != "__init__")
+
+    assert not {place(folder): n for folder, n in rooms.items() if n > 14}
 
 
 def test_no_function_has_more_than_50_lines() -> None:
