@@ -1,17 +1,37 @@
-"""A world on SQLite for every test."""
+"""A world on SQLite for every test, in this process alone."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.consumer_fixture import ConsumerFixture
+from tests.consumer_fixture import ConsumerFixture, create_tables
+from tests.sqlite_template import copied
+from tests.unit.alone import alone
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with alone() as tried:
+        yield
+    assert not tried
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_connection_is_left() -> Iterator[None]:
+    """Clients written in C tell the interpreter nothing; what they opened shows here."""
+    ours = psutil.Process(os.getpid())
+    before = ours.net_connections("inet")
+    yield
+    assert ours.net_connections("inet") == before
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[ConsumerFixture]:
-    found = ConsumerFixture(f"sqlite:///{tmp_path}/test.db")
+    found = ConsumerFixture(copied(tmp_path / "test.db", create_tables))
     yield found
     await found.close()

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
 from outboxkit_relay import cli, logs
+from tests.sqlite_template import copied
 
 __all__ = ["Done", "Outboxkit"]
 
@@ -63,8 +64,6 @@ def outboxkit(capfd: pytest.CaptureFixture[str]) -> Outboxkit:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """The same database, with its tables."""
-    engine = open_engine(f"sqlite:///{tmp_path}/app.db", patience=timedelta(seconds=5))
-    with engine.begin() as connection:
-        migrations.upgrade(connection)
+    engine = open_engine(copied(tmp_path / "app.db", migrations.upgrade), patience=timedelta(seconds=5))
     yield engine
     engine.dispose()

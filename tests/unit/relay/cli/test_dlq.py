@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -210,25 +207,6 @@ def test_without_a_terminal_nobody_is_asked(
     assert "Replay 1 message (billing 1)?" in done.err
     assert "--yes" in done.err
     assert _state(engine, letter) == "dead"
-
-
-@pytest.mark.parametrize(("answer", "state", "code"), [("y", "replaying", 0), ("n", "dead", 1), ("", "dead", 1)])
-def test_a_person_is_asked_with_the_count(engine: Engine, answer: str, state: str, code: int) -> None:
-    letter, other = _bury(engine, key=b"1"), _bury(engine, "shipping", key=b"2")
-    here, there = pty.openpty()
-    command = [sys.executable, "-m", "outboxkit_relay", "dlq", "replay", "--all"]
-
-    process = subprocess.Popen(command, stdin=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    os.write(here, f"{answer}\n".encode())
-    _, talk = process.communicate(timeout=60)
-    os.close(here)
-    os.close(there)
-
-    assert process.returncode == code
-    assert "Replay 2 messages (" in talk
-    assert "billing 1" in talk
-    assert "[y/N]" in talk
-    assert {_state(engine, letter), _state(engine, other)} == {state}
 
 
 def test_some_refused_is_partly_done_and_all_refused_has_failed(outboxkit: Outboxkit, engine: Engine) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from datetime import timedelta
 from uuid import uuid4
 
@@ -111,26 +109,6 @@ def test_a_dry_run_tells_what_would_happen_and_records_nothing(outboxkit: Outbox
     ]
     assert set(_requests(engine).values()) == {None}
     assert _audit(engine) == []
-
-
-def test_without_a_terminal_and_without_yes_nothing_is_asked(outboxkit: Outboxkit, engine: Engine) -> None:
-    _stop(engine)
-    command = [
-        sys.executable,
-        "-c",
-        "from outboxkit_relay.cli import main; main()",
-        "quarantine",
-        "skip",
-        "orders",
-        "7",
-    ]
-
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-
-    assert done.returncode == 2
-    assert "Skip the key 7 of orders (2 messages behind)?" in done.stderr
-    assert "Add --yes" in done.stderr
-    assert _requests(engine) == {b"7": None}
 
 
 def test_keys_that_cannot_be_asked_about_are_refused_and_the_others_are_not(

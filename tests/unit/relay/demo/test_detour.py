@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import socketserver
-import threading
-from collections.abc import Iterator
-
 import pytest
 
-from outboxkit_relay.demo.detour import Detour, Named, is_possible, renamed
+from outboxkit_relay.demo.detour import Named, is_possible, renamed
 
 WAYS = {("broker-one", 9092): ("127.0.0.1", 7001), ("two", 65_000): ("127.0.0.1", 7002)}
 
@@ -65,45 +59,3 @@ def test_a_long_host_has_a_size_of_two_bytes() -> None:
 )
 def test_a_connection_that_is_encrypted_cannot_take_it(url: str, *, possible: bool) -> None:
     assert is_possible(url) is possible
-
-
-class _Echo(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        while line := self.rfile.readline():
-            self.wfile.write(line)
-
-
-@pytest.fixture
-def echo() -> Iterator[int]:
-    """The port of a server that answers what it is told."""
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
-
-
-def test_a_closed_one_is_an_outage_and_an_open_one_is_a_way(echo: int) -> None:
-    way = Detour(f"amqp://me@127.0.0.1:{echo}/vhost?heartbeat=3")
-    try:
-        before, _, port = way.url.removesuffix("/vhost?heartbeat=3").rpartition(":")
-        assert before == "amqp://me@127.0.0.1"
-
-        with socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
-            assert _ask(connection) == b"hello\n"
-            way.close()
-            with contextlib.suppress(ConnectionError):
-                assert _ask(connection) == b""
-        with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
-            assert _ask(connection) == b""
-        way.open()
-        with socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
-            assert _ask(connection) == b"hello\n"
-    finally:
-        way.end()
-
-
-def _ask(connection: socket.socket) -> bytes:
-    connection.sendall(b"hello\n")
-    return connection.recv(100)

@@ -1,0 +1,54 @@
+"""Questions, where somebody sits at a terminal and where nobody does."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.unit.relay.cli.conftest import Outboxkit
+from tests.unit.relay.cli.test_dlq import _bury, _state
+from tests.unit.relay.cli.test_quarantine import _requests, _stop
+
+
+@pytest.mark.parametrize(("answer", "state", "code"), [("y", "replaying", 0), ("n", "dead", 1), ("", "dead", 1)])
+def test_a_person_is_asked_with_the_count(engine: Engine, answer: str, state: str, code: int) -> None:
+    letter, other = _bury(engine, key=b"1"), _bury(engine, "shipping", key=b"2")
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "outboxkit_relay", "dlq", "replay", "--all"]
+
+    process = subprocess.Popen(command, stdin=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    os.write(here, f"{answer}\n".encode())
+    _, talk = process.communicate(timeout=60)
+    os.close(here)
+    os.close(there)
+
+    assert process.returncode == code
+    assert "Replay 2 messages (" in talk
+    assert "billing 1" in talk
+    assert "[y/N]" in talk
+    assert {_state(engine, letter), _state(engine, other)} == {state}
+
+
+def test_without_a_terminal_and_without_yes_nothing_is_asked(outboxkit: Outboxkit, engine: Engine) -> None:
+    _stop(engine)
+    command = [
+        sys.executable,
+        "-c",
+        "from outboxkit_relay.cli import main; main()",
+        "quarantine",
+        "skip",
+        "orders",
+        "7",
+    ]
+
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert "Skip the key 7 of orders (2 messages behind)?" in done.stderr
+    assert "Add --yes" in done.stderr
+    assert _requests(engine) == {b"7": None}
