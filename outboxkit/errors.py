@@ -15,6 +15,7 @@ OutboxKitError
 │   └── PermanentBrokerError   this message will never be accepted
 ├── LeaseLost                  another relay owns the shards now
 ├── InboxConflict              the same message id came with other content
+├── SagaNotFound               no such instance of a saga, or no class of its version
 └── ReplayError                a dead letter cannot be replayed as asked
 
 The docstring of a class is its default message: no error is ever mute. ``code`` is stable and has an anchor in
@@ -39,6 +40,7 @@ __all__ = [
     "PermanentBrokerError",
     "RegistryUnavailable",
     "ReplayError",
+    "SagaNotFound",
     "SchemaError",
     "SchemaNotFound",
     "TransientBrokerError",
@@ -176,3 +178,9 @@ class ReplayError(OutboxKitError):
     """The dead letter cannot be replayed."""
 
     code = "replay"
+
+
+class SagaNotFound(OutboxKitError):
+    """There is no such instance of a saga, or no class of the version that began it."""
+
+    code = "saga-not-found"

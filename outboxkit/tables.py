@@ -48,6 +48,7 @@ __all__ = [
     "outbox_ledger",
     "outbox_messages",
     "outbox_relays",
+    "outbox_sagas",
     "outbox_schemas",
     "outbox_shards",
     "outbox_stopped_keys",
@@ -335,6 +336,30 @@ outbox_schemas = Table(
     Column("seen_at", Instant, nullable=False, server_default=database_now()),
     PrimaryKeyConstraint("fingerprint", "role", "consumer", "type"),
     comment="schemas that writers used and readers read with",
+)
+
+outbox_sagas = Table(
+    "outbox_sagas",
+    METADATA,
+    Column("saga", String(100), nullable=False),
+    Column("key", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("step", Text, nullable=False),
+    Column("at", Integer, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("done", JSON, nullable=False),
+    Column("undo", JSON, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    Column("history", JSON, nullable=False),
+    Column("started_at", Instant, nullable=False, server_default=database_now()),
+    Column("updated_at", Instant, nullable=False, server_default=database_now()),
+    Column("due_at", Instant),
+    Column("correlation_id", Text, nullable=False, server_default=_EMPTY),
+    PrimaryKeyConstraint("saga", "key"),
+    Index("outbox_sagas_status", "status", "updated_at"),
+    comment="instances of sagas: their progress, state and history",
 )
 
 outbox_version = Table(
