@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import sys
 from contextvars import ContextVar
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from outboxkit.message import Headers, Message
 
 __all__ = [
+    "bounded",
     "causation_id",
     "correlation",
     "correlation_id",
     "current_message",
+    "deadline",
     "handling",
     "producing",
     "source",
@@ -35,6 +38,7 @@ _TRACE: Final = ("traceparent", "tracestate")  # W3C Trace Context, unprefixed o
 
 _correlation: ContextVar[str] = ContextVar("outboxkit_correlation", default="")
 _source: ContextVar[str] = ContextVar("outboxkit_source", default=_DEFAULT_SOURCE)
+_deadline: ContextVar[datetime | None] = ContextVar("outboxkit_deadline", default=None)
 _message: ContextVar[Message | None] = ContextVar("outboxkit_message", default=None)
 
 
@@ -69,6 +73,23 @@ def handling(message: Message) -> Iterator[None]:
     """
     with _set(_message, message), _set(_correlation, ""), _tracing(message):
         yield
+
+
+@contextlib.contextmanager
+def bounded(until: datetime | None) -> Iterator[None]:
+    """Bounds everything in the block by a deadline; an earlier one that is in force stays.
+
+    Args:
+        until: an aware instant; None changes nothing.
+    """
+    times = [time for time in (_deadline.get(), until) if time is not None]
+    with _set(_deadline, min(times, default=None)):
+        yield
+
+
+def deadline() -> datetime | None:
+    """The instant at which the current operation must have ended, None when nothing bounds it."""
+    return _deadline.get()
 
 
 def correlation_id() -> str:

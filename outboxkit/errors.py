@@ -15,6 +15,7 @@ OutboxKitError
 │   └── PermanentBrokerError   this message will never be accepted
 ├── LeaseLost                  another relay owns the shards now
 ├── InboxConflict              the same message id came with other content
+├── GuardRefused               a guard's limit was met: the call was not made
 ├── SagaNotFound               no such instance of a saga, or no class of its version
 └── ReplayError                a dead letter cannot be replayed as asked
 
@@ -24,6 +25,7 @@ The docstring of a class is its default message: no error is ever mute. ``code``
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import ClassVar
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "ConfigurationError",
     "DecodeError",
     "EncodeError",
+    "GuardRefused",
     "InboxConflict",
     "IncompatibleSchema",
     "LeaseLost",
@@ -178,6 +181,22 @@ class ReplayError(OutboxKitError):
     """The dead letter cannot be replayed."""
 
     code = "replay"
+
+
+class GuardRefused(OutboxKitError):
+    """A guard's limit was met: the call was not made.
+
+    Attributes:
+        guard: its name.
+        retry_after: when it may help to try again.
+    """
+
+    code = "guard-refused"
+
+    def __init__(self, message: str | None = None, *, guard: str = "", retry_after: timedelta = timedelta(0)) -> None:
+        super().__init__(message)
+        self.guard = guard
+        self.retry_after = retry_after
 
 
 class SagaNotFound(OutboxKitError):

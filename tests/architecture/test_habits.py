@@ -13,10 +13,14 @@ from tests.architecture.source_tree import ROOT, calls, files, functions, import
 CORES = files(
     "outboxkit/avro",
     "outboxkit/consumer/order_check.py",
+    "outboxkit/guards/circuit_breaker.py",
+    "outboxkit/guards/policy.py",
+    "outboxkit/guards/token_bucket.py",
     "outboxkit/headers.py",
     "outboxkit/message.py",
     "outboxkit/policy.py",
     "outboxkit/rows.py",
+    "outboxkit/saga/core.py",
     "relay/outboxkit_relay/core",
 )
 

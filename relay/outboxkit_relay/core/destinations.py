@@ -12,9 +12,9 @@ from datetime import datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from outboxkit.guards.circuit_breaker import Breaker, CircuitRule, CircuitState
+from outboxkit.guards.token_bucket import TokenBucket
 from outboxkit.policy import Failure, Order
-from outboxkit_relay.core.circuit_breaker import Breaker, CircuitRule, CircuitState
-from outboxkit_relay.core.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -22,8 +22,8 @@ from sqlalchemy import select, union
 
 from outboxkit import dialects, tables
 from outboxkit.brokers import open_publisher
+from outboxkit.guards.circuit_breaker import CircuitRule
 from outboxkit.policy import Backoff, RetryPolicy
-from outboxkit_relay.core.circuit_breaker import CircuitRule
 from outboxkit_relay.core.destinations import Limits
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon import lifecycle, relay

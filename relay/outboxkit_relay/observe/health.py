@@ -30,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from outboxkit import tables
 from outboxkit._sql import Instant, database_now
 from outboxkit.errors import ConfigurationError
-from outboxkit_relay.core.circuit_breaker import CircuitState
+from outboxkit.guards.circuit_breaker import CircuitState
 from outboxkit_relay.observe.stats import LIMITS, MAX_TOPICS, Distribution, RelayStats
 
 if TYPE_CHECKING:

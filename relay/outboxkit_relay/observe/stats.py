@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from outboxkit_relay.core.circuit_breaker import CircuitState
+from outboxkit.guards.circuit_breaker import CircuitState
 from outboxkit_relay.core.protocol import Answered, Fenced, Fetched, LeaseConfirmed, Owned, RescanResult, Settled
 
 if TYPE_CHECKING:

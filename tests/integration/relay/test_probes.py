@@ -27,10 +27,10 @@ from sqlalchemy import Connection, Engine
 from outboxkit import dead_letters, outbox, tables
 from outboxkit.brokers import memory, open_publisher
 from outboxkit.errors import ConfigurationError
+from outboxkit.guards.circuit_breaker import CircuitState
 from outboxkit.policy import Failure
 from outboxkit.rows import Part, Reading, Row
 from outboxkit_relay import settings
-from outboxkit_relay.core.circuit_breaker import CircuitState
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import Relay
 from outboxkit_relay.observe import health

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from outboxkit.guards.circuit_breaker import CircuitRule
 from outboxkit.policy import Backoff, Failure, Followers, Order, RetryPolicy
 from outboxkit.rows import PauseSet, Row
-from outboxkit_relay.core.circuit_breaker import CircuitRule
 from outboxkit_relay.core.destinations import Limits
 from outboxkit_relay.core.protocol import Command, Event, Tick, Woken
 from outboxkit_relay.core.state import RelayConfig

@@ -9,8 +9,8 @@ import pytest
 
 from outboxkit.brokers import open_publisher
 from outboxkit.errors import ConfigurationError
+from outboxkit.guards.circuit_breaker import CircuitRule
 from outboxkit_relay import settings
-from outboxkit_relay.core.circuit_breaker import CircuitRule
 from outboxkit_relay.core.destinations import Limits
 from outboxkit_relay.daemon.embedded import rules_of
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outboxkit.guards.circuit_breaker import Breaker, CircuitRule, CircuitState
+from outboxkit.guards.token_bucket import TokenBucket
 from outboxkit.policy import Failure, Order
 from outboxkit.rows import Page
-from outboxkit_relay.core.circuit_breaker import Breaker, CircuitRule, CircuitState
 from outboxkit_relay.core.destinations import Limits
 from outboxkit_relay.core.lanes import MAIN
 from outboxkit_relay.core.protocol import Command, Fetch, Fetched, Owned, Publish, Settle, Settled, Tick
 from outboxkit_relay.core.state import RelayConfig, State
 from outboxkit_relay.core.step import step
-from outboxkit_relay.core.token_bucket import TokenBucket
 from tests.unit.relay.core.test_step import ALL, NOW, Core, only, row, sent
 
 SECOND = timedelta(seconds=1)

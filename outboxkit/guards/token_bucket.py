@@ -14,7 +14,7 @@ _EMPTY_SINCE: Final = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(slots=True)
 class TokenBucket:
-    """Lets ``rate`` messages a second through, in bursts of at most a tenth of a second's worth, at needed one message.
+    """Lets ``rate`` messages a second through, in bursts of at most a tenth of a second's worth, at least one message.
 
     Attributes:
         rate: messages a second, above 0.
