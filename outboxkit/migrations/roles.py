@@ -77,6 +77,7 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "inbox_batches": SIUD,
         "inbox_suspects": SIUD,
         "inbox_consumers": SIUD,
+        "outbox_sagas": SIU,
         "dead_letters": SIU,
         "outbox_audit": "INSERT",
         "outbox_schemas": SIUD,
