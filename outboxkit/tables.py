@@ -37,6 +37,7 @@ __all__ = [
     "METADATA",
     "SHARDS",
     "VERSION",
+    "WRITABLE_FROM",
     "dead_letters",
     "inbox_batches",
     "inbox_consumers",
@@ -57,7 +58,9 @@ __all__ = [
     "outbox_waiting",
 ]
 
-VERSION: Final = 1  #: of these tables; stored in ``outbox_version``
+VERSION: Final = 2  #: of these tables; stored in ``outbox_version``
+#: Tables from this version on take what applications write: an application may be deployed before its tables.
+WRITABLE_FROM: Final = 1
 SHARDS: Final = 64  #: default number of shards; stored in ``outbox_version`` and read from there by everyone
 
 METADATA: Final = MetaData()

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, create_mock_engine, inspect, make_url, select
 
 from outboxkit import tables
 from outboxkit.errors import ConfigurationError
+from outboxkit.migrations.expand import expand, lacking, unproven
 
 __all__ = ["check", "current", "sql", "upgrade"]
 
@@ -43,7 +44,7 @@ def upgrade(connection: Connection, to: int | None = None) -> None:
         raise ConfigurationError(
             f"the outbox tables have version {found}, newer than {target}: update outboxkit, there is no way back"
         )
-    tables.METADATA.create_all(connection)
+    expand(connection)
     _fill(connection, target)
     for function in _functions(connection.dialect.name):
         connection.exec_driver_sql(function, execution_options={"no_parameters": True})  # it holds percent signs
@@ -93,12 +94,12 @@ def check(connection: Connection) -> list[str]:
         if not inspector.has_table(table.name):
             problems.append(f"the table {table.name} is missing: run `outboxkit db upgrade`")
             continue
-        present = {column["name"] for column in inspector.get_columns(table.name)}
-        problems += [f"{table.name} lacks the column {column.name}" for column in table.c if column.name not in present]
-        indexes = {index["name"] for index in inspector.get_indexes(table.name)}
-        problems += [
-            f"{table.name} lacks the index {index.name}" for index in table.indexes if index.name not in indexes
-        ]
+        problems += [f"{table.name} lacks {part}: run `outboxkit db upgrade`" for part in lacking(inspector, table)]
+    problems += [
+        f"rows of {table} from before the constraint {name} break it: repair or delete them, "
+        f"then ALTER TABLE {table} VALIDATE CONSTRAINT {name}"
+        for table, name in unproven(connection)
+    ]
     return problems + _wrong_rows(connection) + _wrong_sequences(connection)
 
 

@@ -159,7 +159,7 @@ def shards_of(connection: Connection) -> int:
     """
     version = tables.outbox_version
     found = connection.execute(select(version.c.version, version.c.shards)).one_or_none()
-    if found is None or found.version != tables.VERSION:
+    if found is None or not tables.WRITABLE_FROM <= found.version <= tables.VERSION:
         raise ConfigurationError(
             f"the outbox tables have version {found.version if found else 'none'}, expected {tables.VERSION}: "
             "run `outboxkit init` (or your migration)",

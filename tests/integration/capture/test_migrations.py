@@ -136,7 +136,7 @@ from outboxkit import migrations
 revision, down_revision = "{number}", {before!r}
 
 def upgrade():
-    migrations.upgrade(op.get_bind(), to=1)
+    migrations.upgrade(op.get_bind(), to={number})
 """
 
 
@@ -179,6 +179,99 @@ def test_the_frozen_schema_of_version_1_still_takes_what_todays_code_writes(data
         migrations.upgrade(connection)
         assert migrations.check(connection) == []
     engine.dispose()
+
+
+def _version_1(engine: Engine) -> None:
+    """A database as version 1 left it, with rows in it, one position given out and deleted."""
+    script = Path(__file__).with_name(f"version_1.{engine.dialect.name}.sql").read_text("utf-8")
+    driver: Any = engine.raw_connection()
+    run = (
+        driver.driver_connection.executescript if engine.dialect.name == "sqlite" else driver.driver_connection.execute
+    )
+    run(script)
+    driver.commit()
+    driver.close()
+    with Session(engine) as session:
+        for number in range(3):
+            publish(session, Noted(str(number)), topic="notes", key="k", expires=timedelta(hours=1))
+        publish(session, Noted("later"), topic="notes", delay=timedelta(hours=1))
+        session.commit()
+        session.execute(tables.outbox_messages.delete().where(tables.outbox_messages.c.position == 3))
+        session.commit()
+
+
+def test_tables_of_version_1_become_those_of_today_and_keep_their_rows(empty: Engine) -> None:
+    _version_1(empty)
+
+    for _ in range(2):
+        with empty.begin() as connection:
+            migrations.upgrade(connection)
+
+    with Session(empty) as session:
+        assert migrations.check(session.connection()) == []
+        assert session.scalar(text("SELECT version FROM outbox_version")) == tables.VERSION
+        publish(session, Noted("after"), topic="notes", key="k")
+        session.commit()
+        rows = session.execute(text("SELECT position, payload FROM outbox_messages ORDER BY position")).all()
+        assert [(position, json.loads(payload)["text"]) for position, payload in rows] == [
+            (1, "0"),
+            (2, "1"),
+            (4, "after"),
+        ]
+        assert session.scalar(text("SELECT count(*) FROM outbox_waiting")) == 1
+
+
+def _described(engine: Engine) -> dict[str, Any]:
+    """All that a database tells of its tables, whatever the order in which it came to be."""
+    inspector = inspect(engine)
+    return {
+        name: {
+            "columns": {
+                column["name"]: (
+                    str(column["type"]),
+                    column["nullable"],
+                    column["default"],
+                    "identity" in column,
+                )
+                for column in inspector.get_columns(name)
+            },
+            "key": inspector.get_pk_constraint(name)["constrained_columns"],
+            "indexes": {
+                index["name"]: index.get("expressions", index["column_names"]) for index in inspector.get_indexes(name)
+            },
+            "checks": {check["name"]: check["sqltext"] for check in inspector.get_check_constraints(name)},
+            "comment": None if engine.dialect.name == "sqlite" else inspector.get_table_comment(name)["text"],
+            "options": _options(engine, name),
+        }
+        for name in inspector.get_table_names()
+    }
+
+
+def _options(engine: Engine, table: str) -> Any:
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            return "AUTOINCREMENT" in str(
+                connection.scalar(text("SELECT sql FROM sqlite_master WHERE name = :name"), {"name": table})
+            )
+        return connection.scalar(
+            text("SELECT reloptions FROM pg_class WHERE oid = to_regclass(:name)"), {"name": table}
+        )
+
+
+def test_migrated_tables_equal_new_ones(empty: Engine, tmp_path: Path) -> None:
+    with empty.begin() as connection:
+        migrations.upgrade(connection)
+    new = _described(empty)
+    with empty.begin() as connection:
+        for table in new:
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+    _version_1(empty)
+    with empty.begin() as connection:
+        migrations.upgrade(connection)
+
+    assert _described(empty) == new
+    with empty.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.METADATA) == []
 
 
 # --- writers that bypass the ORM ---------------------------------------------------------------------------------

@@ -1,0 +1,175 @@
+"""Brings tables of an older version to what `outboxkit.tables` describes now, without losing a row.
+
+A new version only adds: tables, columns that are nullable or have a default, indexes, constraints. So nobody writes
+statements for that: what the database lacks is found by looking, and added. What a look cannot tell (a column with
+another name) stands in `RENAMED`.
+
+PostgreSQL adds to the tables where they are. SQLite cannot add a constraint to a table: a table that lacks anything is
+made anew beside the old one and takes over its rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import CheckConstraint, Column, Connection, Inspector, Table, func, insert, inspect, select, table, text
+from sqlalchemy import column as named
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import AddConstraint, CreateColumn, ExecutableDDLElement
+
+from outboxkit import tables
+
+__all__ = ["RENAMED", "expand", "lacking", "unproven"]
+
+#: (table, name in an older version) -> name now.
+RENAMED: Final[dict[tuple[str, str], str]] = {}
+#: Indexes of older versions whose columns have changed; a new one has a new name.
+DROPPED_INDEXES: Final[dict[str, tuple[str, ...]]] = {}
+
+
+def expand(connection: Connection) -> None:
+    """Adds what the tables lack, and creates those that are missing.
+
+    Transaction: joins the caller's; does not commit. Running it again adds nothing.
+    """
+    for wanted in tables.METADATA.sorted_tables:
+        inspector = inspect(connection)  # a new one each time: it remembers what it has seen
+        if not inspector.has_table(wanted.name):
+            wanted.create(connection)
+        elif connection.dialect.name == "sqlite":
+            if _renamed(inspector, wanted) or lacking(inspector, wanted):
+                _rebuild(connection, inspector, wanted)
+        else:
+            _widen(connection, inspector, wanted)
+
+
+def lacking(inspector: Inspector, wanted: Table) -> list[str]:
+    """Lists the columns, indexes and constraints that a table lacks: ``the column due_at``, …"""
+    columns = {column["name"] for column in inspector.get_columns(wanted.name)}
+    indexes = {index["name"] for index in inspector.get_indexes(wanted.name)}
+    checks = {check["name"] for check in inspector.get_check_constraints(wanted.name)}
+    lacks = [f"the column {column.name}" for column in wanted.c if column.name not in columns]
+    lacks += [f"the index {index.name}" for index in wanted.indexes if index.name not in indexes]
+    return lacks + [f"the constraint {check.name}" for check in _checks(wanted) if check.name not in checks]
+
+
+def unproven(connection: Connection) -> list[tuple[str, str]]:
+    """Lists the (table, constraint) pairs that rows from before the constraint break. New rows cannot.
+
+    Transaction: joins the caller's; only reads.
+    """
+    names = [str(check.name) for wanted in tables.METADATA.sorted_tables for check in _checks(wanted)]
+    if connection.dialect.name != "postgresql" or not names:
+        return []
+    found = connection.execute(_UNPROVEN, {"names": names})
+    return [(row.relation, row.name) for row in found]
+
+
+_UNPROVEN: Final = text(
+    """
+    SELECT c.relname AS relation, k.conname AS name
+    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+    WHERE c.relnamespace = current_schema()::regnamespace AND NOT k.convalidated AND k.conname = ANY(:names)
+    ORDER BY 1, 2
+    """
+)
+
+
+def _checks(wanted: Table) -> list[CheckConstraint]:
+    found = [constraint for constraint in wanted.constraints if isinstance(constraint, CheckConstraint)]
+    return sorted(found, key=lambda check: str(check.name))
+
+
+def _renamed(inspector: Inspector, wanted: Table) -> dict[str, str]:
+    """The columns that still have their old names: old -> new."""
+    present = {column["name"] for column in inspector.get_columns(wanted.name)}
+    return {old: new for (of, old), new in RENAMED.items() if of == wanted.name and old in present}
+
+
+# --- in place ----------------------------------------------------------------------------------------------------
+
+
+def _widen(connection: Connection, inspector: Inspector, wanted: Table) -> None:
+    for old, new in _renamed(inspector, wanted).items():
+        connection.execute(_Alter(wanted, "RENAME COLUMN {name} TO {to}", name=old, to=new))
+    inspector = inspect(connection)
+    present = {column["name"] for column in inspector.get_columns(wanted.name)}
+    indexes = {index["name"] for index in inspector.get_indexes(wanted.name)}
+    checks = {check["name"] for check in inspector.get_check_constraints(wanted.name)}
+    for column in wanted.c:
+        if column.name not in present:
+            connection.execute(_Alter(wanted, "ADD COLUMN {column}", column=column))
+    for index in wanted.indexes:
+        if index.name not in indexes:
+            index.create(connection)
+    for check in _checks(wanted):
+        if check.name not in checks:
+            _add_check(connection, wanted, check)
+
+
+def _add_check(connection: Connection, wanted: Table, check: CheckConstraint) -> None:
+    """For new rows at once; for those that are there only when all of them keep it."""
+    connection.execute(_Alter(wanted, "{add} NOT VALID", check=check))
+    try:
+        with connection.begin_nested():
+            connection.execute(_Alter(wanted, "VALIDATE CONSTRAINT {name}", name=str(check.name)))
+    except IntegrityError:
+        return  # `check` tells of it, and the old rows stay
+
+
+class _Alter(ExecutableDDLElement):
+    """``ALTER TABLE … what``, with the names that the dialect quotes."""
+
+    def __init__(
+        self,
+        altered: Table,
+        what: str,
+        *,
+        name: str = "",
+        to: str = "",
+        column: Column[Any] | None = None,
+        check: CheckConstraint | None = None,
+    ) -> None:
+        self.altered, self.what, self.name, self.to, self.column, self.check = altered, what, name, to, column, check
+
+
+@compiles(_Alter)
+def _alter(element: _Alter, compiler: Any, **_: Any) -> str:
+    prepare = compiler.preparer
+    if element.check is not None:
+        return element.what.format(add=compiler.process(AddConstraint(element.check)))
+    column = "" if element.column is None else compiler.process(CreateColumn(element.column))
+    what = element.what.format(name=prepare.quote(element.name), to=prepare.quote(element.to), column=column)
+    return f"ALTER TABLE {prepare.format_table(element.altered)} {what}"
+
+
+# --- anew --------------------------------------------------------------------------------------------------------
+
+
+def _rebuild(connection: Connection, inspector: Inspector, wanted: Table) -> None:
+    """The new table under the old one's name, with its rows and the count that its positions have reached."""
+    renamed = _renamed(inspector, wanted)
+    present = [column["name"] for column in inspector.get_columns(wanted.name)]
+    old = table(f"{wanted.name}_before", *map(named, present))
+    prepare = connection.dialect.identifier_preparer
+    for index in inspector.get_indexes(wanted.name):
+        connection.exec_driver_sql(f"DROP INDEX {prepare.quote(index['name'] or '')}")
+    connection.exec_driver_sql(f"ALTER TABLE {prepare.format_table(wanted)} RENAME TO {prepare.format_table(old)}")
+    wanted.create(connection)
+    taken = {renamed.get(name, name): old.c[name] for name in present if renamed.get(name, name) in wanted.c}
+    connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")  # rows from before a constraint stay
+    connection.execute(insert(wanted).from_select(list(taken), select(*taken.values())))
+    connection.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
+    if wanted.dialect_options["sqlite"]["autoincrement"]:
+        _keep_count(connection, wanted.name, old.name)
+    connection.exec_driver_sql(f"DROP TABLE {prepare.format_table(old)}")
+
+
+def _keep_count(connection: Connection, new: str, old: str) -> None:
+    """A position that was given out and deleted must not be given out again."""
+    counts = table("sqlite_sequence", named("name"), named("seq"))
+    reached = select(func.coalesce(func.max(counts.c.seq), 0)).where(counts.c.name.in_((new, old)))
+    seq = connection.scalar(reached)
+    connection.execute(counts.delete().where(counts.c.name == new))
+    connection.execute(counts.insert().values(name=new, seq=seq))
