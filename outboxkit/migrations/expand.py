@@ -12,11 +12,25 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import CheckConstraint, Column, Connection, Inspector, Table, func, insert, inspect, select, table, text
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    Index,
+    Inspector,
+    MetaData,
+    Table,
+    func,
+    insert,
+    inspect,
+    select,
+    table,
+    text,
+)
 from sqlalchemy import column as named
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import AddConstraint, CreateColumn, ExecutableDDLElement
+from sqlalchemy.schema import AddConstraint, CreateColumn, DropIndex, ExecutableDDLElement
 
 from outboxkit import tables
 
@@ -151,11 +165,10 @@ def _rebuild(connection: Connection, inspector: Inspector, wanted: Table) -> Non
     """The new table under the old one's name, with its rows and the count that its positions have reached."""
     renamed = _renamed(inspector, wanted)
     present = [column["name"] for column in inspector.get_columns(wanted.name)]
-    old = table(f"{wanted.name}_before", *map(named, present))
-    prepare = connection.dialect.identifier_preparer
+    old = Table(f"{wanted.name}_before", MetaData(), *(Column(name) for name in present))
     for index in inspector.get_indexes(wanted.name):
-        connection.exec_driver_sql(f"DROP INDEX {prepare.quote(index['name'] or '')}")
-    connection.exec_driver_sql(f"ALTER TABLE {prepare.format_table(wanted)} RENAME TO {prepare.format_table(old)}")
+        connection.execute(DropIndex(Index(index["name"])))
+    connection.execute(_Alter(wanted, "RENAME TO {to}", to=old.name))
     wanted.create(connection)
     taken = {renamed.get(name, name): old.c[name] for name in present if renamed.get(name, name) in wanted.c}
     connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")  # rows from before a constraint stay
@@ -163,7 +176,7 @@ def _rebuild(connection: Connection, inspector: Inspector, wanted: Table) -> Non
     connection.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
     if wanted.dialect_options["sqlite"]["autoincrement"]:
         _keep_count(connection, wanted.name, old.name)
-    connection.exec_driver_sql(f"DROP TABLE {prepare.format_table(old)}")
+    old.drop(connection)
 
 
 def _keep_count(connection: Connection, new: str, old: str) -> None:
