@@ -29,7 +29,6 @@ from outboxkit.consumer.order_check import OrderCheck
 from outboxkit.consumer.process import Failed, HandleOnce, HandlerLookup, Job, Result, Try, failure_of, job_of
 from outboxkit.consumer.retries import FailedAttempt, Marker, OrderingKey, WaitingDelivery
 from outboxkit.consumer.transactions import (
-    DatabaseTrouble,
     RetryOnDatabaseTrouble,
     Stopped,
     Transactions,
@@ -39,6 +38,7 @@ from outboxkit.consumer.transactions import (
 from outboxkit.dead_letters import topic_copy
 from outboxkit.dead_letters.letter import DeadLetter, Stage
 from outboxkit.dead_letters.topic_copy import DeadLetterTopic
+from outboxkit.dialects import DatabaseTrouble
 from outboxkit.errors import ConfigurationError, OutboxKitError, TransientBrokerError
 from outboxkit.events import EventType, event_type
 from outboxkit.message import Kind, Message

@@ -21,8 +21,9 @@ from outboxkit.brokers import Delivery
 from outboxkit.consumer import retries
 from outboxkit.consumer.handlers import Handler, Handlers, MessageContext, Want, decode
 from outboxkit.consumer.retries import WaitingDelivery
-from outboxkit.consumer.transactions import DatabaseTrouble, TransactionScope, trouble_of
+from outboxkit.consumer.transactions import TransactionScope, trouble_of
 from outboxkit.dead_letters.letter import Stage
+from outboxkit.dialects import DatabaseTrouble
 from outboxkit.errors import DecodeError, InboxConflict, OutboxKitError, RegistryUnavailable
 from outboxkit.headers import REPLAY_FOR, from_wire
 from outboxkit.inbox import Admitted

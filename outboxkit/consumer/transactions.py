@@ -10,25 +10,24 @@ import asyncio
 import contextvars
 import logging
 import random
-import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from outboxkit import dialects
+from outboxkit.dialects import DatabaseTrouble
 from outboxkit.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
 __all__ = [
-    "DatabaseTrouble",
     "RetryOnDatabaseTrouble",
     "Stopped",
     "TransactionScope",
@@ -44,21 +43,6 @@ _log: Final = logging.getLogger(__name__)
 _BASE: Final = timedelta(milliseconds=50)
 _BUSY_AT_ONCE: Final = 3
 _MAX_DOUBLINGS: Final = 10
-
-# PostgreSQL's classes and codes (appendix A of its manual): serialization, deadlock, lock not available …
-_BUSY_STATES: Final = ("40001", "40P01", "55P03")
-# … connection exceptions, shutdown and start-up, no resources, a primary that became a standby.
-_DOWN_STATES: Final = ("08", "57P01", "57P02", "57P03", "53", "25006")
-_BUSY_SQLITE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_DOWN_SQLITE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
-
-
-class DatabaseTrouble(StrEnum):
-    """DatabaseTrouble that says nothing about the message at hand: no attempt is spent."""
-
-    BUSY = "busy"  #: another transaction is in the way
-    DOWN = "down"  #: the database, or a schema registry that is needed, cannot be reached or takes no work
-
 
 _LOST: Final[dict[str, str]] = {"database": "consumer.database_away", "registry": "consumer.registry_away"}
 _BACK: Final[dict[str, str]] = {"database": "consumer.database_back", "registry": "consumer.registry_back"}
@@ -183,14 +167,10 @@ class RetryOnDatabaseTrouble:
 
 
 def trouble_of(error: BaseException) -> DatabaseTrouble | None:
-    """What an error says about the database; None when it is about the work itself. Decides by code, never by text."""
-    if isinstance(error, PoolTimeout):
-        return DatabaseTrouble.BUSY
+    """Tells what an error says about the database or a registry; None when it is about the work itself."""
     if isinstance(error, RegistryUnavailable | _Unreachable):
         return DatabaseTrouble.DOWN
-    if isinstance(error, DBAPIError):
-        return _of_driver(error, error.orig)
-    return None
+    return dialects.trouble_of(error)
 
 
 def backoff_delay(trouble: DatabaseTrouble, attempt: int, rng: random.Random) -> timedelta:
@@ -206,21 +186,3 @@ def _transact(given: TransactionScope, unit: Callable[[TransactionScope], T]) ->
         except OSError as error:  # asyncpg's own, which SQLAlchemy passes on as it is
             raise _Unreachable from error
         return unit(given)
-
-
-def _of_driver(error: DBAPIError, cause: BaseException | None) -> DatabaseTrouble | None:
-    if error.connection_invalidated:
-        return DatabaseTrouble.DOWN
-    if isinstance(cause, sqlite3.Error):
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        return DatabaseTrouble.BUSY if code in _BUSY_SQLITE else DatabaseTrouble.DOWN if code in _DOWN_SQLITE else None
-    state: str | None = getattr(cause, "sqlstate", None)
-    if state is None:  # no answer from the server: it was not reached
-        return DatabaseTrouble.DOWN if isinstance(error, OperationalError | InterfaceError) else None
-    return (
-        DatabaseTrouble.BUSY
-        if state in _BUSY_STATES
-        else DatabaseTrouble.DOWN
-        if state.startswith(_DOWN_STATES)
-        else None
-    )

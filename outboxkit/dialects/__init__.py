@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sqlite3
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outboxkit.errors import ConfigurationError
 
@@ -26,22 +29,46 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine, Table
     from sqlalchemy.dialects.postgresql import Insert
-    from sqlalchemy.exc import DBAPIError
 
     from outboxkit.rows import Page, Reading
 
 __all__ = [
+    "DatabaseTrouble",
     "Dialect",
     "Features",
     "dialect_of",
     "hidden",
     "insert_ignoring",
+    "is_about_the_row",
+    "is_missing_table",
     "open_engine",
     "refusal",
+    "trouble_of",
 ]
 
 
 _GROUP: Final = "outboxkit.dialects"
+
+# SQLSTATE classes and codes, as the standard and appendix A of PostgreSQL's manual have them: serialization failure,
+# deadlock, lock not available …
+_BUSY_STATES: Final = ("40001", "40P01", "55P03")
+# … connection exceptions, shutdown and start-up, no resources, a primary that became a standby …
+_DOWN_STATES: Final = ("08", "57P01", "57P02", "57P03", "53", "25006")
+# … data exceptions, violated constraints, and limits of the program such as an index entry that is too large …
+_ROW_STATES: Final = ("22", "23", "54")
+# … and a table, a column or a schema that is not there.
+_MISSING_STATES: Final = ("42P01", "42703", "3F000")
+_BUSY_SQLITE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DOWN_SQLITE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
+_ROW_SQLITE: Final = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE)
+_MISSING_SQLITE: Final = ("no such table", "no such column", "has no column named")  # all of them have one code
+
+
+class DatabaseTrouble(StrEnum):
+    """Trouble with the database that says nothing about the work at hand: no attempt is spent."""
+
+    BUSY = "busy"  #: another transaction is in the way
+    DOWN = "down"  #: the database cannot be reached or takes no work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +184,55 @@ def refusal(url: URL, error: DBAPIError) -> str:
         error: what connecting raised.
     """
     found: str = _module(url.get_backend_name()).refusal(url, error)
+    return found
+
+
+def trouble_of(error: BaseException) -> DatabaseTrouble | None:
+    """Tells what an error says about the database; None when it is about the work itself.
+
+    Decides by the driver's codes, never by its text. A time-out of the pool is `DatabaseTrouble.BUSY`.
+    """
+    if isinstance(error, PoolTimeout):
+        return DatabaseTrouble.BUSY
+    if not isinstance(error, DBAPIError):
+        return None
+    if error.connection_invalidated:
+        return DatabaseTrouble.DOWN
+    state, code = _state(error), _sqlite_code(error)
+    if code is None and state is None:  # no answer from the server: it was not reached
+        return DatabaseTrouble.DOWN if isinstance(error, OperationalError | InterfaceError) else None
+    if code in _BUSY_SQLITE or state in _BUSY_STATES:
+        return DatabaseTrouble.BUSY
+    down = code in _DOWN_SQLITE or (state is not None and state.startswith(_DOWN_STATES))
+    return DatabaseTrouble.DOWN if down else None
+
+
+def is_about_the_row(error: BaseException) -> bool:
+    """True when the database refused values: a constraint, a range, an encoding, a length. Never an outage."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = _state(error)
+    return _sqlite_code(error) in _ROW_SQLITE or (state is not None and state.startswith(_ROW_STATES))
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """True when a statement names a table, a column or a schema that the database does not have."""
+    if not isinstance(error, DBAPIError):
+        return False
+    by_text = _sqlite_code(error) is not None and any(words in str(error.orig) for words in _MISSING_SQLITE)
+    return by_text or _state(error) in _MISSING_STATES
+
+
+def _state(error: DBAPIError) -> str | None:
+    found: str | None = getattr(error.orig, "sqlstate", None)
+    return found
+
+
+def _sqlite_code(error: DBAPIError) -> int | None:
+    """The primary result code; drivers wrap the standard library's error or are it."""
+    if not isinstance(error.orig, sqlite3.Error):
+        return None
+    found: int = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
     return found
 
 
