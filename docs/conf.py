@@ -12,11 +12,15 @@ project = "outboxkit"
 author = "outboxkit contributors"
 version = release = version_of("outboxkit")
 
-extensions = ["llms_txt", "myst_parser", "outboxkit_reference"]
+extensions = ["llms_txt", "myst_parser", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "deflist"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 exclude_patterns = ["_build", "_ext"]
 source_suffix = {".md": "markdown"}
 html_theme = "furo"
 html_title = "outboxkit"
 html_copy_source = True
+html_static_path = ["_static"]
+html_css_files = ["outboxkit.css"]
+copybutton_prompt_text = "$ "
+copybutton_line_continuation_character = "\\"
