@@ -59,16 +59,16 @@ def settings() -> Iterator[str]:
 
 def _section(model: type[BaseModel], key: str, variable: str) -> Iterator[str]:
     title = f"`[{key.rstrip('.')}]`" if key else "At the top of the file"
-    yield from (f"## {title}", "", "| setting, and its variable | default | meaning |", "|---|---|---|")
+    yield from (f"## {title}", "", "| setting | meaning, variable, default |", "|---|---|")
     sections = []
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             sections.append((kind, f"{key}{name}.", f"{variable}{name.upper()}__"))
         elif not field.exclude:
-            default = "" if field.default is None or field.default_factory else f"`{_plain(field.default)}`"
-            names = f"`{key}{name}`<br>`{variable}{name.upper()}`"
-            yield f"| {names} | {default} | {_cell(field.description or '')} |"
+            default = "" if field.default is None or field.default_factory else f" = `{_plain(field.default)}`"
+            said = f"{_cell(field.description or '')}<br>`{variable}{name.upper()}`{default}"
+            yield f"| `{key}{name}` | {said} |"
     yield ""
     for section in sections:
         yield from _section(*section)
