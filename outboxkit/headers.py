@@ -19,6 +19,7 @@ from outboxkit.rows import Row
 
 __all__ = [
     "CONTENT_TYPE",
+    "LETTER",
     "REPLAY_FOR",
     "RESERVED_PREFIXES",
     "SCHEMA",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 CONTENT_TYPE: Final = "content-type"
+LETTER: Final = "outboxkit-letter"  #: the number of the dead letter that is replayed with this message
 REPLAY_FOR: Final = "outboxkit-replay-for"
 SCHEMA: Final = "outboxkit-schema"
 RESERVED_PREFIXES: Final = ("ce_", "cloudevents:", "cloudevents_", "outboxkit-")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from outboxkit import tables
@@ -21,6 +21,7 @@ from outboxkit.errors import ConfigurationError, InboxConflict, OutboxKitError
 from outboxkit.message import content_hash
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
     from sqlalchemy import ColumnElement, Connection
@@ -38,11 +39,13 @@ __all__ = [
     "block",
     "claim",
     "finish",
+    "handled",
     "unblock",
 ]
 
 MAX_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
 _DEAD: Final = b"\0outboxkit: dead"  # the outcome of a message that had no effect and became a dead letter
+_KEYS_AT_ONCE: Final = 500  # in one statement: databases bound the number of values
 _MAX_TRIES: Final = 10  # each means that another transaction rolled back, or a purge ran, between two statements
 
 
@@ -110,13 +113,35 @@ def block(connection: Connection, consumer: str, *, source: str, message_id: str
     return connection.execute(insert.values(content_hash=digest, outcome=_DEAD, **values)).one_or_none() is not None
 
 
-def unblock(connection: Connection, consumer: str, source: str, message_id: str) -> None:
-    """Gives the row of a dead message free again for its replay; a row of an effect stays.
+def unblock(connection: Connection, messages: Collection[tuple[str, str, str]]) -> None:
+    """Gives the rows of dead messages free again for their replays; a row of an effect stays.
 
-    Transaction: joins the caller's, which also writes the replay; does not commit.
+    Transaction: joins the caller's, which also writes the replays; does not commit.
+
+    Args:
+        connection: the caller's.
+        messages: consumer, source and message id of each.
     """
-    condemned = and_(_Entry(consumer, source, message_id, None).where(), tables.inbox_messages.c.outcome == _DEAD)
-    connection.execute(tables.inbox_messages.delete().where(condemned))
+    inbox, keys = tables.inbox_messages, sorted(messages)
+    which = tuple_(inbox.c.consumer, inbox.c.source, inbox.c.message_id)
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        these = which.in_(keys[start : start + _KEYS_AT_ONCE])
+        connection.execute(inbox.delete().where(these, inbox.c.outcome == _DEAD))
+
+
+def handled(connection: Connection, messages: Collection[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+    """Returns those of these messages whose effect is committed: consumer, source and message id of each.
+
+    Transaction: joins the caller's; reads only. Index used: the primary key.
+    """
+    inbox, keys = tables.inbox_messages, sorted(messages)
+    identity = (inbox.c.consumer, inbox.c.source, inbox.c.message_id)
+    found: set[tuple[str, str, str]] = set()
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        these = tuple_(*identity).in_(keys[start : start + _KEYS_AT_ONCE])
+        is_effect = func.coalesce(inbox.c.outcome, b"") != _DEAD
+        found |= {tuple(row) for row in connection.execute(select(*identity).where(these, is_effect))}
+    return found
 
 
 def claim(

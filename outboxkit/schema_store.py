@@ -35,6 +35,7 @@ __all__ = [
     "refusal",
     "remember_writer",
     "schema_text",
+    "unreadable",
 ]
 
 Reader = tuple[str, str]  #: (fingerprint, text) of a schema
@@ -112,13 +113,23 @@ def schema_text(connection: Connection, fingerprint: str, resolve: Callable[[str
 
 
 def refusal(connection: Connection, consumer: str, message: Message, resolve: Callable[[str], str] | None) -> str:
-    """Why the consumer's current reader cannot read a message, naming the field; empty when it can.
+    """Says why the consumer's current reader cannot read a message, naming the field; empty when it can.
 
     Transaction: joins the caller's.
     """
-    reader, writers = current(connection, consumer, message.type), []
-    if reader is None or "json" in message.content_type:
+    if "json" in message.content_type or (reader := current(connection, consumer, message.type)) is None:
         return ""
+    if fault := unreadable(connection, reader, message, resolve):
+        return f"{consumer} cannot read {message.type} yet: {fault}"
+    return ""
+
+
+def unreadable(connection: Connection, reader: str, message: Message, resolve: Callable[[str], str] | None) -> str:
+    """Says why a reader's schema cannot read a message, naming the field; empty when it can.
+
+    Transaction: joins the caller's.
+    """
+    writers: list[str] = []
 
     def writer(fingerprint: str) -> str:
         writers.append(schema_text(connection, fingerprint, resolve))
@@ -128,13 +139,10 @@ def refusal(connection: Connection, consumer: str, message: Message, resolve: Ca
         contract = EventType(name=message.type, schema=json.loads(reader), codec="avro")
         codec_named(contract.codec).decode(message, contract, writer)
     except (CodecError, SchemaError) as error:
-        fields = (
-            [f"{one['field']}: {one['message']}" for one in problems(reader, writers[-1]) if "field" in one]
-            if writers
-            else []
-        )
+        faults = problems(reader, writers[-1]) if writers else []
+        fields = [f"{one['field']}: {one['message']}" for one in faults if "field" in one]
         where = getattr(error, "path", "")
-        return f"{consumer} cannot read {message.type} yet: {'; '.join(fields) or f'{where} {error.message}'.strip()}"
+        return "; ".join(fields) or f"{where} {error.message}".strip()
     return ""
 
 

@@ -35,8 +35,7 @@ from outboxkit.consumer.transactions import (
     TransactionScope,
     backoff_delay,
 )
-from outboxkit.dead_letters import topic_copy
-from outboxkit.dead_letters.letter import DeadLetter, Stage
+from outboxkit.dead_letters import DeadLetter, Stage, topic_copy
 from outboxkit.dead_letters.topic_copy import DeadLetterTopic
 from outboxkit.dialects import DatabaseTrouble
 from outboxkit.errors import ConfigurationError, OutboxKitError, TransientBrokerError

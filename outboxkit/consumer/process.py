@@ -22,10 +22,10 @@ from outboxkit.consumer import retries
 from outboxkit.consumer.handlers import Handler, Handlers, MessageContext, Want, decode
 from outboxkit.consumer.retries import WaitingDelivery
 from outboxkit.consumer.transactions import TransactionScope, trouble_of
-from outboxkit.dead_letters.letter import Stage
+from outboxkit.dead_letters import Stage
 from outboxkit.dialects import DatabaseTrouble
 from outboxkit.errors import DecodeError, InboxConflict, OutboxKitError, RegistryUnavailable
-from outboxkit.headers import REPLAY_FOR, from_wire
+from outboxkit.headers import LETTER, REPLAY_FOR, from_wire
 from outboxkit.inbox import Admitted
 from outboxkit.message import Message
 from outboxkit.policy import Failure
@@ -147,8 +147,8 @@ class HandleOnce:
         is_first = admission.kind is Admitted.FIRST
         outcome = self._call(given, tried, message, handler) if is_first else None
         tried.stage = Stage.COMMIT
-        if message.header(REPLAY_FOR) is not None:
-            dead_letters.settled(given.session.connection(), self.consumer, message)
+        if message.header(LETTER) is not None:
+            dead_letters.mark_replayed(given.session.connection(), self.consumer, message)
         if tried.job.waiting is not None:
             retries.remove(given.session, self.consumer, tried.job.waiting)
         if is_first:

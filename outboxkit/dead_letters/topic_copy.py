@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,7 @@ from outboxkit.avro.model.parse import parse
 from outboxkit.brokers import Delivery
 from outboxkit.dead_letters.letter import DeadLetter, Stage
 from outboxkit.errors import ConfigurationError, DecodeError, SchemaError
-from outboxkit.headers import REPLAY_FOR, format_instant, from_wire
+from outboxkit.headers import LETTER, REPLAY_FOR, format_instant, from_wire, pack_headers
 from outboxkit.message import Headers, Kind
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _OURS: Final = "outboxkit-dlq-"
 _SCHEMA: Final = "outboxkit-schema-"
 _SPRING: Final = "kafka_dlt-"
 _CONNECT: Final = "__connect.errors."
-_AGAIN: Final = (REPLAY_FOR, "outboxkit-attempt", "ce_sequence", "ce_recordedtime")  # the relay adds new ones
+_AGAIN: Final = (REPLAY_FOR, LETTER, "outboxkit-attempt", "ce_sequence", "ce_recordedtime")  # the relay adds new ones
 _ENVELOPE: Final = ("ce_", "cloudevents")
 _MAX_BYTES: Final = 4_000  # of the problems and of an error: headers count against the size of a message
 _DECODING: Final = (Stage.READ, Stage.DECODE)
@@ -93,16 +93,14 @@ def write(
         from_wire(letter.topic, letter.key, kept, b"")
     except DecodeError:  # the envelope is what is broken; the letter in the database has it byte for byte
         kept = tuple(header for header in kept if not header[0].lower().startswith(_ENVELOPE))
-    outbox.rewrite(
-        connection,
+    copy = replace(
+        letter,
         message_id=letter.message_id or str(letter.id),
         topic=copy_to.topic.format(topic=letter.topic, consumer=letter.consumer),
-        key=letter.key,
-        type_name=letter.type,
         kind=Kind.EVENT.value,
-        payload=letter.payload or b"",
-        headers=(*kept, *facts),
+        headers=pack_headers((*kept, *facts)),
     )
+    outbox.rewrite(connection, [copy])
 
 
 def headers_of(letter: DeadLetter, delivery: Delivery, style: Style, *, writer: str = "") -> Headers:
@@ -135,7 +133,7 @@ def _our_words(letter: DeadLetter, delivery: Delivery) -> Iterator[tuple[str, by
             "attempts": letter.attempts,
             "first-failed-at": letter.first_failed_at and format_instant(letter.first_failed_at),
             "generation": letter.generation,
-            "cause": letter.fingerprint,
+            "cause": letter.group,
         },
     )
 

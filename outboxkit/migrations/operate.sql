@@ -87,13 +87,13 @@ BEGIN
         RAISE EXCEPTION '% was replayed % times and died each time', buried.id, buried.generation USING ERRCODE = '55000';
     END IF;
     UPDATE outbox_stopped_keys AS k SET request = 'repair', requested_by = session_user
-        WHERE buried.side = 'relay' AND k.topic = buried.topic AND k.key = buried.key AND k.position = buried.position
+        WHERE buried.side = 'relay' AND k.topic = buried.topic AND k.key = buried.key AND k.position = buried.source_position
             AND k.reason = 'parked';
     IF NOT FOUND THEN
         RAISE EXCEPTION '% is not the head of a parked key', buried.id
             USING ERRCODE = '55000', HINT = 'outboxkit dlq replay does it, which reads the message: role repairer';
     END IF;
-    UPDATE dead_letters AS d SET state = 'replaying' WHERE d.id = buried.id;
+    UPDATE dead_letters AS d SET state = 'replaying', replaying_since = clock_timestamp() WHERE d.id = buried.id;
     INSERT INTO outbox_audit (who, action, target, why)
         VALUES (session_user, 'dlq.replay', outboxkit_replay.letter::text, coalesce(outboxkit_replay.why, ''));
     RETURN true;

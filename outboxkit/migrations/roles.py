@@ -90,6 +90,9 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "outbox_control": SIUD,
         "outbox_audit": SI,
         "dead_letters": SIU,
+        "dead_letter_groups": SIU,
+        "dead_letter_replays": SIU,
+        "dead_letter_replay_items": SIU,
         "inbox_messages": SD,
     },
 }

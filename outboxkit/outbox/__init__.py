@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
 from sqlalchemy import delete, func, literal, select
@@ -23,7 +23,7 @@ from outboxkit import tables
 from outboxkit._sql import database_now
 from outboxkit.dialects import dialect_of
 from outboxkit.errors import ConfigurationError, LeaseLost
-from outboxkit.headers import from_wire, pack_headers
+from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.message import Message
 from outboxkit.outbox.insert import insert_messages, insert_waiting, stored_id
 from outboxkit.rows import Evidence, Page, Reading, Row, shard_of
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Dialect
 
-    from outboxkit.message import Headers
 
 __all__ = [
     "Lag",
+    "Original",
     "Row",
     "claim",
     "fence",
@@ -44,9 +44,9 @@ __all__ = [
     "read",
     "remove",
     "rewrite",
+    "row_of",
     "schedule",
     "shards_of",
-    "stored",
     "stored_id",
     "write",
 ]
@@ -85,66 +85,59 @@ def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime 
         insert_waiting(connection, messages)
 
 
-def rewrite(
-    connection: Connection,
-    *,
-    message_id: str,
-    topic: str,
-    key: bytes | None,
-    type_name: str,
-    kind: str,
-    payload: bytes,
-    headers: Headers,
-) -> None:
-    """Inserts a message again as an unpublished row, with its own wire headers, byte for byte.
+class Original(Protocol):
+    """A message that was on the wire already: a dead letter, for one. Its headers are packed."""
+
+    @property
+    def message_id(self) -> str: ...
+    @property
+    def topic(self) -> str: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def payload(self) -> bytes | None: ...
+    @property
+    def headers(self) -> bytes: ...
+
+
+def rewrite(connection: Connection, originals: Sequence[Original]) -> None:
+    """Inserts messages again as unpublished rows, in order, with their own wire headers, byte for byte.
 
     Transaction: joins the caller's; does not commit.
     Guarantee: as `write`.
+
+    Raises:
+        DecodeError: the headers of one cannot be read.
     """
-    row = stored(
-        connection,
-        message_id=message_id,
-        topic=topic,
-        key=key,
-        type_name=type_name,
-        kind=kind,
-        payload=payload,
-        headers=headers,
-    )
-    connection.execute(tables.outbox_messages.insert().values(row))
+    if originals:
+        shards = shards_of(connection)
+        connection.execute(_HOT.insert(), [row_of(original, shards) for original in originals])
 
 
-def stored(
-    connection: Connection,
-    *,
-    message_id: str,
-    topic: str,
-    key: bytes | None,
-    type_name: str,
-    kind: str,
-    payload: bytes,
-    headers: Headers,
-) -> dict[str, Any]:
-    """The columns of a row whose wire headers exist already; it does not expire again.
-
-    Transaction: joins the caller's.
+def row_of(original: Original, shards: int) -> dict[str, Any]:
+    """Returns the columns of an outbox row for a message whose wire headers exist already; it does not expire again.
 
     Raises:
         DecodeError: the headers cannot be read.
     """
-    row_id, message = stored_id(message_id), from_wire(topic, key, headers, payload)
+    payload, row_id = original.payload or b"", stored_id(original.message_id)
+    message = from_wire(original.topic, original.key, unpack_headers(original.headers), payload)
     return {
-        "shard": shard_of(topic, key, row_id, shards_of(connection)),
+        "shard": shard_of(original.topic, original.key, row_id, shards),
         "message_id": row_id,
-        "topic": topic,
-        "key": key,
-        "type": type_name,
-        "kind": kind,
+        "topic": original.topic,
+        "key": original.key,
+        "type": original.type,
+        "kind": original.kind,
         "payload": payload,
-        "headers": pack_headers(headers),
+        "headers": original.headers,
         "content_type": message.content_type,
         "schema_fingerprint": message.schema or None,
-        "occurred_at": message.occurred_at or database_now(),
+        "occurred_at": message.occurred_at or datetime.now(UTC),  # no expression: one statement takes many rows
         "expires_at": None,
     }
 

@@ -25,7 +25,7 @@ from outboxkit._sql import database_now
 from outboxkit.brokers.memory import Exchange, MemorySubscriber
 from outboxkit.codecs import codec_named
 from outboxkit.consumer.process import Result
-from outboxkit.dead_letters.letter import DeadLetter
+from outboxkit.dead_letters import DeadLetter
 from outboxkit.errors import ConfigurationError
 from outboxkit.events import event_type
 from outboxkit.headers import pack_headers, wire_headers

@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 
 from outboxkit import dead_letters, outbox, tables
 from outboxkit._sql import any_of, database_now
-from outboxkit.headers import unpack_headers
+from outboxkit.dead_letters import DeadLetter, Filter, Side, State
 from outboxkit.policy import Failure
 from outboxkit_relay.store import stopped_keys
 from outboxkit_relay.store.stopped_keys import Request
@@ -90,28 +90,14 @@ def _reason(error: str) -> tuple[Failure, str]:
     return (Failure(name), text) if name in set(Failure) else (Failure.REJECTED, error)
 
 
-def _bring_back(connection: Connection, letter: Row[Any], position: int) -> None:
-    row = outbox.stored(
-        connection,
-        message_id=letter.message_id,
-        topic=letter.topic,
-        key=letter.key,
-        type_name=letter.type,
-        kind=letter.kind,
-        payload=letter.payload,
-        headers=tuple(unpack_headers(letter.headers)),
+def _bring_back(connection: Connection, letter: DeadLetter, position: int) -> None:
+    stopped_keys.reinsert_head(
+        connection, position, outbox.row_of(dead_letters.outgoing(letter), outbox.shards_of(connection))
     )
-    stopped_keys.reinsert_head(connection, position, row)
-    closed = {"state": "replayed", "closed_at": database_now()}
+    closed = {"state": State.REPLAYED, "closed_at": database_now()}
     connection.execute(update(_LETTERS).where(_LETTERS.c.id == letter.id).values(**closed))
 
 
-def _replaying(connection: Connection, topic: str, key: bytes, position: int) -> Row[Any] | None:
-    letter = select(_LETTERS).where(
-        _LETTERS.c.side == "relay",
-        _LETTERS.c.state == "replaying",
-        _LETTERS.c.topic == topic,
-        _LETTERS.c.key == key,
-        _LETTERS.c.position == position,
-    )
-    return connection.execute(letter).first()
+def _replaying(connection: Connection, topic: str, key: bytes, position: int) -> DeadLetter | None:
+    which = Filter(side=Side.RELAY, state=State.REPLAYING, topic=topic, key=key, source_position=position)
+    return next(iter(dead_letters.find(connection, which, limit=1)), None)

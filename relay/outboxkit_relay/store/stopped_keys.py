@@ -196,7 +196,7 @@ def _of_letter(column: Any) -> Any:
             _LETTERS.c.side == "relay",
             _LETTERS.c.topic == _STOPPED.c.topic,
             _LETTERS.c.key == _STOPPED.c.key,
-            _LETTERS.c.position == _STOPPED.c.position,
+            _LETTERS.c.source_position == _STOPPED.c.position,
         )
         .order_by(_LETTERS.c.died_at.desc())
         .limit(1)

@@ -130,8 +130,8 @@ def trouble(postgres_engine: Engine, roles: str) -> str:
         for statement in (
             f"""INSERT INTO outbox_stopped_keys (topic, key, shard, position, reason)
                 VALUES ('notes', '{CANARY}', 1, 77, 'parked'), ('notes', 'other', 1, 78, 'retry')""",
-            f"""INSERT INTO dead_letters (id, side, topic, key, message_id, type, kind, headers, payload, position,
-                    failure, stage, error_class, error, attempts, fingerprint)
+            f"""INSERT INTO dead_letters (id, side, topic, key, message_id, type, kind, headers, payload,
+                    source_position, failure, stage, error_class, error, attempts, "group")
                 VALUES ('{LETTER}', 'relay', 'notes', '{CANARY}', 'm', 'a', 'event', '{CANARY}', '{CANARY}', 77,
                     'rejected', 'publish', 'E', 'no', 1, 'f'),
                 (gen_random_uuid(), 'consumer', 'notes', '{CANARY}', 'm', 'a', 'event', '{CANARY}', '{CANARY}', 77,

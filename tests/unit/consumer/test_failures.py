@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from outboxkit import publish, tables
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
-from outboxkit.dead_letters.letter import DeadLetter, Filter, Stage, find
+from outboxkit.dead_letters import DeadLetter, Filter, Stage, find
 from outboxkit.headers import REPLAY_FOR, pack_headers, unpack_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure

@@ -17,11 +17,10 @@ from outboxkit._failpoints import FailpointHit
 from outboxkit.codecs import codec_named
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
-from outboxkit.dead_letters import Plan
-from outboxkit.dead_letters.letter import DeadLetter, Filter, State
+from outboxkit.dead_letters import DeadLetter, Decision, Filter, State
 from outboxkit.errors import ReplayError
 from outboxkit.events import EventType
-from outboxkit.headers import REPLAY_FOR, unpack_headers
+from outboxkit.headers import LETTER, REPLAY_FOR, unpack_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure
 from tests.consumer_fixture import ConsumerFixture, Effect, impatient, order, row_of
@@ -64,7 +63,7 @@ def letters(world: ConsumerFixture, **which: Any) -> list[DeadLetter]:
         )
 
 
-def replay(world: ConsumerFixture, ids: Sequence[UUID], **options: Any) -> list[Plan]:
+def replay(world: ConsumerFixture, ids: Sequence[UUID], **options: Any) -> list[Decision]:
     with world.engine.begin() as connection:
         return dead_letters.replay(connection, ids, **{"by": "ana", "why": "fixed"} | options)
 
@@ -118,7 +117,10 @@ async def test_the_replayed_message_has_its_own_id_and_bytes_and_says_for_whom(w
         "order.placed",
     )
     ours = ("ce_sequence", "ce_recordedtime")  # the relay adds new ones
-    assert new == {name: value for name, value in old.items() if name not in ours} | {REPLAY_FOR: b"billing"}
+    assert new == {name: value for name, value in old.items() if name not in ours} | {
+        REPLAY_FOR: b"billing",
+        LETTER: str(letter.id).encode(),
+    }
 
 
 async def test_a_letter_is_replaying_until_its_consumer_has_handled_it(world: ConsumerFixture) -> None:
@@ -257,9 +259,7 @@ async def test_a_discarded_letter_is_closed_and_cannot_be_replayed(world: Consum
 async def test_letters_are_found_by_stable_fields(world: ConsumerFixture) -> None:
     _, letter = await dead(world)
 
-    assert [found.id for found in letters(world, fingerprint=letter.fingerprint, error_class="KeyError", key=b"k")] == [
-        letter.id
-    ]
+    assert [found.id for found in letters(world, group=letter.group, error_class="KeyError", key=b"k")] == [letter.id]
     assert letters(world, consumer="shipping") == letters(world, since=letter.died_at + timedelta(seconds=1)) == []  # type: ignore[operator]
     with world.engine.connect() as connection:
         assert dead_letters.count(connection, Filter(consumer="billing")) == 1

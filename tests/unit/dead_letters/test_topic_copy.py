@@ -15,7 +15,7 @@ from outboxkit.brokers import Delivery
 from outboxkit.codecs.avro import encode
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
-from outboxkit.dead_letters.letter import Filter, Stage, State, of_delivery
+from outboxkit.dead_letters import Filter, Stage, State, of_delivery
 from outboxkit.dead_letters.topic_copy import DeadLetterTopic, Style, headers_of
 from outboxkit.errors import ConfigurationError, DecodeError
 from outboxkit.events import EventType
@@ -96,7 +96,7 @@ async def test_a_copy_has_the_messages_bytes_and_id_and_says_what_happened(world
         "error-class": "KeyError",
         "attempts": "2",
         "generation": "0",
-        "cause": died.fingerprint,
+        "cause": died.group,
     }
     assert not [name for name in headers if name.startswith("outboxkit-schema-")]
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from outboxkit import dead_letters, registries
-from outboxkit.dead_letters import Plan
-from outboxkit.dead_letters.letter import DeadLetter, Side, State
+from outboxkit.dead_letters import DeadLetter, Decision, Side, State
 from outboxkit.errors import OutboxKitError
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.operator import who
@@ -96,7 +95,7 @@ def replay(invocation: Invocation, /, choice: show.Choice, **options: Any) -> in
     choice.require_some("replay")
     payload = _content_of(options["payload"])
 
-    def carry_out(connection: Connection, found: list[DeadLetter], *, dry_run: bool) -> list[Plan]:
+    def carry_out(connection: Connection, found: list[DeadLetter], *, dry_run: bool) -> list[Decision]:
         return dead_letters.replay(
             connection,
             [letter.id for letter in found],
@@ -126,7 +125,7 @@ def discard(invocation: Invocation, /, choice: show.Choice, **options: Any) -> i
     """
     choice.require_some("discard")
 
-    def carry_out(connection: Connection, found: list[DeadLetter], *, dry_run: bool) -> list[Plan]:
+    def carry_out(connection: Connection, found: list[DeadLetter], *, dry_run: bool) -> list[Decision]:
         plans = [_discarding(letter) for letter in found]
         ids = [plan.id for plan in plans if not plan.refused]
         if ids and not dry_run:
@@ -142,7 +141,7 @@ class _Deed:
     """What is to be done with letters: ``carry_out(connection, letters, dry_run=…)`` does it, or says what it would."""
 
     verb: str
-    carry_out: Callable[..., list[Plan]]
+    carry_out: Callable[..., list[Decision]]
 
 
 def _change(invocation: Invocation, choice: show.Choice, deed: _Deed, options: dict[str, Any]) -> int:
@@ -167,7 +166,7 @@ def _change(invocation: Invocation, choice: show.Choice, deed: _Deed, options: d
     return Exit.OK if not refused else Exit.FAILED if refused == len(planned) else Exit.PARTLY
 
 
-def _tell(plans: list[Plan], done: str, *, as_json: bool) -> None:
+def _tell(plans: list[Decision], done: str, *, as_json: bool) -> None:
     for plan in plans:
         what = "refused" if plan.refused else "nothing to do" if plan.action == "none" else done
         if as_json:
@@ -185,10 +184,10 @@ def _counts(found: list[DeadLetter]) -> str:
     )
 
 
-def _discarding(letter: DeadLetter) -> Plan:
+def _discarding(letter: DeadLetter) -> Decision:
     if letter.state is State.DEAD:
-        return Plan(id=letter.id, action="discard")
-    return Plan(id=letter.id, action="none", reason=f"it is {letter.state.value}", refused=True)
+        return Decision(id=letter.id, action="discard")
+    return Decision(id=letter.id, action="none", reason=f"it is {letter.state.value}", refused=True)
 
 
 def _content_of(path: Path | None) -> bytes | None:

@@ -18,7 +18,7 @@ from sqlalchemy import and_, select, update
 
 from outboxkit import dead_letters, schema_store, tables
 from outboxkit.codecs import codec_named
-from outboxkit.dead_letters.letter import DeadLetter, Filter, Side, State
+from outboxkit.dead_letters import DeadLetter, Filter, Side, State
 from outboxkit.errors import CodecError, ConfigurationError, OutboxKitError, SchemaError
 from outboxkit.events import EventType
 from outboxkit.headers import unpack_headers
@@ -110,7 +110,7 @@ def _choice(options: dict[str, Any]) -> Choice:
         type=taken["type_name"],
         topic=taken["topic"],
         key=taken["key"].encode() if taken["key"] is not None else None,
-        fingerprint=taken["group"],
+        group=taken["group"],
         since=datetime.now(UTC) - duration(taken["since"]) if taken["since"] else None,
     )
     text = " ".join(f"{name}={value}" for name, value in taken.items() if value)
@@ -164,7 +164,7 @@ def release_followers(connection: Connection, discarded: Sequence[DeadLetter], b
         head = and_(
             stopped.c.topic == letter.topic,
             stopped.c.key == letter.key,
-            stopped.c.position == letter.position,
+            stopped.c.position == letter.source_position,
             stopped.c.reason == "parked",
         )
         if letter.side is Side.RELAY:
@@ -205,7 +205,7 @@ def show(letter: DeadLetter, content: str | None) -> None:
         output.field("problem", f"{problem.get('field', '')}: {problem.get('message', '')}".lstrip(": "))
         if problem.get("fix"):
             output.field("fix", problem["fix"])
-    output.field("group", letter.fingerprint)
+    output.field("group", letter.group)
     _show_content(letter, content)
 
 

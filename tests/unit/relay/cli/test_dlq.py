@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select
 
 from outboxkit import dead_letters, tables
 from outboxkit.brokers import Delivery
-from outboxkit.dead_letters.letter import DeadLetter, Stage
+from outboxkit.dead_letters import DeadLetter, Stage
 from outboxkit.headers import from_wire, wire_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure

@@ -78,7 +78,7 @@ def _letter(engine: Engine, connection: object, **values: object) -> str:
     columns = {
         "id": uuid4(), "side": "consumer", "consumer": "billing", "topic": "t", "message_id": message_id, "type": "x",
         "kind": "event", "headers": b"\0\0", "failure": "poison", "stage": "handler", "error_class": "E", "error": "e",
-        "attempts": 1, "fingerprint": "f",
+        "attempts": 1, "group": "f",
     }  # fmt: skip
     connection.execute(tables.dead_letters.insert().values(**columns, **values))  # type: ignore[attr-defined]
     return message_id

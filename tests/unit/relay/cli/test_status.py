@@ -107,7 +107,7 @@ def test_a_dead_message_is_not_counted_as_handled(outboxkit: Outboxkit, engine: 
     letter = {
         "id": uuid4(), "side": "consumer", "consumer": "billing", "topic": "t", "message_id": "1", "type": "x",
         "kind": "event", "headers": b"\0\0", "failure": "poison", "stage": "handler", "error_class": "E", "error": "e",
-        "attempts": 1, "fingerprint": "f",
+        "attempts": 1, "group": "f",
     }  # fmt: skip
     with engine.begin() as connection:
         connection.execute(tables.dead_letters.insert().values(**letter))
