@@ -254,7 +254,7 @@ def test_discarding_a_dead_head_asks_the_relay_to_let_its_followers_go(outboxkit
     values = {"topic": "orders", "key": b"7", "shard": 0, "position": 5, "reason": "parked"}
     with engine.begin() as connection:
         letters = tables.dead_letters
-        connection.execute(letters.update().values(side="relay", consumer="", position=5))
+        connection.execute(letters.update().values(side="relay", consumer="", source_position=5))
         connection.execute(stopped.insert(), [values, {**values, "key": b"8"}])
 
     assert outboxkit("dlq", "discard", str(letter.id), "--yes", "--why", "x").code == 0
