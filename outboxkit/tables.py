@@ -65,13 +65,8 @@ VERSION: Final = 2  #: of these tables; stored in ``outbox_version``
 #: Tables from this version on take what applications write: an application may be deployed before its tables.
 WRITABLE_FROM: Final = 1
 SHARDS: Final = 64  #: default number of shards; stored in ``outbox_version`` and read from there by everyone
-
 METADATA: Final = MetaData()
-
-
 _Big: Final = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up only an INTEGER PRIMARY KEY
-
-
 _EMPTY: Final = text("''")  # not "", whose quotes Alembic does not recognise on SQLite
 
 
@@ -323,7 +318,6 @@ dead_letters = Table(
     Column("closed_at", Instant),
     Column("group", String(16), nullable=False),
     Column("details", JSON),
-    # the replay under way
     Column("replay_to", Text),
     Column("replaying_since", Instant),
     # schema facts
@@ -353,7 +347,7 @@ dead_letter_replays = Table(
     Column("id", Uuid, primary_key=True),
     Column("state", String(8), nullable=False, server_default="ready"),
     Column("requested_by", Text, nullable=False),
-    Column("why", Text, nullable=False, server_default=_EMPTY),
+    Column("why", Text, nullable=False),
     Column("options", JSON, nullable=False),
     Column("created_at", Instant, nullable=False, server_default=database_now()),
     Column("finished_at", Instant),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outboxkit import tables
-from outboxkit.dead_letters.letter import Filter, find
+from outboxkit.dead_letters import Filter, find
 from outboxkit.policy import Failure
 from tests.consumer_child import COUNT, KILLED, run_child
 from tests.consumer_fixture import ConsumerFixture
