@@ -37,7 +37,10 @@ from outboxkit import tables
 __all__ = ["RENAMED", "expand", "lacking", "unproven"]
 
 #: (table, name in an older version) -> name now.
-RENAMED: Final[dict[tuple[str, str], str]] = {}
+RENAMED: Final[dict[tuple[str, str], str]] = {
+    ("dead_letters", "fingerprint"): "group",
+    ("dead_letters", "position"): "source_position",
+}
 #: Indexes of older versions whose columns have changed; a new one has a new name.
 DROPPED_INDEXES: Final[dict[str, tuple[str, ...]]] = {}
 
