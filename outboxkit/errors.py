@@ -16,6 +16,9 @@ OutboxKitError
 ├── LeaseLost                  another relay owns the shards now
 ├── InboxConflict              the same message id came with other content
 ├── GuardRefused               a guard's limit was met: the call was not made
+├── IdempotencyConflict        another request came under an idempotency key
+├── IdempotencyInProgress      another call under an idempotency key is under way
+├── IdempotencyOutcomeUnknown  a call under an idempotency key committed before it had ended
 ├── SagaNotFound               no such instance of a saga, or no class of its version
 └── ReplayError                a dead letter cannot be replayed as asked
 
@@ -36,6 +39,9 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "GuardRefused",
+    "IdempotencyConflict",
+    "IdempotencyInProgress",
+    "IdempotencyOutcomeUnknown",
     "InboxConflict",
     "IncompatibleSchema",
     "LeaseLost",
@@ -197,6 +203,32 @@ class GuardRefused(OutboxKitError):
         super().__init__(message)
         self.guard = guard
         self.retry_after = retry_after
+
+
+class IdempotencyConflict(OutboxKitError):
+    """Another request came under the same idempotency key."""
+
+    code = "idempotency-conflict"
+
+
+class IdempotencyInProgress(OutboxKitError):
+    """Another call under the same idempotency key is under way.
+
+    Attributes:
+        retry_after: when it may help to try again.
+    """
+
+    code = "idempotency-in-progress"
+
+    def __init__(self, message: str | None = None, *, retry_after: timedelta = timedelta(seconds=1)) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class IdempotencyOutcomeUnknown(OutboxKitError):
+    """A call under an idempotency key committed before it had ended: nobody knows its outcome."""
+
+    code = "idempotency-unknown"
 
 
 class SagaNotFound(OutboxKitError):

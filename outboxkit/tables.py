@@ -50,6 +50,7 @@ __all__ = [
     "inbox_waiting",
     "outbox_audit",
     "outbox_control",
+    "outbox_idempotency",
     "outbox_ledger",
     "outbox_messages",
     "outbox_relays",
@@ -323,6 +324,20 @@ outbox_sagas = Table(
     PrimaryKeyConstraint("saga", "key"),
     Index("outbox_sagas_status", "status", "updated_at"),
     comment="instances of sagas: their progress, state and history",
+)
+
+outbox_idempotency = Table(
+    "outbox_idempotency",
+    METADATA,
+    Column("scope", String(255), nullable=False),
+    Column("key", String(255), nullable=False),
+    Column("request_hash", LargeBinary),
+    Column("outcome", LargeBinary),
+    Column("created_at", Instant, nullable=False, server_default=database_now()),
+    Column("expires_at", Instant, nullable=False),
+    PrimaryKeyConstraint("scope", "key"),
+    Index("outbox_idempotency_expires", "expires_at"),
+    comment="idempotency keys of requests, and the outcome that each had",
 )
 
 outbox_version = Table(

@@ -1,9 +1,9 @@
 """Dialects: what differs between databases, behind one contract.
 
-**Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str`` and
-``hidden(connection) -> list[str]``, and one entry point in the group ``outboxkit.dialects`` named as SQLAlchemy names
-the dialect. It passes the dialect conformance suite of ``outboxkit.testing``. Everything that plain SQLAlchemy Core
-says for all databases stays out of here.
+**Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str``, ``hidden(connection)
+-> list[str]`` and ``lock_patience(connection, time)``, a context manager, and one entry point in the group
+``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
+``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sqlite3
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
@@ -23,7 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from outboxkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import timedelta
     from uuid import UUID
 
@@ -41,6 +42,7 @@ __all__ = [
     "insert_ignoring",
     "is_about_the_row",
     "is_missing_table",
+    "lock_patience",
     "open_engine",
     "refusal",
     "trouble_of",
@@ -185,6 +187,18 @@ def refusal(url: URL, error: DBAPIError) -> str:
     """
     found: str = _module(url.get_backend_name()).refusal(url, error)
     return found
+
+
+@contextmanager
+def lock_patience(connection: Connection, time: timedelta) -> Iterator[None]:
+    """Waits no longer than ``time`` for the lock of another transaction in the block.
+
+    A wait that ends without the lock raises an error of which `trouble_of` says that the database is busy.
+
+    Transaction: joins the caller's.
+    """
+    with _module(connection.dialect.name).lock_patience(connection, time):
+        yield
 
 
 def trouble_of(error: BaseException) -> DatabaseTrouble | None:

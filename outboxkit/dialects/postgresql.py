@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Table
 
-__all__ = ["dialect", "hidden", "refusal"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal"]
 
 _row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
 
@@ -39,6 +39,9 @@ _PLANS: Final = text(
            set_config('max_parallel_workers_per_gather', '0', false), set_config('jit', 'off', false)
     """,
 )
+
+_LOCK_TIMEOUT: Final = text("SELECT current_setting('lock_timeout')")
+_SET_LOCK_TIMEOUT: Final = text("SELECT set_config('lock_timeout', :time, true)")
 
 # --- reading by snapshot rounds: every fragment is constant, the values are bound ------------------------------------
 
@@ -317,3 +320,12 @@ def refusal(url: URL, error: DBAPIError) -> str:
     pooler = "startup parameter" in said  # only a pooler has an opinion on those
     hint = "this is a pooler: set database_direct_url, too" if pooler else "check user, password and database name"
     return f"the database refused the login to {where}: {said}; {hint}"
+
+
+@contextmanager
+def lock_patience(connection: Connection, time: timedelta) -> Iterator[None]:
+    """See `outboxkit.dialects.lock_patience`. The setting ends with the block, or with a transaction that failed."""
+    before = connection.scalar(_LOCK_TIMEOUT)
+    connection.execute(_SET_LOCK_TIMEOUT, {"time": f"{max(1, int(time.total_seconds() * 1000))}ms"})
+    yield
+    connection.execute(_SET_LOCK_TIMEOUT, {"time": before})

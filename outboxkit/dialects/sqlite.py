@@ -5,6 +5,7 @@ One writer at a time, so positions commit in order.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -31,12 +32,12 @@ from outboxkit.dialects import Features
 from outboxkit.rows import HEAVY, Page, Part, Reading, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.exc import DBAPIError
 
-__all__ = ["dialect", "hidden", "refusal"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal"]
 
 _HOT: Final = tables.outbox_messages.c
 _ROW: Final = (
@@ -170,3 +171,9 @@ def refusal(url: URL, error: DBAPIError) -> str:
     """See `outboxkit.dialects.refusal`."""
     name = "_".join(getattr(error.orig, "sqlite_errorname", "").split("_")[:2])  # without the extended part
     return f"the database file {url.database} {_UNUSABLE[name]}" if name in _UNUSABLE else ""
+
+
+@contextmanager
+def lock_patience(_connection: Connection, _time: timedelta) -> Iterator[None]:
+    """See `outboxkit.dialects.lock_patience`. There is one lock, the writer's: the driver's ``timeout`` bounds it."""
+    yield

@@ -53,7 +53,13 @@ S, SD, SI, SU, SID, SIU, SIUD = (
     "SELECT, INSERT, UPDATE",
     ("SELECT, INSERT, UPDATE, DELETE"),
 )
-_APP: Final = {"outbox_messages": "INSERT", "outbox_waiting": "INSERT", "outbox_version": S, "outbox_schemas": SI}
+_APP: Final = {
+    "outbox_messages": "INSERT",
+    "outbox_waiting": "INSERT",
+    "outbox_version": S,
+    "outbox_schemas": SI,
+    "outbox_idempotency": SIUD,
+}
 
 #: role -> table -> privileges. INSERT into the hot table is by column, without those that only the database writes.
 GRANTS: Final[dict[str, dict[str, str]]] = {
@@ -68,6 +74,7 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "dead_letters": SIU,
         "outbox_audit": "INSERT",
         "outbox_control": S,
+        "outbox_idempotency": SD,
         "outbox_version": S,
     },
     "consumer": {
