@@ -60,12 +60,12 @@ def drain_here(database: str) -> None:
     from outboxkit.dialects import open_engine
     from outboxkit_relay.core.state import RelayConfig
     from outboxkit_relay.daemon import lifecycle
-    from outboxkit_relay.daemon.relay import Relay
+    from outboxkit_relay.daemon.relay import RelayDaemon
 
     lifecycle.tune_interpreter()
     engine = open_engine(database, patience=timedelta(seconds=10))
     began = time.perf_counter()
-    Relay(engine, Sink(), RelayConfig(once=True)).run(threading.Event())  # type: ignore[arg-type]
+    RelayDaemon(engine, Sink(), RelayConfig(once=True)).run(threading.Event())  # type: ignore[arg-type]
     print(json.dumps(time.perf_counter() - began))
 
 

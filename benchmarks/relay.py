@@ -112,15 +112,15 @@ def outboxkit(database: str, broker: str, _count: int, order: str = "") -> None:
     from outboxkit.policy import Order
     from outboxkit_relay.core.state import RelayConfig
     from outboxkit_relay.daemon import lifecycle
-    from outboxkit_relay.daemon.relay import Relay
+    from outboxkit_relay.daemon.relay import RelayDaemon
 
     lifecycle.tune_interpreter()  # as the daemon does
     publisher = open_publisher(broker)
     engine = open_engine(database, patience=timedelta(seconds=10))
-    rules = RelayConfig(
+    config = RelayConfig(
         once=True, order=Order(order) if order else publisher.features.order, lease=timedelta(seconds=2)
     )
-    Relay(engine, publisher, rules).run(threading.Event())
+    RelayDaemon(engine, publisher, config).run(threading.Event())
     publisher.close()
 
 

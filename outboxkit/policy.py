@@ -23,6 +23,7 @@ __all__ = [
     "Failure",
     "Followers",
     "Order",
+    "OutageLog",
     "PauseDestination",
     "Resend",
     "Retry",
@@ -157,6 +158,34 @@ def full_jitter(base: timedelta | str, *, cap: timedelta | str, attempts: int) -
     if attempts < 1:
         raise ConfigurationError(f"attempts must be at least 1, got {attempts}")
     return Backoff(base=duration(base), cap=duration(cap), attempts=attempts)
+
+
+@dataclass(slots=True)
+class OutageLog:
+    """The count of tries during one outage: it is told once when it begins, and once when it is over.
+
+    Attributes:
+        backoff: how long to wait between two tries.
+        failures: failed tries in a row.
+    """
+
+    backoff: Backoff
+    failures: int = 0
+
+    @property
+    def has_just_begun(self) -> bool:
+        """Whether the latest failure is the first one: worth a line in the log."""
+        return self.failures == 1
+
+    def failed(self, rng: random.Random) -> timedelta:
+        """Counts a failed try; returns how long to wait before the next one."""
+        self.failures += 1
+        return self.backoff.delay(self.failures, rng)
+
+    def over(self) -> int:
+        """Ends the outage; returns its failed tries, 0 when there was none."""
+        failures, self.failures = self.failures, 0
+        return failures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,23 +9,50 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Final, NamedTuple
 from uuid import UUID
 
 __all__ = [
-    "HEAVY",
+    "LARGE",
     "NOTHING_PAUSED",
     "Evidence",
     "Page",
     "Part",
     "PauseSet",
     "Reading",
+    "Request",
     "Row",
+    "StopReason",
+    "WaitReason",
     "shard_of",
 ]
 
-HEAVY: Final = 4096  #: bytes; payloads above are counted by their size, all others by their number
+LARGE: Final = 4096  #: bytes; payloads above are counted by their size, all others by their number
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class WaitReason(StrEnum):
+    """Why a message waits, in ``outbox_waiting.reason``."""
+
+    RETRY = "retry"  #: a failed head, until its next try
+    FOLLOWER = "follower"  #: behind the head of its key
+    SCHEDULED = "scheduled"  #: for its instant
+
+
+class StopReason(StrEnum):
+    """Why a key is stopped, in ``outbox_stopped_keys.reason``."""
+
+    RETRY = "retry"  #: its head waits for the next try
+    PARKED = "parked"  #: its head is dead; an operator decides on the followers
+
+
+class Request(StrEnum):
+    """What was asked of a stopped key, in ``outbox_stopped_keys.request``."""
+
+    RELEASE = "release"  #: try the waiting head at once; behind a dead head the followers go on
+    SKIP = "skip"  #: a waiting head becomes a dead letter; the followers go on
+    REPAIR = "repair"  #: the dead head that is being replayed returns to its old position
 
 
 class Row(NamedTuple):
@@ -114,7 +141,7 @@ class Reading:
         round: snapshot of the round's first page: what it did not see belongs to the next round; None on that page.
         last: only positions above, 0 on the first page.
         limit: at most so many rows.
-        max_bytes: no more heavy payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
+        max_bytes: no more large payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
         missed: the complement instead: rows that are present although the snapshots saw them.
     """
 
@@ -134,13 +161,13 @@ class Page:
     Attributes:
         rows: in position order.
         snapshot: what this statement could see; told also when there are no rows.
-        heavy: the payloads above `HEAVY` bytes: their sizes by position.
+        large: the payloads above `LARGE` bytes: their sizes by position.
         cut: the page ends here although more was asked for and may be there.
     """
 
     rows: list[Row]
     snapshot: str
-    heavy: Mapping[int, int] = field(default_factory=dict)
+    large: Mapping[int, int] = field(default_factory=dict)
     cut: bool = False
 
 
@@ -182,7 +209,7 @@ class PauseSet:
         """Whether single messages must be looked at."""
         return bool(self.types or self.keys)
 
-    def hold(self, row: Row) -> bool:
+    def covers(self, row: Row) -> bool:
         """Whether the message itself is paused."""
         return row.type in self.types or (row.topic, row.key) in self.keys
 

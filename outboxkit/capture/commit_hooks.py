@@ -45,7 +45,7 @@ def on_commit(engine: Engine | AsyncEngine, wake: Callable[[], None]) -> Callabl
     """Calls a function after each commit that has added messages through this engine.
 
     It is called when the connection has gone back to its pool, or begins its next transaction. It must return at once
-    and raise nothing: `outboxkit_relay.daemon.relay.Relay.wake` is such a function.
+    and raise nothing: `outboxkit_relay.Relay.wake` is such a function.
 
     Returns:
         A function that ends it.

@@ -27,6 +27,7 @@ from outboxkit._sql import database_now
 from outboxkit.brokers import Delivery
 from outboxkit.dialects import insert_ignoring
 from outboxkit.headers import pack_headers, unpack_headers
+from outboxkit.rows import WaitReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -109,7 +110,7 @@ def defer(session: Session, consumer: str, head: Delivery, spent: FailedAttempt)
 
     Transaction: joins the caller's; does not commit. Writes: ``inbox_waiting``.
     """
-    values = _values(consumer, head) | {"reason": "retry"} | spent.columns()
+    values = _values(consumer, head) | {"reason": WaitReason.RETRY} | spent.columns()
     session.connection().execute(_room.insert().values(values))
 
 
@@ -119,7 +120,7 @@ def append(session: Session, consumer: str, followers: Sequence[Delivery]) -> No
     Transaction: joins the caller's; does not commit. Writes: ``inbox_waiting``.
     """
     if followers:
-        rows = [_values(consumer, delivery) | {"reason": "follower"} for delivery in followers]
+        rows = [_values(consumer, delivery) | {"reason": WaitReason.FOLLOWER} for delivery in followers]
         session.connection().execute(_room.insert(), rows)
 
 
@@ -191,7 +192,7 @@ def postpone(session: Session, waiting: WaitingDelivery, spent: FailedAttempt) -
 
     Transaction: joins the caller's; does not commit.
     """
-    session.connection().execute(update(_room).where(_is(waiting)).values(reason="retry", **spent.columns()))
+    session.connection().execute(update(_room).where(_is(waiting)).values(reason=WaitReason.RETRY, **spent.columns()))
 
 
 def remove(session: Session, consumer: str, waiting: WaitingDelivery) -> bool:

@@ -22,6 +22,7 @@ from outboxkit.dead_letters.letter import DeadLetter, Side, State
 from outboxkit.errors import CodecError, DecodeError, SchemaError
 from outboxkit.events import EventType
 from outboxkit.policy import Failure
+from outboxkit.rows import StopReason
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -186,7 +187,9 @@ class _Preflight:
 
 def _parked(connection: Connection) -> set[tuple[str, bytes, int]]:
     stopped = tables.outbox_stopped_keys.c
-    found = connection.execute(select(stopped.topic, stopped.key, stopped.position).where(stopped.reason == "parked"))
+    found = connection.execute(
+        select(stopped.topic, stopped.key, stopped.position).where(stopped.reason == StopReason.PARKED)
+    )
     return {(topic, bytes(key), position) for topic, key, position in found}
 
 

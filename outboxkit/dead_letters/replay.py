@@ -18,6 +18,7 @@ from outboxkit.dead_letters.preflight import Decision, Terms
 from outboxkit.dead_letters.search import in_order
 from outboxkit.errors import ReplayError
 from outboxkit.headers import LETTER, REPLAY_FOR, pack_headers, unpack_headers
+from outboxkit.rows import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -191,7 +192,7 @@ def _identity(letter: DeadLetter) -> tuple[str, str, str]:
 def _ask_for_repair(connection: Connection, head: DeadLetter, by: str) -> None:
     stopped = tables.outbox_stopped_keys
     this = and_(stopped.c.topic == head.topic, stopped.c.key == head.key)
-    connection.execute(update(stopped).where(this).values(request="repair", requested_by=by))
+    connection.execute(update(stopped).where(this).values(request=Request.REPAIR, requested_by=by))
 
 
 def _set_state(connection: Connection, ids: Collection[UUID], **values: Any) -> None:

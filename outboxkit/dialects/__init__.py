@@ -119,7 +119,7 @@ class Dialect(Protocol):
         """
         ...
 
-    def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
+    def confirm_lease(self, connection: Connection, relay: UUID) -> timedelta | None:
         """Makes every commit that was read durable; tells how long the relay's lease still holds, None when it ended.
 
         Transaction: its own, committed when this returns; the connection is outside one.

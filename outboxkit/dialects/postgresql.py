@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from outboxkit._sql import array_literal
 from outboxkit.dialects import Features
 from outboxkit.errors import LeaseLost
-from outboxkit.rows import HEAVY, Page, Reading, Row
+from outboxkit.rows import LARGE, Page, Reading, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -52,16 +52,16 @@ SELECT 0::bigint AS position, NULL::bytea, pg_current_snapshot()::text, NULL::by
        current_setting('outboxkit.session', true), NULL, NULL::bytea, NULL::bytea, 0::bigint, NULL::timestamptz, 0, NULL
 UNION ALL
 (SELECT position, uuid_send(message_id), topic, key, type, kind,
-        CASE WHEN octet_length(payload) <= %(heavy)s THEN payload END, headers,
+        CASE WHEN octet_length(payload) <= %(large)s THEN payload END, headers,
         (date_part('epoch', recorded_at) * 1000000)::bigint, expires_at,
-        CASE WHEN octet_length(payload) <= %(heavy)s THEN 0 ELSE octet_length(payload) END, NULL
+        CASE WHEN octet_length(payload) <= %(large)s THEN 0 ELSE octet_length(payload) END, NULL
  FROM outbox_messages
  WHERE shard = ANY(%(shards)s::smallint[]) AND {order} > %(last)s AND ({parts}){rest}
  ORDER BY {order}
  LIMIT %(limit)s)
 ORDER BY position
 """
-# Heavy payloads are left out there, and their size stands in the place of the attempts, which fresh rows have none of.
+# Large payloads are left out there, and their size stands in the place of the attempts, which fresh rows have none of.
 _SIZE: Final = operator.itemgetter(Row._fields.index("attempts"))
 _PAYLOADS: Final = "SELECT position, payload FROM outbox_messages WHERE position = ANY(%(positions)s)"
 _ALL_BUT: Final = "topic <> ALL(%({part}_topics)s::text[])"
@@ -93,7 +93,7 @@ def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bo
 
 def _values(reading: Reading) -> dict[str, Any]:
     values: dict[str, Any] = {"shards": list(reading.shards), "last": reading.last, "limit": reading.limit}
-    values["heavy"] = HEAVY
+    values["large"] = LARGE
     for number, part in enumerate(reading.parts):
         values[f"p{number}_topics"] = list(part.topics)
         values |= _snapshot(f"p{number}", part.seen)
@@ -109,7 +109,7 @@ def _snapshot(name: str, text: str | None) -> dict[str, Any]:
 
 
 # The transactional message makes this transaction write WAL, so that its synchronous commit flushes all WAL before it.
-_CLAIM: Final = """
+_CONFIRM_LEASE: Final = """
 SELECT date_part('epoch', expires_at - clock_timestamp()), set_config('synchronous_commit', 'on', true),
        pg_logical_emit_message(true, 'outboxkit', '')
 FROM outbox_relays
@@ -182,10 +182,10 @@ class PostgreSQL:
                     "the read connection has reached another server session; it must not go through a pooler"
                 )
             rows = list(map(_row, found))
-            return _with_heavy(cursor, rows, told[2], reading) if any(map(_SIZE, rows)) else Page(rows, told[2])
+            return _with_large(cursor, rows, told[2], reading) if any(map(_SIZE, rows)) else Page(rows, told[2])
 
-    def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
-        """See `outboxkit.dialects.Dialect.claim`. Reads outbox_relays, writes one WAL record and no row."""
+    def confirm_lease(self, connection: Connection, relay: UUID) -> timedelta | None:
+        """See `outboxkit.dialects.Dialect.confirm_lease`. Reads outbox_relays, writes one WAL record and no row."""
         severities: list[str] = []
 
         def note(diagnostic: Any) -> None:
@@ -194,7 +194,7 @@ class PostgreSQL:
         with _driver(connection) as driver:
             driver.add_notice_handler(note)
             try:
-                found = driver.execute(_CLAIM, (relay,)).fetchone()
+                found = driver.execute(_CONFIRM_LEASE, (relay,)).fetchone()
                 driver.commit()
             finally:
                 driver.remove_notice_handler(note)
@@ -214,24 +214,24 @@ class PostgreSQL:
         return insert(table)
 
 
-def _with_heavy(cursor: Any, rows: list[Row], snapshot: str, reading: Reading) -> Page:
-    """The page with its heavy payloads, up to the first that does not fit; what is gone by now is published."""
-    heavy: dict[int, int] = {}
+def _with_large(cursor: Any, rows: list[Row], snapshot: str, reading: Reading) -> Page:
+    """The page with its large payloads, up to the first that does not fit; what is gone by now is published."""
+    large: dict[int, int] = {}
     end = len(rows)
     for at, row in enumerate(rows):
         if size := _SIZE(row):
-            if heavy and sum(heavy.values()) + size > reading.max_bytes:
+            if large and sum(large.values()) + size > reading.max_bytes:
                 end = at
                 break
-            heavy[row.position] = size
-    payloads = dict(cursor.execute(_PAYLOADS, {"positions": list(heavy)}).fetchall())
+            large[row.position] = size
+    payloads = dict(cursor.execute(_PAYLOADS, {"positions": list(large)}).fetchall())
     whole = [
-        row._replace(payload=payloads[row.position], attempts=0) if row.position in heavy else row
+        row._replace(payload=payloads[row.position], attempts=0) if row.position in large else row
         for row in rows[:end]
-        if row.position not in heavy or row.position in payloads
+        if row.position not in large or row.position in payloads
     ]
     # A full page that lost a row is no short one: the round goes on.
-    return Page(whole, snapshot, heavy, cut=len(rows) == reading.limit or end < len(rows))
+    return Page(whole, snapshot, large, cut=len(rows) == reading.limit or end < len(rows))
 
 
 def _connection_settings(patience: timedelta) -> dict[str, Any]:

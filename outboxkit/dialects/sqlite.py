@@ -29,7 +29,7 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 
 from outboxkit import tables
 from outboxkit.dialects import Features
-from outboxkit.rows import HEAVY, Page, Part, Reading, Row
+from outboxkit.rows import LARGE, Page, Part, Reading, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +60,7 @@ _UNUSABLE: Final = {
     "SQLITE_READONLY": "is read-only for this user",
 }
 
-_CLAIM: Final = text(
+_CONFIRM_LEASE: Final = text(
     """
     SELECT (julianday(expires_at) - julianday('now')) * 86400.0
     FROM outbox_relays
@@ -98,23 +98,23 @@ class SQLite:
         highest = select(func.coalesce(func.max(_HOT.position), 0)).scalar_subquery()
         statement = select(highest, *_ROW).where(*wanted).order_by(_HOT.position).limit(reading.limit)
         rows: list[Row] = []
-        heavy: dict[int, int] = {}
+        large: dict[int, int] = {}
         # Without rows the statement tells no snapshot; then what any part has seen is still all there is to see.
         snapshot = max(int(part.seen or 0) for part in reading.parts)
         with connection.execute(statement) as found:  # one after the other: the file is not read into memory
             for told, *values in found:
                 snapshot, row = told, Row.of(*values)
                 size = len(row.payload)
-                if size > HEAVY:
-                    if heavy and sum(heavy.values()) + size > reading.max_bytes:
-                        return Page(rows, str(snapshot), heavy, cut=True)
-                    heavy[row.position] = size
+                if size > LARGE:
+                    if large and sum(large.values()) + size > reading.max_bytes:
+                        return Page(rows, str(snapshot), large, cut=True)
+                    large[row.position] = size
                 rows.append(row)
-        return Page(rows, str(snapshot), heavy)
+        return Page(rows, str(snapshot), large)
 
-    def claim(self, connection: Connection, relay: UUID) -> timedelta | None:
-        """See `outboxkit.dialects.Dialect.claim`. What can be read is durable here: only the lease is looked at."""
-        found = connection.execute(_CLAIM, {"relay": relay.hex}).one_or_none()
+    def confirm_lease(self, connection: Connection, relay: UUID) -> timedelta | None:
+        """See `outboxkit.dialects.Dialect.confirm_lease`. All that can be read is durable here."""
+        found = connection.execute(_CONFIRM_LEASE, {"relay": relay.hex}).one_or_none()
         connection.commit()
         return timedelta(seconds=float(found[0])) if found else None
 

@@ -1,7 +1,7 @@
 """The outbox: messages written with the domain's transaction, read and settled by relays.
 
-Verbs of writers: `write`, `schedule`. Verbs of relays: `read`, `claim`, `fence`, `remove`. All are Core statements on a
-connection that the caller owns.
+Verbs of writers: `write`, `schedule`. Verbs of relays: `read`, `confirm_lease`, `fence`, `remove`. All are Core
+statements on a connection that the caller owns.
 
 State is presence: a row lives in ``outbox_messages`` from its commit to the broker's acknowledgement. What becomes of a
 message that fails for reasons of its own is told in `outboxkit_relay.store.stopped_keys`.
@@ -38,7 +38,7 @@ __all__ = [
     "Lag",
     "Original",
     "Row",
-    "claim",
+    "confirm_lease",
     "fence",
     "lag",
     "read",
@@ -182,7 +182,7 @@ def read(connection: Connection, reading: Reading) -> Page:
     return dialect_of(connection).read(connection, reading)
 
 
-def claim(connection: Connection, relay: UUID) -> timedelta:
+def confirm_lease(connection: Connection, relay: UUID) -> timedelta:
     """Makes what was read durable and confirms the lease; to be called after reading and before publishing.
 
     Transaction: its own; it is committed when this returns.
@@ -191,7 +191,7 @@ def claim(connection: Connection, relay: UUID) -> timedelta:
     Raises:
         LeaseLost: another relay may own the shards.
     """
-    left = dialect_of(connection).claim(connection, relay)
+    left = dialect_of(connection).confirm_lease(connection, relay)
     if left is None:
         raise LeaseLost
     return left

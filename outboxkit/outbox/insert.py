@@ -27,7 +27,7 @@ from outboxkit._sql import database_now
 from outboxkit.dialects import dialect_of
 from outboxkit.headers import packed_headers
 from outboxkit.message import Message
-from outboxkit.rows import shard_of
+from outboxkit.rows import WaitReason, shard_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Table
@@ -163,7 +163,7 @@ _MANY: Final = _many()
 _SCHEDULED: Final = _statement(
     _WAITING,
     _own_type,
-    reason="scheduled",
+    reason=WaitReason.SCHEDULED,
     due_at=func.coalesce(
         bindparam("_due", type_=_WAITING.c.due_at.type), database_now(bindparam("_delay", type_=Float()))
     ),

@@ -28,8 +28,8 @@ __all__ = [
     "Pause",
     "Scope",
     "Target",
-    "holds",
     "pause",
+    "pause_set",
     "pauses",
     "resume",
     "unescaped",
@@ -157,7 +157,7 @@ def pauses(connection: Connection) -> list[Pause]:
 # --- relays ------------------------------------------------------------------------------------------------------
 
 
-def holds(connection: Connection) -> PauseSet:
+def pause_set(connection: Connection) -> PauseSet:
     """All pauses in force.
 
     Transaction: joins the caller's; reads only.

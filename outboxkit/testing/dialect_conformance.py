@@ -27,7 +27,7 @@ from outboxkit import outbox, tables
 from outboxkit._sql import database_now
 from outboxkit.dialects import dialect_of, insert_ignoring
 from outboxkit.message import Message
-from outboxkit.rows import HEAVY, Page, Part, Reading, Row
+from outboxkit.rows import LARGE, Page, Part, Reading, Row
 
 __all__ = ["DialectConformance"]
 
@@ -67,24 +67,24 @@ class DialectConformance:
         assert (rows[1].key, rows[1].expires_at, rows[1].waiting_id, rows[1].attempts) == (None, None, None, 0)
 
     def test_a_page_has_a_size_in_bytes_and_the_round_goes_on_behind_it(self, engine: Engine) -> None:
-        heavy, light = "x" * (3 * HEAVY), "light"
-        _write(engine, light, heavy, heavy, light, heavy, light)
+        large, light = "x" * (3 * LARGE), "light"
+        _write(engine, light, large, large, light, large, light)
 
         with _reading(engine) as connection:
-            pages = _round(connection, _reading_of(_EVERYTHING, max_bytes=7 * HEAVY))
+            pages = _round(connection, _reading_of(_EVERYTHING, max_bytes=7 * LARGE))
 
         assert [len(page.rows) for page in pages] == [4, 2]
         assert [page.cut for page in pages] == [True, False]
-        assert _payloads(pages) == [light, heavy, heavy, light, heavy, light]
-        assert [list(page.heavy.values()) for page in pages] == [[3 * HEAVY] * 2, [3 * HEAVY]]
-        assert [row.position for page in pages for row in page.rows if len(row.payload) > HEAVY] == [
-            position for page in pages for position in page.heavy
+        assert _payloads(pages) == [light, large, large, light, large, light]
+        assert [list(page.large.values()) for page in pages] == [[3 * LARGE] * 2, [3 * LARGE]]
+        assert [row.position for page in pages for row in page.rows if len(row.payload) > LARGE] == [
+            position for page in pages for position in page.large
         ]
         assert all(row.attempts == 0 for page in pages for row in page.rows)
 
     def test_a_payload_above_the_size_of_a_page_is_a_page(self, engine: Engine) -> None:
-        heavy = "x" * (3 * HEAVY)
-        _write(engine, heavy, heavy)
+        large = "x" * (3 * LARGE)
+        _write(engine, large, large)
 
         with _reading(engine) as connection:
             pages = _round(connection, _reading_of(_EVERYTHING, max_bytes=1))
@@ -206,7 +206,7 @@ class DialectConformance:
         relay = _register(engine, timedelta(seconds=30))
 
         with engine.connect() as connection:
-            left = outbox.claim(connection, relay)
+            left = outbox.confirm_lease(connection, relay)
 
         assert timedelta(seconds=20) < left <= timedelta(seconds=30)
 
@@ -214,8 +214,8 @@ class DialectConformance:
         ended = _register(engine, timedelta(seconds=-1))
 
         with engine.connect() as connection:
-            assert dialect_of(connection).claim(connection, ended) is None
-            assert dialect_of(connection).claim(connection, uuid4()) is None
+            assert dialect_of(connection).confirm_lease(connection, ended) is None
+            assert dialect_of(connection).confirm_lease(connection, uuid4()) is None
 
     # --- removing and inserting -------------------------------------------------------------------------------------
 

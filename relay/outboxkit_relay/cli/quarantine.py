@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from outboxkit.rows import Request, StopReason
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.exit_codes import Exit
 from outboxkit_relay.store import stopped_keys
-from outboxkit_relay.store.stopped_keys import KeyStop, Request
+from outboxkit_relay.store.stopped_keys import KeyStop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ def command() -> None:
 def list_stops(invocation: Invocation, topic: str | None, limit: int, *, as_json: bool) -> None:
     """List stopped keys and why their heads failed."""
     with database.reading(invocation) as connection:
-        found = stopped_keys.stops(connection, topic=topic, limit=limit)
+        found = stopped_keys.list_stopped(connection, topic=topic, limit=limit)
         total = stopped_keys.count_stopped_keys(connection, topic=topic)
     if as_json:
         for stop in found:
@@ -111,7 +112,7 @@ class _Asked:
         """Why nothing can be asked of it; empty when it can."""
         if self.stop is None:
             return "it is not stopped"
-        return "its dead head is being replayed" if self.stop.request == "repair" else ""
+        return "its dead head is being replayed" if self.stop.request == Request.REPAIR else ""
 
 
 def _ask(invocation: Invocation, what: Request, target: tuple[str, tuple[str, ...]], options: dict[str, Any]) -> int:
@@ -143,7 +144,7 @@ def _stopped(connection: Connection, topic: str, text: str) -> KeyStop | None:
     raw = text.encode("utf-8", "surrogateescape")
     escaped = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), raw)
     for key in dict.fromkeys((raw, escaped)):
-        if found := stopped_keys.stops(connection, topic=topic, key=key):
+        if found := stopped_keys.list_stopped(connection, topic=topic, key=key):
             return found[0]
     return None
 
@@ -157,7 +158,7 @@ def _question(what: Request, topic: str, stops: Sequence[KeyStop]) -> str:
 def _meaning(what: Request, stop: KeyStop) -> str:
     """What the relay will do."""
     go_on = f"{_messages(stop.followers)} behind it go{'es' * (stop.followers == 1)} on"
-    if stop.reason == "parked":
+    if stop.reason == StopReason.PARKED:
         return f"its head is dead, {go_on}"
     return "its head is tried at once" if what is Request.RELEASE else f"its head becomes a dead letter, {go_on}"
 

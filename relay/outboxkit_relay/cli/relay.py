@@ -9,7 +9,8 @@ import click
 
 from outboxkit import _failpoints
 from outboxkit_relay.cli import pause
-from outboxkit_relay.daemon import embedded, lifecycle
+from outboxkit_relay.daemon import lifecycle
+from outboxkit_relay.daemon.build import build_relay
 
 if TYPE_CHECKING:
     from outboxkit_relay.cli.main import Invocation
@@ -41,5 +42,5 @@ def run(invocation: Invocation, *, once: bool) -> None:
     _failpoints.enable(settings.failpoints)
     lifecycle.tune_interpreter()
     stop = threading.Event()
-    with lifecycle.stop_on_signals(stop.set), embedded.opened(settings, once=once) as (_, publish):
-        publish(stop)
+    with lifecycle.stop_on_signals(stop.set), build_relay(settings, once=once) as built:
+        built.run(stop)

@@ -15,6 +15,7 @@ from outboxkit._sql import Instant, database_now
 from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope
 from outboxkit.policy import duration
+from outboxkit.rows import StopReason, WaitReason
 from outboxkit_relay.cli import find_message, pause
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.exit_codes import Exit
@@ -152,7 +153,7 @@ def _topics(connection: Connection, now: datetime) -> list[Topic]:
         found.setdefault(topic, {})[reason] = count
     stopped = select(_STOPPED.topic, _STOPPED.reason, func.count()).group_by(_STOPPED.topic, _STOPPED.reason)
     for topic, reason, count in connection.execute(stopped):
-        name = "parked_keys" if reason == "parked" else "stopped_keys"
+        name = "parked_keys" if reason == StopReason.PARKED else "stopped_keys"
         found.setdefault(topic, {})[name] = count
     return [Topic(topic=topic, **values) for topic, values in sorted(found.items())]
 
@@ -203,10 +204,10 @@ def _of_a_dead_message() -> ColumnElement[bool]:
 def _parked(connection: Connection) -> list[dict[str, Any]]:
     followers = (
         select(func.count())
-        .where(_WAITING.topic == _STOPPED.topic, _WAITING.key == _STOPPED.key, _WAITING.reason == "follower")
+        .where(_WAITING.topic == _STOPPED.topic, _WAITING.key == _STOPPED.key, _WAITING.reason == WaitReason.FOLLOWER)
         .scalar_subquery()
     )
-    statement = select(_STOPPED.topic, _STOPPED.key, followers).where(_STOPPED.reason == "parked")
+    statement = select(_STOPPED.topic, _STOPPED.key, followers).where(_STOPPED.reason == StopReason.PARKED)
     return [
         {"topic": topic, "key": bytes(key).decode("utf-8", "backslashreplace"), "followers": count}
         for topic, key, count in connection.execute(statement.order_by(_STOPPED.topic, _STOPPED.key))

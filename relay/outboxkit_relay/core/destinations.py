@@ -1,4 +1,4 @@
-"""Destinations: what is queued for each, what is in flight, and whether it is in trouble. Pure.
+"""Destinations: the queue of each, its batches in flight, and its trouble. Pure.
 
 Under ``order = strict`` a row leaves the queue only when no row of its key is in flight; under ``pipelined`` the window
 may hold many rows of a key, and batches count as acknowledged in the order in which they were handed over.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from outboxkit.brokers import Receipts
     from outboxkit.rows import Row
 
-__all__ = ["Destination", "InFlightBatch", "Key", "Limits", "Unavailability", "by_topic", "key_of"]
+__all__ = ["Destination", "DestinationLimits", "InFlightBatch", "Key", "Unavailability", "by_topic", "key_of"]
 
 _KIND: Final = attrgetter("kind")
 _TOPIC: Final = attrgetter("topic")
@@ -31,12 +31,12 @@ Key = tuple[str, bytes | int]
 
 
 def key_of(row: Row) -> Key:
-    """What keeps its order together: (topic, key); a row without a key has only its own position."""
+    """The ordering key of a row: (topic, key), or (topic, position) of a row without a key."""
     return row.topic, row.position if row.key is None else row.key
 
 
 def by_topic(rows: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
-    """The rows of each topic, in order."""
+    """Groups rows by topic, in order."""
     topics = set(map(_TOPIC, rows))
     if len(topics) == 1:  # as a rule, and a thousand rows are not copied
         return {topics.pop(): rows}
@@ -48,7 +48,15 @@ def by_topic(rows: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
 
 @dataclass(slots=True)
 class InFlightBatch:
-    """A batch at the broker, when it is given up, and since when it is there."""
+    """A batch at the broker.
+
+    Attributes:
+        number: names it.
+        rows: in order.
+        deadline: when it is given up.
+        since: when it was handed over.
+        receipts: the broker's answer, as soon as it is there.
+    """
 
     number: int
     rows: Sequence[Row]
@@ -58,26 +66,36 @@ class InFlightBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one destination may take of the relay.
+class DestinationLimits:
+    """How one destination is used.
 
     Attributes:
         in_flight: messages at the broker; None: as many as the window holds.
         rate: messages a second; None: as fast as it goes.
         circuit: when it is left alone; None: only for the pause that every trouble brings.
+        order: how much of a key may be in flight; None: as the relay's.
     """
 
     in_flight: int | None = None
     rate: float | None = None
     circuit: CircuitRule | None = None
+    order: Order | None = None
 
 
-_NO_LIMITS: Final = Limits()
+_NO_LIMITS: Final = DestinationLimits()
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailability:
-    """A destination that is not used until an instant: how often in a row, why, and since when."""
+    """A destination that is not used until an instant.
+
+    Attributes:
+        until: when a few messages probe it again.
+        times: refusals in a row.
+        failure: the class of the latest one.
+        text: the broker's words, redacted.
+        since: when the first one came.
+    """
 
     until: datetime
     times: int
@@ -96,10 +114,10 @@ class Destination:
         limits: what it may take.
         queue: rows that may go out, in order.
         behind: (strict) rows behind one of their key that is queued or in flight.
-        flights: by number, in the order of hand-over.
-        held: rows in `queue` and `behind`.
+        batches: in flight, by number, in the order of hand-over.
+        queued: rows in `queue` and `behind`.
         in_flight: rows in flight.
-        heavy: bytes of heavy payloads among both, and among what is being settled.
+        large: bytes of large payloads among both, and among what is being settled.
         broken: keys with a row whose outcome is bad or unknown: what follows must not count as published.
         failing: in trouble, and not all outcomes are known yet: nothing is handed over.
         trouble: the latest trouble; cleared by the first success after it.
@@ -107,13 +125,13 @@ class Destination:
 
     topic: str
     order: Order
-    limits: Limits = _NO_LIMITS
+    limits: DestinationLimits = _NO_LIMITS
     queue: deque[Row] = field(default_factory=deque)
     behind: dict[Key, deque[Row]] = field(default_factory=dict)
-    flights: dict[int, InFlightBatch] = field(default_factory=dict)
-    held: int = 0
+    batches: dict[int, InFlightBatch] = field(default_factory=dict)
+    queued: int = 0
     in_flight: int = 0
-    heavy: int = 0
+    large: int = 0
     broken: set[Key] = field(default_factory=set)
     failing: bool = False
     trouble: Unavailability | None = None
@@ -125,13 +143,13 @@ class Destination:
         self.breaker = None if self.limits.circuit is None else Breaker(self.limits.circuit)
 
     def circuit(self, now: datetime) -> CircuitState:
-        """Whether it is used."""
+        """The state of its circuit breaker."""
         if self.trouble is None:
             return CircuitState.CLOSED
         return CircuitState.OPEN if self.trouble.until > now else CircuitState.HALF_OPEN
 
     def allowance(self, limit: int, now: datetime) -> int:
-        """How many rows may be handed over now, at limit so many."""
+        """Number of rows that may be sent now, up to ``limit``, given the cap on messages in flight and the rate."""
         if self.limits.in_flight is not None:
             limit = min(limit, self.limits.in_flight - self.in_flight)
         if self.bucket is not None and limit > 0:
@@ -139,14 +157,14 @@ class Destination:
         return max(0, limit)
 
     def takes_more(self, given_up: int) -> bool:
-        """Whether a batch may be handed over: not behind one that was refused, or given up, and does not count yet.
+        """True unless an earlier batch was refused or given up and is not processed yet: a new one could overtake it.
 
         Args:
             given_up: the latest batch that a reset of the publisher has ended.
         """
         return not self.failing and not any(
-            flight.number <= given_up or (flight.receipts is not None and flight.receipts.refusals)
-            for flight in self.flights.values()
+            batch.number <= given_up or (batch.receipts is not None and batch.receipts.refusals)
+            for batch in self.batches.values()
         )
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -154,10 +172,10 @@ class Destination:
         before = len(self.queue)
         if self.order is Order.PIPELINED:
             self.queue.extend(rows)
-            self.held += len(self.queue) - before
+            self.queued += len(self.queue) - before
             return
         for row in rows:
-            self.held += 1
+            self.queued += 1
             key = key_of(row)
             line = self.behind.get(key)
             if line is None:
@@ -167,37 +185,37 @@ class Destination:
                 line.append(row)
 
     def take(self, limit: int) -> list[Row]:
-        """The next rows to hand over, all of one kind."""
+        """Takes the next rows to hand over, all of one kind, out of the queue."""
         queue = self.queue
         taken = [queue.popleft() for _ in range(min(limit, len(queue)))]
         if len(set(map(_KIND, taken))) > 1:
             other = next(at for at, row in enumerate(taken) if row.kind != taken[0].kind)
             queue.extendleft(reversed(taken[other:]))
             del taken[other:]
-        self.held -= len(taken)
+        self.queued -= len(taken)
         return taken
 
-    def sent(self, flight: InFlightBatch) -> None:
-        """A batch was handed over."""
+    def sent(self, batch: InFlightBatch) -> None:
+        """Notes that a batch was handed over."""
         if self.bucket is not None:
-            self.bucket.take(len(flight.rows))
-        self.flights[flight.number] = flight
-        self.in_flight += len(flight.rows)
+            self.bucket.take(len(batch.rows))
+        self.batches[batch.number] = batch
+        self.in_flight += len(batch.rows)
 
     def acknowledged(self, number: int, receipts: Receipts) -> list[InFlightBatch]:
-        """A batch was answered; returns the flights that count now, in order."""
-        self.flights[number].receipts = receipts
+        """Notes the answer to a batch; returns the batches that are processed now, in order."""
+        self.batches[number].receipts = receipts
         if self.order is Order.STRICT:
             return [self._end(number)]
         through = []
-        for other in list(self.flights):
-            if self.flights[other].receipts is None:
+        for other in list(self.batches):
+            if self.batches[other].receipts is None:
                 break
             through.append(self._end(other))
         return through
 
     def free(self, rows: Iterable[Row]) -> None:
-        """(strict) These rows are settled: the next ones of their keys may go out."""
+        """(strict) Queues the next rows of the keys of rows that are settled."""
         if self.order is Order.PIPELINED:
             return
         for row in rows:
@@ -209,23 +227,23 @@ class Destination:
                 self.behind.pop(key, None)
 
     def pull(self, key: Key) -> list[Row]:
-        """Takes out what is queued of a key."""
+        """Takes the queued rows of a key out."""
         pulled = [row for row in self.queue if key_of(row) == key] + list(self.behind.pop(key, ()))
         if pulled:
             self.queue = deque(row for row in self.queue if key_of(row) != key)
-            self.held -= len(pulled)
+            self.queued -= len(pulled)
         return pulled
 
     def drop(self) -> list[Row]:
-        """Takes out everything that is queued; what comes of a key in flight still has to wait behind it."""
+        """Takes every queued row out; later rows of a key in flight still have to wait behind it."""
         dropped = [*self.queue, *(row for line in self.behind.values() for row in line)]
         self.queue.clear()
         if self.order is Order.STRICT:
-            self.behind = {key_of(row): deque() for flight in self.flights.values() for row in flight.rows}
-        self.held = 0
+            self.behind = {key_of(row): deque() for batch in self.batches.values() for row in batch.rows}
+        self.queued = 0
         return dropped
 
     def _end(self, number: int) -> InFlightBatch:
-        flight = self.flights.pop(number)
-        self.in_flight -= len(flight.rows)
-        return flight
+        batch = self.batches.pop(number)
+        self.in_flight -= len(batch.rows)
+        return batch

@@ -1,4 +1,4 @@
-"""Lanes: what has been read, and what is read next. Pure.
+"""Lanes: the memory of what has been read, and the next read. Pure.
 
 A lane is a set of topics that is read together; its memory is one snapshot. The *main* lane serves all healthy topics.
 A topic leaves it when its destination is in trouble (then nothing of it is read) or full (then it goes on at its own
@@ -45,7 +45,7 @@ class Lane:
         return self.seen is not None and self.round is None
 
     def after(self, page: Page, limit: int) -> Lane:
-        """The memory after a page. A page below the limit ends the round, unless it was cut because of its bytes."""
+        """The memory after a page. A page shorter than the limit ends the round, unless its bytes cut it."""
         snapshot = self.round or page.snapshot
         if len(page.rows) < limit and not page.cut:
             return Lane(seen=snapshot)
@@ -74,25 +74,25 @@ class Lanes:
         return frozenset(topic for topic, lane in self.topics.items() if lane is None or not lane.has_scanned)
 
     def own(self, shards: frozenset[int]) -> None:
-        """The relay owns these shards now. New ones need a scan; losing one needs nothing but to stop reading it."""
+        """Notes the owned shards. New ones need a scan; a lost one is just not read any more."""
         gained = shards - self.shards
         self.shards = shards
         if gained:
             self.forget()
 
     def forget(self) -> None:
-        """Everything is scanned again; what was not read stays out."""
+        """Scans everything again; topics that are not read stay out."""
         self.main, self.joining = Lane(), None
         self.topics = {topic: None if lane is None else Lane() for topic, lane in self.topics.items()}
 
     def stop_reading(self, topic: str) -> None:
-        """The topic is not read any more; its memory is forgotten."""
+        """Stops reading a topic and forgets its memory."""
         if self.joining == topic:
             self.joining = None
         self.topics[topic] = None
 
-    def set_aside(self, topic: str) -> None:
-        """The topic goes on in a lane of its own, with the memory of the lane it was in: nothing is read twice."""
+    def separate(self, topic: str) -> None:
+        """Gives a topic a lane of its own, with the memory of the lane it was in: nothing is read twice."""
         if self.joining == topic:
             own = self.topics[topic]
             assert own is not None  # noqa: S101  only a lane that is through joins
@@ -100,13 +100,13 @@ class Lanes:
         elif topic not in self.topics:
             self.topics[topic] = self.main
 
-    def come_back(self, topic: str) -> None:
-        """The topic is read again, beginning with a scan."""
+    def resume_reading(self, topic: str) -> None:
+        """Reads a topic again, beginning with a scan."""
         if topic in self.topics and self.topics[topic] is None:
             self.topics[topic] = Lane()
 
     def reading(self, name: str, limit: int) -> Reading:
-        """The next read of a lane; a round of the main lane takes one topic along that is through."""
+        """The next read of a lane. A new round of the main lane also merges one catch-up topic without pages left."""
         if name != MAIN:
             lane = self.topics[name]
             assert lane is not None  # noqa: S101  the caller asks for lanes that are read
@@ -122,12 +122,12 @@ class Lanes:
         return Reading(shards=self.shards, parts=parts, round=self.main.round, last=self.main.last, limit=limit)
 
     def memory(self, limit: int) -> Reading:
-        """The main lane alone, as it stands between rounds."""
+        """The main lane alone, between rounds."""
         part = Part(frozenset(self.topics), only=False, seen=self.main.seen)
         return Reading(shards=self.shards, parts=(part,), limit=limit)
 
-    def went_on(self, name: str, page: Page, limit: int) -> None:
-        """A page of a lane was read."""
+    def advance(self, name: str, page: Page, limit: int) -> None:
+        """Notes a page of a lane."""
         if name != MAIN:
             lane = self.topics.get(name)
             if lane is not None:
@@ -139,5 +139,5 @@ class Lanes:
             self.joining = None
 
     def reads(self, topic: str) -> bool:
-        """Whether rows of the topic are wanted."""
+        """Whether rows of the topic are read."""
         return self.topics.get(topic, self.main) is not None

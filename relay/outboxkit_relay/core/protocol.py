@@ -1,4 +1,4 @@
-"""What the relay's core and its shell say to each other: events go in, commands come out. Pure values.
+"""Events and commands: how the relay's core and its shell talk. Events go in, commands come out. Pure values.
 
 One event or command stands for a batch or a page, never for a message.
 """
@@ -25,11 +25,11 @@ __all__ = [
     "Command",
     "ConfirmLease",
     "Event",
+    "FailedHead",
     "Fenced",
     "Fetch",
     "Fetched",
     "GiveUp",
-    "Hold",
     "LeaseConfirmed",
     "Leave",
     "Owned",
@@ -48,9 +48,161 @@ __all__ = [
 
 StoppedKey = tuple[str, bytes]  #: (topic, key)
 
+# --- events ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """The relay holds a lease.
+
+    Attributes:
+        shards: that it owns.
+        has_surplus: it should give some back.
+        stopped: the keys of these shards that are stopped.
+        paused: what operators have paused.
+        work_elsewhere: (once) something is unpublished elsewhere, or waits for its next try.
+    """
+
+    shards: frozenset[int]
+    has_surplus: bool
+    stopped: frozenset[StoppedKey]
+    paused: PauseSet = NOTHING_PAUSED
+    work_elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A page was read.
+
+    Attributes:
+        lane: its name.
+        page: the rows, under a confirmed lease.
+        due: rows of the waiting room that may go out now.
+        until: until when the lease is safe; None when nothing was read.
+    """
+
+    lane: str
+    page: Page
+    due: Sequence[Row]
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseConfirmed:
+    """The lease is safe until an instant."""
+
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RescanResult:
+    """A rescan has ended.
+
+    Attributes:
+        rows: present, although the lanes' memory says that they were read; under a confirmed lease.
+        until: until when the lease is safe; None when nothing was found.
+    """
+
+    rows: Sequence[Row]
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A batch has its receipts."""
+
+    number: int
+    receipts: Receipts
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A settlement is committed.
+
+    Attributes:
+        settlement: what was asked.
+        stopped: the keys that are stopped now; None when that did not change.
+    """
+
+    settlement: Settle
+    stopped: frozenset[StoppedKey] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The lease, or the server session of the reader, is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRelay:
+    """An operator asks the relay to finish what is in flight, until an instant, and to leave."""
+
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """A writer has committed messages: it is worth a look."""
+
+
+Event = Owned | Fetched | LeaseConfirmed | RescanResult | Answered | Settled | Fenced | Tick | StopRelay | Woken
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read a page of a lane and confirm the lease; look into the waiting room, too.
+
+    Attributes:
+        lane: its name.
+        reading: the page.
+        without: topics of which nothing is due.
+        look: whether to look into the waiting room.
+        paused: what is not due, either.
+    """
+
+    lane: str
+    reading: Reading
+    without: frozenset[str]
+    look: bool
+    paused: PauseSet = NOTHING_PAUSED
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmLease:
+    """Confirm the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rescan:
+    """Look for rows that a lane should have delivered."""
+
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """Renew the lease and take free shards; give surplus ones back only if ``release`` is True."""
+
+    release: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Hand a batch to the broker; its receipts come back under this number."""
+
+    number: int
+    batch: Batch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
+class FailedHead:
     """A head that failed and waits for its next try, with the followers that must wait behind it.
 
     Attributes:
@@ -70,145 +222,18 @@ class Hold:
     followers: tuple[Row, ...] = ()
 
 
-# --- events ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Owned:
-    """The relay holds a lease.
-
-    Attributes:
-        shards: that it owns.
-        has_surplus: it should give some back.
-        stopped: the keys of these shards that are stopped.
-        holds: what operators have paused.
-        more: (once) something is unpublished elsewhere, or waits for its next try.
-    """
-
-    shards: frozenset[int]
-    has_surplus: bool
-    stopped: frozenset[StoppedKey]
-    holds: PauseSet = NOTHING_PAUSED
-    more: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A page, claimed if it has rows, and due rows of the waiting room."""
-
-    lane: str
-    page: Page
-    due: Sequence[Row]
-    until: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseConfirmed:
-    """The lease is safe until an instant."""
-
-    until: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class RescanResult:
-    """Rows that are present although the lanes' memory says that they were read; claimed."""
-
-    rows: Sequence[Row]
-    until: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A batch has its receipts."""
-
-    number: int
-    receipts: Receipts
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """A settlement is committed; `stopped` are the keys that are stopped now, None when that did not change."""
-
-    settlement: Settle
-    stopped: frozenset[StoppedKey] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fenced:
-    """The lease, or the server session of the reader, is lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopRelay:
-    """Finish what is in flight, until an instant, and leave."""
-
-    until: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Woken:
-    """Somebody has committed messages: it is worth a look."""
-
-
-Event = Owned | Fetched | LeaseConfirmed | RescanResult | Answered | Settled | Fenced | Tick | StopRelay | Woken
-
-# --- commands ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Read a page of a lane and claim it; look into the waiting room, too.
-
-    Attributes:
-        lane: its name.
-        reading: the page.
-        without: topics of which nothing is due.
-        look: whether to look into the waiting room.
-        holds: what is not due, either.
-    """
-
-    lane: str
-    reading: Reading
-    without: frozenset[str]
-    look: bool
-    holds: PauseSet = NOTHING_PAUSED
-
-
-@dataclass(frozen=True, slots=True)
-class ConfirmLease:
-    """Confirm the lease."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rescan:
-    """Look for rows that a lane should have delivered."""
-
-    reading: Reading
-
-
-@dataclass(frozen=True, slots=True)
-class Rebalance:
-    """Renew the lease, take free shards; give surplus ones back only if told so."""
-
-    release: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Hand a batch to the broker; its receipts come back under this number."""
-
-    number: int
-    batch: Batch
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Burial:
-    """A head that became a dead letter, and what happens to its followers."""
+    """A head that becomes a dead letter.
+
+    Attributes:
+        row: the head.
+        failure: its class.
+        text: what went wrong.
+        attempts: tries so far.
+        fate: of its followers.
+        followers: later rows of its key that were read, but not acknowledged.
+    """
 
     row: Row
     failure: Failure
@@ -220,34 +245,34 @@ class Burial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle:
-    """What became of rows.
+    """Commit the outcome of rows.
 
     Attributes:
         evidence: acknowledged and expired rows: they are removed, the ledger keeps the proof.
-        held: heads that wait for their next try.
+        failed: heads that wait for their next try.
         buried: heads that are dead.
-        aside: fresh rows of stopped keys.
+        to_waiting: fresh rows of stopped keys, which go to the waiting room.
         freed: stopped keys whose head went out: their next follower is due.
     """
 
     evidence: tuple[Evidence, ...] = ()
-    held: tuple[Hold, ...] = ()
+    failed: tuple[FailedHead, ...] = ()
     buried: tuple[Burial, ...] = ()
-    aside: tuple[Row, ...] = ()
+    to_waiting: tuple[Row, ...] = ()
     freed: tuple[StoppedKey, ...] = ()
 
     @property
     def needs_fence(self) -> bool:
         """Whether anything but the removal of published rows changes."""
-        return bool(self.held or self.buried or self.aside or self.freed)
+        return bool(self.failed or self.buried or self.to_waiting or self.freed)
 
     def rows(self) -> Iterable[Row]:
         """Every row that leaves the relay's hands."""
         return chain(
             *(batch.rows for batch in self.evidence),
-            *((held.row, *held.followers) for held in self.held),
+            *((failed.row, *failed.followers) for failed in self.failed),
             *((burial.row, *burial.followers) for burial in self.buried),
-            self.aside,
+            self.to_waiting,
         )
 
 

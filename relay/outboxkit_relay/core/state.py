@@ -1,4 +1,4 @@
-"""What a relay goes by and what it knows. Pure."""
+"""The relay's configuration and everything it knows: the value that `outboxkit_relay.core.step` changes. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from outboxkit.policy import Order, RetryPolicy
 from outboxkit.rows import NOTHING_PAUSED, PauseSet
-from outboxkit_relay.core.destinations import Destination, InFlightBatch, Key, Limits
+from outboxkit_relay.core.destinations import Destination, DestinationLimits, InFlightBatch, Key
 from outboxkit_relay.core.lanes import MAIN, Lanes
 
 if TYPE_CHECKING:
@@ -23,22 +23,21 @@ LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayConfig:
-    """What does not change while a relay runs.
+    """Everything that stays the same while a relay runs.
 
     Attributes:
         batch_size: rows in a page and in a batch, 1 and more.
         window: batches that a destination may have in flight.
-        order: how much of a key may be in flight.
-        retry: for messages in trouble of their own, and the jitter of pauses.
+        order: how much of a key may be in flight, for destinations without an order of their own.
+        retry: for messages in trouble of their own, and the jitter of a destination's pauses.
         quick: time between two empty reads while messages flow.
         slow: the longest time between two empty reads.
-        patience: a batch that is not answered for so long is given up and sent again.
-        lease: its length; renewed every third of it.
-        max_bytes: of heavy payloads in hand; what is above is not read yet, but for the rest of a page.
-        once: leave as soon as nothing is left to publish: nothing of other relays either, and nothing that waits for
-            its next try.
+        patience: a batch without an answer is given up and sent again after this time.
+        lease: its length; it is renewed every third of it.
+        max_bytes: large payloads in hand; above it nothing more is read, except the rest of a page.
+        once: leave as soon as nothing is left to publish, in the shards of other relays and in the waiting room, too.
         limits: of every destination that has none of its own.
-        destinations: limits of those that have.
+        destinations: limits of single destinations.
     """
 
     batch_size: int = 1000
@@ -51,8 +50,8 @@ class RelayConfig:
     lease: timedelta = timedelta(seconds=10)
     max_bytes: int = 64 << 20
     once: bool = False
-    limits: Limits = field(default_factory=Limits)
-    destinations: Mapping[str, Limits] = field(default_factory=dict)
+    limits: DestinationLimits = field(default_factory=DestinationLimits)
+    destinations: Mapping[str, DestinationLimits] = field(default_factory=dict)
 
     @property
     def budget(self) -> int:
@@ -61,7 +60,7 @@ class RelayConfig:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of heavy payloads in a page, and what one destination may have queued of them in the main lane."""
+        """Bytes of large payloads in a page; also the most that one destination may have queued in the main lane."""
         return self.max_bytes // 4
 
     @property
@@ -75,55 +74,79 @@ class State:
     """Everything the relay knows.
 
     Attributes:
-        positions: fresh rows in hand: queued, in flight or being settled. What a scan finds of them is dropped.
-        settled_but_maybe_read: settled positions, with the number of the latest read that had begun by then: it
-            may still find them.
-        heavy: of these, rows with a heavy payload: how many bytes.
-        heavy_bytes: their sum.
-        more: (once) what the latest balance has told of other relays and of the waiting room.
-        woken: the next read is wanted because of a hint: it is not delayed by a look into the waiting room.
-        hinted: somebody has committed messages since the read under way began: it may not have seen them.
+        config: what stays the same.
+        joined: it holds a lease and owns shards.
+        left: it has given them back: the end.
+        lanes: what has been read, and what is read next.
+        destinations: by topic: queues, batches in flight, trouble.
+        stopped: keys whose rows go to the waiting room.
+        stopped_lately: keys that settlements have stopped since the latest rebalance was asked for.
+        paused: what operators have paused.
+        touched: keys with rows that went to the waiting room since (or about when) the latest look into it began.
+        moving_to_waiting: keys with rows on their way to the waiting room; stopped until those have arrived.
+        positions: fresh rows in hand: queued, in flight or being settled. A scan that finds them again drops them.
+        settled_but_maybe_read: settled positions, each with the number of the latest read that had begun by then:
+            that read may still find them.
+        large: bytes of each large payload in hand, by position.
+        large_bytes: their sum.
         waiting: ids of waiting rows in hand.
-        stopped_lately: keys that settlements have stopped since the latest balance was asked for.
-        holds: what operators have paused.
-        touched: keys with rows that went to the waiting room since the latest look into it began, or about then.
-        setting_aside: keys with rows on their way to the waiting room; they are stopped until those have arrived.
         settling: settlements that are not committed yet.
+        number: of the latest batch.
+        given_up: number of the latest batch that a reset of the publisher has ended.
+        reads: number of the latest read.
+        reading: a read is under way.
+        busy: the reader confirms the lease, rescans or rebalances.
+        latest_lane: the lane of the latest read: lanes take turns.
+        lease_until: until when it may publish without confirming the lease.
+        work_elsewhere: (once) whether the latest rebalance has found rows in other relays' shards or waiting retries.
+        woken: the next read is wanted because of a hint: a look into the waiting room does not delay it.
+        hinted: messages were committed since the read under way began: it may not have seen them.
+        wake_at: when the main lane is read again.
+        pace_at: when a destination with a rate may send again; None when none waits for that.
+        flowing_until: until then empty reads stay quick.
+        idle: the latest time between two empty reads.
+        look_at: when the waiting room is looked into again.
+        rebalance_at: when the lease is renewed and shards are rebalanced.
+        rescan_at: when rows are looked for that no lane has delivered.
+        empty_rounds: rounds of the main lane in a row that found nothing.
+        has_surplus: it owns more shards than its quota, and gives some back when nothing is in flight.
+        stop_at: when a stop gives up waiting for answers; None while nobody has asked it to stop.
+        found_by_rescan: rows that only a rescan has found: each one is a defect to report.
     """
 
-    rules: RelayConfig
+    config: RelayConfig
     joined: bool = False
     left: bool = False
     lanes: Lanes = field(default_factory=Lanes)
     destinations: dict[str, Destination] = field(default_factory=dict)
     stopped: frozenset[Key] = frozenset()
     stopped_lately: frozenset[Key] = frozenset()
-    holds: PauseSet = NOTHING_PAUSED
+    paused: PauseSet = NOTHING_PAUSED
     touched: set[Key] = field(default_factory=set)
-    setting_aside: Counter[Key] = field(default_factory=Counter)
+    moving_to_waiting: Counter[Key] = field(default_factory=Counter)
     positions: set[int] = field(default_factory=set)
     settled_but_maybe_read: list[tuple[int, list[int]]] = field(default_factory=list)
-    heavy: dict[int, int] = field(default_factory=dict)
-    heavy_bytes: int = 0
+    large: dict[int, int] = field(default_factory=dict)
+    large_bytes: int = 0
     waiting: set[int] = field(default_factory=set)
     settling: int = 0
     number: int = 0
-    given_up: int = 0  # the latest batch that a reset of the publisher has ended
+    given_up: int = 0
     reads: int = 0
     reading: bool = False
-    busy: bool = False  # the reader is claiming, watching or balancing
+    busy: bool = False
     latest_lane: str = MAIN
     lease_until: datetime = LONG_AGO
-    more: bool = True
+    work_elsewhere: bool = True
     woken: bool = False
     hinted: bool = False
     wake_at: datetime = LONG_AGO
-    pace_at: datetime | None = None  # when a destination with a rate may go on
+    pace_at: datetime | None = None
     flowing_until: datetime = LONG_AGO
     idle: timedelta = timedelta(0)
     look_at: datetime = LONG_AGO
-    balance_at: datetime = LONG_AGO
-    watch_at: datetime = LONG_AGO
+    rebalance_at: datetime = LONG_AGO
+    rescan_at: datetime = LONG_AGO
     empty_rounds: int = 0
     has_surplus: bool = False
     stop_at: datetime | None = None
@@ -135,23 +158,23 @@ class State:
         return sum(destination.in_flight for destination in self.destinations.values())
 
     @property
-    def held(self) -> int:
+    def queued(self) -> int:
         """Rows that are queued."""
-        return sum(destination.held for destination in self.destinations.values())
+        return sum(destination.queued for destination in self.destinations.values())
 
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is under way."""
-        return not (self.reading or self.busy or self.settling or self.flights())
+        return not (self.reading or self.busy or self.settling or self.batches())
 
-    def flights(self) -> Iterable[InFlightBatch]:
+    def batches(self) -> Iterable[InFlightBatch]:
         """Every batch at the broker."""
-        return [flight for destination in self.destinations.values() for flight in destination.flights.values()]
+        return [batch for destination in self.destinations.values() for batch in destination.batches.values()]
 
     def start_again(self) -> None:
-        """Forgets all but the rules, the numbers that name batches, and what was asked for."""
+        """Forgets all but the configuration, the numbers that name batches, and what was asked for."""
         fresh = State(
-            rules=self.rules,
+            config=self.config,
             number=self.number,
             stop_at=self.stop_at,
             found_by_rescan=self.found_by_rescan,
@@ -160,15 +183,16 @@ class State:
             setattr(self, name, getattr(fresh, name))
 
     def destination(self, topic: str) -> Destination:
-        """The destination of that topic."""
+        """The destination of a topic, made when it is seen for the first time."""
         found = self.destinations.get(topic)
         if found is None:
-            limits = self.rules.destinations.get(topic, self.rules.limits)
-            found = self.destinations[topic] = Destination(topic, self.rules.order, limits)
+            limits = self.config.destinations.get(topic, self.config.limits)
+            order = limits.order or self.config.order
+            found = self.destinations[topic] = Destination(topic, order, limits)
         return found
 
     def forget(self, rows: Iterable[Row]) -> None:
-        """These rows are no longer in hand; they are still in the table and will be read again."""
+        """Lets rows go that are still in the table: they will be read again."""
         rows = list(rows)
         self.release_bytes(rows)
         for row in rows:
@@ -177,20 +201,20 @@ class State:
             else:
                 self.waiting.discard(row.waiting_id)
 
-    def track_bytes(self, rows: Iterable[Row], heavy: Mapping[int, int]) -> None:
-        """These rows are in hand now, some with heavy payloads."""
+    def track_bytes(self, rows: Iterable[Row], large: Mapping[int, int]) -> None:
+        """Counts the large payloads among rows that were just read."""
         for row in rows:
-            if row.position in heavy:
-                self.heavy[row.position] = size = heavy[row.position]
-                self.heavy_bytes += size
-                self.destination(row.topic).heavy += size
+            if row.position in large:
+                self.large[row.position] = size = large[row.position]
+                self.large_bytes += size
+                self.destination(row.topic).large += size
 
     def release_bytes(self, rows: Iterable[Row]) -> None:
-        """The payloads of these rows are let go."""
-        if not self.heavy:
+        """Stops counting the large payloads of rows that leave the relay's hands."""
+        if not self.large:
             return
         for row in rows:
-            size = self.heavy.pop(row.position, 0) if row.waiting_id is None else 0
+            size = self.large.pop(row.position, 0) if row.waiting_id is None else 0
             if size:
-                self.heavy_bytes -= size
-                self.destination(row.topic).heavy -= size
+                self.large_bytes -= size
+                self.destination(row.topic).large -= size

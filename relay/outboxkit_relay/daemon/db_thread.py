@@ -1,4 +1,4 @@
-"""A thread that does one thing after another on a database connection of its own."""
+"""A thread with a database connection of its own, which carries out one task after another."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["Worker"]
+__all__ = ["DatabaseThread"]
 
 Task = tuple[Callable[[Any, Any], Any], Any]
 
 
-class Worker:
-    """One thread, one connection, one queue of tasks. What a task returns or raises goes to `report`.
+class DatabaseThread:
+    """One thread, one connection, one queue of tasks. Results and errors of tasks go to `report`.
 
     Used as a context manager: the thread and the connection live as long as the block. After a task has raised, the
     tasks behind it are dropped until `finish`: they were meant for a world that is gone.

@@ -23,8 +23,8 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from outboxkit import dialects, migrations, tables
 from outboxkit.errors import ConfigurationError
-from outboxkit.policy import Failure, full_jitter
-from outboxkit_relay import logs
+from outboxkit.policy import Failure, OutageLog, full_jitter
+from outboxkit_relay import redaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -100,7 +100,7 @@ def await_database(engine: Engine, stop: threading.Event) -> bool:
     Raises:
         ConfigurationError: the login is refused, or the tables are missing or of another version.
     """
-    patience = _Patience("database")
+    patience = _Waiting("database")
     while not stop.is_set():
         try:
             with engine.connect() as connection:
@@ -115,7 +115,7 @@ def await_database(engine: Engine, stop: threading.Event) -> bool:
 
 async def await_sessions(sessions: Sessions, stop: asyncio.Event) -> bool:
     """`await_database` for the sessions of an application, plain or asynchronous."""
-    patience = _Patience("database")
+    patience = _Waiting("database")
     while not stop.is_set():
         try:
             await _look_through(sessions)
@@ -167,7 +167,7 @@ def await_broker(publisher: Publisher, destinations: Collection[str], stop: thre
     Raises:
         ConfigurationError: the login is refused.
     """
-    patience = _Patience("broker")
+    patience = _Waiting("broker")
     while not stop.is_set():
         troubles = publisher.check(destinations or _NO_DESTINATION, _CHECK_TIMEOUT)
         away = [trouble for trouble in troubles.values() if trouble.failure is Failure.BROKER_DOWN]
@@ -185,12 +185,12 @@ def _report(troubles: Mapping[str, Refusal]) -> None:
         _log.warning("destination.missing", extra=fields)
 
 
-class _Patience:
+class _Waiting:
     """With something that is away: says so once, and once when it is back; tells how long to wait."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._failures = self._refusals = 0
+        self._outage, self._refusals = OutageLog(_DELAYS), 0
         self._rng = random.Random()  # noqa: S311  jitter, not cryptography
 
     def with_database(self, url: URL, error: DBAPIError) -> float:
@@ -207,12 +207,12 @@ class _Patience:
 
     def fail(self, why: BaseException | str) -> float:
         """Seconds to wait before the next try."""
-        self._failures += 1
-        if self._failures == 1:
-            _log.warning(_AWAY[self._what], extra={"error": why if isinstance(why, str) else logs.cause(why)})
-        return _DELAYS.delay(self._failures, self._rng).total_seconds()
+        delay = self._outage.failed(self._rng)
+        if self._outage.has_just_begun:
+            _log.warning(_AWAY[self._what], extra={"error": why if isinstance(why, str) else redaction.cause(why)})
+        return delay.total_seconds()
 
     def over(self) -> None:
         """It is there."""
-        if self._failures:
-            _log.info(_BACK[self._what], extra={"failures": self._failures})
+        if failures := self._outage.over():
+            _log.info(_BACK[self._what], extra={"failures": failures})

@@ -44,12 +44,12 @@ def command(ctx: click.Context, /, **asked: Any) -> int:
     checks hold. Whatever it makes, it removes.
     """
     from outboxkit.errors import ConfigurationError
-    from outboxkit_relay import logs
+    from outboxkit_relay import logs, redaction
     from outboxkit_relay.demo import servers, story
 
     for name in ("database", "broker"):
         on_the_line = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if on_the_line and any(logs.secrets_of(asked[name])):
+        if on_the_line and any(redaction.secrets_of(asked[name])):
             raise ConfigurationError(
                 f"--{name} carries a secret, and every user of this machine can read arguments; "
                 f"set OUTBOXKIT_DEMO_{name.upper()} instead",

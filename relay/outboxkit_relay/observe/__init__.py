@@ -1,1 +1,8 @@
-"""Observe: statistics, health and metrics of a relay."""
+"""Observation: what people and machines may know of a running relay.
+
+Reading order:
+
+- `stats`: the value that the dispatcher hands out, and the rules of readiness
+- `metrics`: the same numbers, and those of the database, for Prometheus
+- `health`: ``/livez``, ``/readyz`` and ``/metrics`` over HTTP
+"""

@@ -1,13 +1,14 @@
-"""What others may know of a running relay: a frozen value that its dispatcher hands out. Pure.
+"""Statistics of a running relay: a frozen value that its dispatcher hands out, and the rules of readiness. Pure.
 
 Topics are the only labels that data brings with it: beyond `MAX_TOPICS` they are counted together.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -18,31 +19,54 @@ from outboxkit_relay.core.protocol import Answered, Fenced, Fetched, LeaseConfir
 
 if TYPE_CHECKING:
     from outboxkit.brokers import Receipts
-    from outboxkit_relay.core.destinations import InFlightBatch
+    from outboxkit_relay.core.destinations import Destination, InFlightBatch
     from outboxkit_relay.core.protocol import Event
     from outboxkit_relay.core.state import State
 
-__all__ = ["LIMITS", "MAX_TOPICS", "OTHER_TOPICS", "Distribution", "Paused", "RelayStats", "Tally"]
+__all__ = [
+    "LIMITS",
+    "MAX_TOPICS",
+    "NOTHING_YET",
+    "OTHER_TOPICS",
+    "Distribution",
+    "RelayStats",
+    "Tally",
+    "Unavailable",
+    "why_not_alive",
+    "why_not_ready",
+]
 
 MAX_TOPICS: Final = 500  #: that are told apart: nobody's time series may grow without a bound
 OTHER_TOPICS: Final = "(others)"
 LIMITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  #: seconds
 
+_STUCK_AFTER: Final = 60.0  # seconds without a turn of the dispatcher: longer than any wait it has by itself
+_LEASES: Final = 2  # it waits for a statement of the database, which may take a part of a lease
 _FROM_DATABASE: Final = (Owned, Fetched, LeaseConfirmed, RescanResult, Settled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Paused:
-    """A destination that the broker does not take messages for, and why."""
+class Unavailable:
+    """A destination that takes no messages now.
+
+    Attributes:
+        topic: its name.
+        failure: the class of the latest refusal.
+        reason: the broker's words, redacted.
+        since: when the first refusal came, by the database's clock.
+        tries: refusals in a row.
+    """
 
     topic: str
     failure: str
     reason: str
+    since: datetime
+    tries: int
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """How often something took how long.
+    """A histogram of durations.
 
     Attributes:
         counts: observations up to each of `LIMITS`, and above the last one.
@@ -70,9 +94,9 @@ class RelayStats:
         found_by_rescan: messages that only the watchdog has found.
         fenced: how often its lease had ended when it wanted to go on: what it did then had no effect.
         destinations: topics it knows.
-        paused: those that the broker takes nothing for.
+        unavailable: those that take no messages now.
         circuits: the circuit of each.
-        held: destinations that operators have paused.
+        paused: destinations that operators have paused.
         published: acknowledged messages, by topic.
         failures: refused messages, by topic and reason.
         publishing: of each batch, from its hand-over to its receipts.
@@ -91,13 +115,32 @@ class RelayStats:
     found_by_rescan: int
     fenced: int = 0
     destinations: tuple[str, ...]
-    paused: tuple[Paused, ...]
+    unavailable: tuple[Unavailable, ...]
     published: Mapping[str, int]
     failures: Mapping[tuple[str, str], int]
     circuits: Mapping[str, CircuitState] = field(default_factory=dict)
-    held: frozenset[str] = frozenset()
+    paused: frozenset[str] = frozenset()
     publishing: Distribution = Distribution()
     latency: Distribution = Distribution()
+
+
+#: a relay before its first turn
+NOTHING_YET: Final = RelayStats(
+    relay=UUID(int=0),
+    at=0.0,
+    heard=0.0,
+    away=False,
+    joined=False,
+    stopping=False,
+    shards=0,
+    queued=0,
+    in_flight=0,
+    found_by_rescan=0,
+    destinations=(),
+    unavailable=(),
+    published={},
+    failures={},
+)
 
 
 @dataclass(slots=True)
@@ -128,17 +171,17 @@ class Tally:
     _named: set[str] = field(default_factory=set)
 
     def count(self, state: State, event: Event, now: tuple[float, datetime]) -> None:
-        """Takes an event in, before the core does; by the machine's monotonic clock and by the database's."""
+        """Counts an event, before the core sees it; by the machine's monotonic clock and by the database's."""
         if isinstance(event, _FROM_DATABASE):
             self.heard = now[0]
         elif isinstance(event, Fenced):
             self.fenced += 1
         elif isinstance(event, Answered):
-            found = next((one for one in state.destinations.values() if event.number in one.flights), None)
+            found = next((one for one in state.destinations.values() if event.number in one.batches), None)
             if found is not None:
-                self._answered(found.topic, found.flights[event.number], event.receipts, now[1])
+                self._answered(found.topic, found.batches[event.number], event.receipts, now[1])
 
-    def snapshot(self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool) -> RelayStats:
+    def stats(self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool) -> RelayStats:
         """The relay as it is now, by the machine's monotonic clock and by the database's."""
         at, today = now
         destinations = list(state.destinations.values())[:MAX_TOPICS]
@@ -150,30 +193,26 @@ class Tally:
             joined=state.joined and not away,
             stopping=state.stop_at is not None or state.left,
             shards=len(state.lanes.shards),
-            queued=state.held,
+            queued=state.queued,
             in_flight=state.in_flight,
             found_by_rescan=state.found_by_rescan,
             fenced=self.fenced,
             destinations=tuple(one.topic for one in destinations),
-            paused=tuple(
-                Paused(topic=one.topic, failure=one.trouble.failure.value, reason=one.trouble.text)
-                for one in destinations
-                if one.trouble is not None
-            ),
+            unavailable=unavailable(destinations),
             circuits={one.topic: one.circuit(today) for one in destinations},
-            held=state.holds.destinations,
+            paused=state.paused.destinations,
             publishing=self.publishing.now,
             latency=self.latency.now,
             published=dict(self.published),
             failures=dict(self.failures),
         )
 
-    def _answered(self, topic: str, flight: InFlightBatch, receipts: Receipts, now: datetime) -> None:
+    def _answered(self, topic: str, batch: InFlightBatch, receipts: Receipts, now: datetime) -> None:
         name = self._name_of(topic)
-        self.published[name] += len(flight.rows) - len(receipts.refusals)
-        self.publishing.add(now - flight.since)
+        self.published[name] += len(batch.rows) - len(receipts.refusals)
+        self.publishing.add(now - batch.since)
         if not receipts.refusals:
-            self.latency.add(now - flight.rows[0].recorded_at)
+            self.latency.add(now - batch.rows[0].recorded_at)
         for refusal in receipts.refusals:
             self.failures[name, refusal.failure.value] += 1
 
@@ -182,3 +221,45 @@ class Tally:
             return OTHER_TOPICS
         self._named.add(topic)
         return topic
+
+
+def unavailable(destinations: Iterable[Destination]) -> tuple[Unavailable, ...]:
+    """The destinations among these that take no messages now."""
+    return tuple(
+        Unavailable(
+            topic=one.topic,
+            failure=one.trouble.failure.value,
+            reason=one.trouble.text,
+            since=one.trouble.since,
+            tries=one.trouble.times,
+        )
+        for one in destinations
+        if one.trouble is not None
+    )
+
+
+# --- readiness ---------------------------------------------------------------------------------------------------
+
+
+def why_not_alive(found: RelayStats | None, lease: timedelta) -> str:
+    """The reason to restart the process, empty when there is none.
+
+    Before its first turn a relay waits for its database and broker, and that is no reason to restart it.
+    """
+    silence = time.monotonic() - found.at if found else 0.0
+    stuck = silence > max(_STUCK_AFTER, _LEASES * lease.total_seconds())
+    return f"the dispatcher has not moved for {silence:.0f} s" if stuck else ""
+
+
+def why_not_ready(found: RelayStats | None, lease: timedelta) -> str:
+    """The reason why the relay cannot publish, empty when it can."""
+    if found is None:
+        return "starting: waiting for the database and the broker"
+    if found.stopping:
+        return "stopping"
+    if found.away:
+        return "the database cannot be reached"
+    if not found.joined:
+        return "joining: the relay has no lease yet"
+    silence = time.monotonic() - found.heard
+    return f"the database has not answered for {silence:.0f} s" if silence > lease.total_seconds() else ""

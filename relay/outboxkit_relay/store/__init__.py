@@ -1,1 +1,10 @@
-"""Store: the relay's SQL."""
+"""The store: SQL that only relays need, beside the verbs of `outboxkit.outbox`.
+
+Reading order:
+
+- `leases`: which relay owns which shards
+- `stopped_keys`: the waiting room, and keys whose order is held
+- `due`: which waiting messages may be published now
+- `operator_requests`: what operators asked of stopped keys
+- `retention`: deletes what is no longer kept
+"""

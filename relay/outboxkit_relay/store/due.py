@@ -1,4 +1,4 @@
-"""What of the waiting room may go out: heads that are tried again, what stands behind heads that went, the scheduled.
+"""Due messages: selects waiting messages that may be published now: retries, followers whose head has gone, scheduled.
 
 All are Core statements in a transaction of the caller that `outboxkit.outbox.fence` has fenced.
 """
@@ -11,7 +11,7 @@ from sqlalchemy import and_, delete, exists, func, insert, or_, select
 
 from outboxkit import tables
 from outboxkit._sql import any_of, database_now
-from outboxkit.rows import NOTHING_PAUSED, PauseSet, Row
+from outboxkit.rows import NOTHING_PAUSED, PauseSet, Row, StopReason, WaitReason
 from outboxkit_relay.store.stopped_keys import COPIED, row_columns
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ _NOW: Final = select(database_now()).scalar_subquery()  # once, so that the inde
 _SOMETHING_IS_DUE: Final = select(
     or_(
         exists().where(_WAITING.c.due_at <= _NOW),
-        exists().where(_STOPPED.c.reason == "retry", _STOPPED.c.due_at <= _NOW),
+        exists().where(_STOPPED.c.reason == StopReason.RETRY, _STOPPED.c.due_at <= _NOW),
     ),
 )
 
 
 def is_due(connection: Connection) -> bool:
-    """Whether some message that waits may be due, of any shard: so cheap that it can be asked many times a second.
+    """Tells whether a waiting message may be due, of any shard: cheap enough to ask many times a second.
 
     Transaction: joins the caller's; reads only.
     """
@@ -47,55 +47,55 @@ def due_rows(
     *,
     without: Collection[str],
     limit: int,
-    holds: PauseSet = NOTHING_PAUSED,
+    paused: PauseSet = NOTHING_PAUSED,
     max_bytes: int = 16 << 20,
     whenever: bool = False,
 ) -> list[Row]:
-    """Waiting rows whose time has come (or will come, ``whenever``): heads of stopped keys, and rows without a key.
+    """Returns waiting rows that are due (or will be, ``whenever``): heads of stopped keys, and rows without a key.
 
-    At most one row a key. No more of them than have payloads of so many bytes together, but one. What operators have
-    paused is not among them, and what stands behind it in its key is no head.
+    At most one row per key, and at most ``max_bytes`` of payload in total (always at least one row). Paused rows are
+    skipped, and so is everything behind them in the same key.
 
     Transaction: joins the caller's; reads only.
     """
-    due = _within(connection.execute(_due(shards, without, holds, whenever=whenever).limit(limit)), max_bytes)
+    due = _within(connection.execute(_due(shards, without, paused, whenever=whenever).limit(limit)), max_bytes)
     rows = select(*row_columns()).where(_WAITING.c.id.in_(due)).order_by(_WAITING.c.position)
     return [Row.of(*row) for row in connection.execute(rows)] if due else []
 
 
-def _due(shards: Collection[int], without: Collection[str], holds: PauseSet, *, whenever: bool) -> Select[Any]:
-    """Id and size of what may go out, in order."""
+def _due(shards: Collection[int], without: Collection[str], paused: PauseSet, *, whenever: bool) -> Select[Any]:
+    """Selects id and size of due rows, in order."""
     waits = _WAITING.c
     ahead = _WAITING.alias()
     is_head = ~exists().where(
         ahead.c.topic == waits.topic,
         ahead.c.key == waits.key,
-        ahead.c.reason != "scheduled",
+        ahead.c.reason != WaitReason.SCHEDULED,
         ahead.c.position < waits.position,
     )
     key_is_due = and_(
         _STOPPED.c.topic == waits.topic,
         _STOPPED.c.key == waits.key,
-        _STOPPED.c.reason == "retry",
+        _STOPPED.c.reason == StopReason.RETRY,
         *([] if whenever else [_STOPPED.c.due_at <= database_now()]),
     )
     now_due = [] if whenever else [waits.due_at <= database_now()]
-    alone = and_(waits.key.is_(None), waits.reason == "retry", *now_due)
+    alone = and_(waits.key.is_(None), waits.reason == WaitReason.RETRY, *now_due)
     return (
         select(waits.id, func.length(waits.payload))
         .outerjoin(_STOPPED, key_is_due)
         .where(
             any_of(waits.shard, shards),
             waits.topic.not_in(sorted(without)),
-            or_(alone, and_(_STOPPED.c.topic.is_not(None), waits.reason != "scheduled", is_head)),
-            *_not_held(holds),
+            or_(alone, and_(_STOPPED.c.topic.is_not(None), waits.reason != WaitReason.SCHEDULED, is_head)),
+            *_not_paused(paused),
         )
         .order_by(waits.position)
     )
 
 
 def _within(sized: Iterable[Any], max_bytes: int) -> list[int]:
-    """The first ids whose sizes fit together, at least one."""
+    """Returns the first ids whose sizes fit together, at least one."""
     fitting: list[int] = []
     size = 0
     for waiting_id, length in sized:
@@ -106,9 +106,9 @@ def _within(sized: Iterable[Any], max_bytes: int) -> list[int]:
     return fitting
 
 
-def _not_held(holds: PauseSet) -> list[Any]:
-    types = [_WAITING.c.type.not_in(sorted(holds.types))] if holds.types else []
-    keys = [~and_(_WAITING.c.topic == topic, _WAITING.c.key == key) for topic, key in sorted(holds.keys)]
+def _not_paused(paused: PauseSet) -> list[Any]:
+    types = [_WAITING.c.type.not_in(sorted(paused.types))] if paused.types else []
+    keys = [~and_(_WAITING.c.topic == topic, _WAITING.c.key == key) for topic, key in sorted(paused.keys)]
     return [*types, *(or_(_WAITING.c.key.is_(None), key) for key in keys)]
 
 
@@ -122,7 +122,7 @@ def enqueue_scheduled(connection: Connection, shards: Collection[int], limit: in
         for row in connection.execute(
             select(_WAITING.c.id)
             .where(
-                _WAITING.c.reason == "scheduled",
+                _WAITING.c.reason == WaitReason.SCHEDULED,
                 any_of(_WAITING.c.shard, shards),
                 _WAITING.c.due_at <= database_now(),
             )

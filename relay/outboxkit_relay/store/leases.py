@@ -43,7 +43,7 @@ def register(connection: Connection, relay: UUID, *, host: str, version: str, le
 
 
 def renew(connection: Connection, relay: UUID, lease: timedelta) -> None:
-    """Prolongs a lease that still holds.
+    """Extends a lease that has not ended.
 
     Transaction: the caller's.
 
@@ -56,7 +56,7 @@ def renew(connection: Connection, relay: UUID, lease: timedelta) -> None:
 
 
 def balance(connection: Connection, relay: UUID, *, release: bool) -> tuple[frozenset[int], bool]:
-    """Buries expired relays, takes free shards up to the quota, and gives surplus ones back if told so.
+    """Deletes expired relays, takes free shards up to the quota, and gives surplus ones back if told so.
 
     A relay must not have messages of a shard in flight when it gives the shard back.
 
@@ -68,7 +68,7 @@ def balance(connection: Connection, relay: UUID, *, release: bool) -> tuple[froz
     """
     every = select(_SHARDS.c.shard, _SHARDS.c.owner).order_by(_SHARDS.c.shard).with_for_update()
     owners = {row.shard: row.owner for row in connection.execute(every)}
-    alive = _bury_the_dead(connection)
+    alive = _expire_relays(connection)
     mine = [shard for shard, owner in owners.items() if owner == relay]
     free = [shard for shard, owner in owners.items() if owner not in alive]
     quota = -(-len(owners) // max(1, len(alive)))
@@ -90,7 +90,7 @@ def leave(connection: Connection, relay: UUID) -> None:
 
 
 def live_relays(connection: Connection) -> int:
-    """How many relays hold a lease now.
+    """Counts the relays that hold a lease now.
 
     Transaction: the caller's; reads only.
     """
@@ -98,22 +98,24 @@ def live_relays(connection: Connection) -> int:
     return connection.execute(live).scalar_one()
 
 
-def is_anything_left(connection: Connection, shards: Collection[int], holds: PauseSet) -> bool:
-    """Whether messages are unpublished in shards of other relays, live or dead, or wait for their next try anywhere.
+def is_anything_left(connection: Connection, shards: Collection[int], paused: PauseSet) -> bool:
+    """Tells whether messages are unpublished in shards of other relays, live or dead, or are tried again anywhere.
 
     What operators have paused, what is parked and what is scheduled for later does not count.
 
     Transaction: the caller's; reads only.
     """
     hot = tables.outbox_messages.c
-    elsewhere = select(literal(1)).where(hot.shard.not_in(sorted(shards)), hot.topic.not_in(sorted(holds.destinations)))
+    elsewhere = select(literal(1)).where(
+        hot.shard.not_in(sorted(shards)), hot.topic.not_in(sorted(paused.destinations))
+    )
     if connection.execute(elsewhere.limit(1)).first() is not None:
         return True
     every = connection.execute(select(_SHARDS.c.shard)).scalars().all()
-    return bool(due.due_rows(connection, every, without=holds.destinations, limit=1, holds=holds, whenever=True))
+    return bool(due.due_rows(connection, every, without=paused.destinations, limit=1, paused=paused, whenever=True))
 
 
-def _bury_the_dead(connection: Connection) -> frozenset[UUID]:
+def _expire_relays(connection: Connection) -> frozenset[UUID]:
     """Deletes expired relays; returns the live ones."""
     # The lock waits for a renewal or a fenced write that is under way; the condition is then checked again.
     expired = select(_RELAYS.c.id).where(_RELAYS.c.expires_at <= database_now()).with_for_update()

@@ -1,4 +1,4 @@
-"""Quarantine: what operators asked for, carried out by the relay that owns the shard.
+"""Operators' requests on stopped keys, carried out by the relay that owns the shard.
 
 Operators only *record* a request on a stopped key; the relay that owns its shard carries it out between two pages, so
 that a release cannot race the reader.
@@ -15,8 +15,8 @@ from outboxkit import dead_letters, outbox, tables
 from outboxkit._sql import any_of, database_now
 from outboxkit.dead_letters import DeadLetter, Filter, Side, State
 from outboxkit.policy import Failure
+from outboxkit.rows import Request, StopReason
 from outboxkit_relay.store import stopped_keys
-from outboxkit_relay.store.stopped_keys import Request
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,12 +32,10 @@ _LETTERS: Final = tables.dead_letters
 
 
 def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
-    """Carries out what was asked of stopped keys of these shards, as recorded in ``outbox_stopped_keys.request``.
+    """Carries out the requests (`outboxkit.rows.Request`) on stopped keys of these shards.
 
-    ``release``: a head that waits for its next try is tried at once; behind a dead head the followers go on.
-    ``skip``: a waiting head becomes a dead letter, and the followers go on. A head that is due may be at the broker: it
-    is heard out first, and skipped if it fails again.
-    ``repair``: the dead head that is being replayed returns to its old position, in front of its followers.
+    A waiting head that is to be skipped may be at the broker: its answer is awaited first, and it is skipped if it has
+    failed again.
 
     Transaction: the caller's, fenced.
     Locks: the stopped keys; those that a settlement is changing are left for the next time.
@@ -48,7 +46,7 @@ def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
             _STOPPED.c.key,
             _STOPPED.c.position,
             _STOPPED.c.request,
-            (_STOPPED.c.reason == "parked").label("parked"),
+            (_STOPPED.c.reason == StopReason.PARKED).label("parked"),
             (_STOPPED.c.due_at > database_now()).label("resting"),
         )
         .where(any_of(_STOPPED.c.shard, shards), _STOPPED.c.request.is_not(None))
@@ -62,8 +60,8 @@ def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
 def _carry_out(connection: Connection, asked: Row[Any]) -> bool:
     """Returns False when it must wait."""
     topic, key, position = asked.topic, bytes(asked.key), asked.position
-    if asked.request == "repair" and (letter := _replaying(connection, topic, key, position)) is not None:
-        _bring_back(connection, letter, position)
+    if asked.request == Request.REPAIR and (letter := _replaying(connection, topic, key, position)) is not None:
+        _reinsert(connection, letter, position)
     elif asked.request == Request.RELEASE and not asked.parked:
         stopped_keys.retry_head(connection, topic, key)
     elif asked.request == Request.SKIP and not asked.parked:
@@ -79,18 +77,18 @@ def _skip(connection: Connection, topic: str, key: bytes) -> bool:
         head, error = found
         failure, text = _reason(error)
         dead_letters.bury(connection, dead_letters.of_row(head, failure, text, head.attempts))
-        stopped_keys.bury(connection, head)
+        stopped_keys.remove_dead(connection, head)
     stopped_keys.resume_key(connection, [(topic, key)])
     return True
 
 
 def _reason(error: str) -> tuple[Failure, str]:
-    """Why the head waits, as `outboxkit_relay.store.stopped_keys.hold` has written it."""
+    """Why the head waits, as `outboxkit_relay.store.stopped_keys.stop_key` has written it."""
     name, _, text = error.partition(": ")
     return (Failure(name), text) if name in set(Failure) else (Failure.REJECTED, error)
 
 
-def _bring_back(connection: Connection, letter: DeadLetter, position: int) -> None:
+def _reinsert(connection: Connection, letter: DeadLetter, position: int) -> None:
     stopped_keys.reinsert_head(
         connection, position, outbox.row_of(dead_letters.outgoing(letter), outbox.shards_of(connection))
     )

@@ -1,18 +1,17 @@
-"""The waiting room: messages that wait for their next try, for the head of their key, or for their instant.
+"""The waiting room: messages that wait for their next try, behind the head of their key, or for their instant.
 
 When a message fails for reasons of its own, its key is *stopped*: a row in ``outbox_stopped_keys``, and the message
 (the head) and its followers in ``outbox_waiting`` under their old positions, in which order they leave again. A head
 that became a dead letter leaves its followers *parked*. A message without a key waits alone.
 
-Operators look (`stops`) and ask (`request`); only the relay that owns a key's shard changes its order. All other verbs
-are Core statements in a transaction of the caller that `outboxkit.outbox.fence` has fenced.
+Operators look (`list_stopped`) and ask (`request`); only the relay that owns a key's shard changes its order. All other
+verbs are Core statements in a transaction of the caller that `outboxkit.outbox.fence` has fenced.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, case, delete, exists, func, insert, literal, select, update
@@ -21,8 +20,8 @@ from outboxkit import tables
 from outboxkit._sql import any_of, database_now
 from outboxkit.dialects import dialect_of
 from outboxkit.outbox import shards_of
-from outboxkit.rows import Row, shard_of
-from outboxkit_relay.core.protocol import Hold, StoppedKey
+from outboxkit.rows import Request, Row, StopReason, WaitReason, shard_of
+from outboxkit_relay.core.protocol import FailedHead, StoppedKey
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -32,21 +31,20 @@ if TYPE_CHECKING:
 __all__ = [
     "COPIED",
     "KeyStop",
-    "Request",
     "append_followers",
-    "bury",
     "count_stopped_keys",
     "head_of",
-    "hold",
+    "list_stopped",
     "move_to_waiting",
     "park",
     "reinsert_head",
+    "remove_dead",
     "request",
     "resume_key",
     "retry_head",
     "row_columns",
-    "stopped_keys",
-    "stops",
+    "stop_key",
+    "stopped_in",
 ]
 
 _HOT: Final = tables.outbox_messages
@@ -59,13 +57,6 @@ _REST: Final = timedelta(minutes=1)  # a head that is to be skipped is not tried
 _ERROR_TEXT: Final = 500  # characters: enough to understand, never a payload
 #: what a message keeps when it moves between the hot table and the waiting room
 COPIED: Final = [column.name for column in _HOT.columns if column.name not in ("xid", "position")]
-
-
-class Request(StrEnum):
-    """What an operator may ask of a stopped key."""
-
-    RELEASE = "release"  #: try the waiting head at once; behind a dead head the followers go on
-    SKIP = "skip"  #: a waiting head becomes a dead letter; the followers go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,21 +91,25 @@ class KeyStop:
 # --- operators ---------------------------------------------------------------------------------------------------
 
 
-def stops(
+def list_stopped(
     connection: Connection, *, topic: str | None = None, key: bytes | None = None, limit: int | None = None
 ) -> list[KeyStop]:
-    """The stopped keys: of one topic, or that one.
+    """Lists stopped keys, optionally of one topic or of one (topic, key).
 
     Transaction: joins the caller's; reads only.
     """
     head = _WAITING.alias()
-    line = (_WAITING.c.topic == _STOPPED.c.topic, _WAITING.c.key == _STOPPED.c.key, _WAITING.c.reason != "scheduled")
+    line = (
+        _WAITING.c.topic == _STOPPED.c.topic,
+        _WAITING.c.key == _STOPPED.c.key,
+        _WAITING.c.reason != WaitReason.SCHEDULED,
+    )
     followers = select(func.count()).where(*line, _WAITING.c.position != _STOPPED.c.position).scalar_subquery()
     is_head = and_(
         head.c.topic == _STOPPED.c.topic,
         head.c.key == _STOPPED.c.key,
         head.c.position == _STOPPED.c.position,
-        head.c.reason != "scheduled",
+        head.c.reason != WaitReason.SCHEDULED,
     )
     statement = (
         select(
@@ -133,7 +128,7 @@ def stops(
 
 
 def count_stopped_keys(connection: Connection, *, topic: str | None = None) -> int:
-    """How many keys are stopped.
+    """Counts stopped keys, optionally of one topic.
 
     Transaction: joins the caller's; reads only.
     """
@@ -170,7 +165,7 @@ def request(
     Returns:
         Whether it is recorded: the key is stopped (at that head), and its head is not being replayed.
     """
-    this = [_STOPPED.c.topic == topic, _STOPPED.c.key == key, func.coalesce(_STOPPED.c.request, "") != "repair"]
+    this = [_STOPPED.c.topic == topic, _STOPPED.c.key == key, func.coalesce(_STOPPED.c.request, "") != Request.REPAIR]
     if position is not None:
         this.append(_STOPPED.c.position == position)
     asked = update(_STOPPED).where(*this).values(request=what.value, requested_by=by)
@@ -207,8 +202,8 @@ def _of_letter(column: Any) -> Any:
 # --- relays ------------------------------------------------------------------------------------------------------
 
 
-def stopped_keys(connection: Connection, shards: Collection[int]) -> frozenset[StoppedKey]:
-    """The keys of these shards whose order is held.
+def stopped_in(connection: Connection, shards: Collection[int]) -> frozenset[StoppedKey]:
+    """Returns the stopped keys of these shards.
 
     Transaction: joins the caller's; reads only.
     """
@@ -217,11 +212,11 @@ def stopped_keys(connection: Connection, shards: Collection[int]) -> frozenset[S
 
 
 def head_of(connection: Connection, topic: str, key: bytes) -> tuple[Row, str] | None:
-    """The first waiting row of a key, and why it failed the last time.
+    """Returns the first waiting row of a key, and why it failed the last time.
 
     Transaction: joins the caller's; reads only.
     """
-    line = (_WAITING.c.topic == topic, _WAITING.c.key == key, _WAITING.c.reason != "scheduled")
+    line = (_WAITING.c.topic == topic, _WAITING.c.key == key, _WAITING.c.reason != WaitReason.SCHEDULED)
     first = select(*row_columns(), _WAITING.c.error).where(*line).order_by(_WAITING.c.position).limit(1)
     found = connection.execute(first).one_or_none()
     return None if found is None else (Row.of(*found[:-1]), found.error or "")
@@ -232,26 +227,27 @@ def retry_head(connection: Connection, topic: str, key: bytes) -> None:
 
     Transaction: the caller's, fenced.
     """
-    this = and_(_STOPPED.c.topic == topic, _STOPPED.c.key == key, _STOPPED.c.reason == "retry")
+    this = and_(_STOPPED.c.topic == topic, _STOPPED.c.key == key, _STOPPED.c.reason == StopReason.RETRY)
     connection.execute(update(_STOPPED).where(this).values(request=None, due_at=database_now()))
 
 
-def hold(connection: Connection, held: Hold) -> None:
+def stop_key(connection: Connection, failed: FailedHead) -> None:
     """Stops the key of a failed head until its next try; a head without a key waits alone.
 
     Transaction: the caller's, fenced.
     Guarantee: head and followers keep their positions, and nothing of the key is read as fresh meanwhile.
     """
-    row, due_at = held.row, database_now(held.delay)
-    failed = {"attempts": held.attempts, "error": f"{held.failure}: {held.text}"[:_ERROR_TEXT], "due_at": due_at}
+    row, due_at = failed.row, database_now(failed.delay)
+    error = f"{failed.failure}: {failed.text}"[:_ERROR_TEXT]
+    try_again = {"attempts": failed.attempts, "error": error, "due_at": due_at}
     if row.waiting_id is None:
-        move_to_waiting(connection, [row], reason="retry")
-        connection.execute(update(_WAITING).where(_same(row)).values(**failed))
+        move_to_waiting(connection, [row], WaitReason.RETRY)
+        connection.execute(update(_WAITING).where(_same(row)).values(**try_again))
     else:
-        connection.execute(update(_WAITING).where(_WAITING.c.id == row.waiting_id).values(**failed))
-    move_to_waiting(connection, held.followers)
+        connection.execute(update(_WAITING).where(_WAITING.c.id == row.waiting_id).values(**try_again))
+    move_to_waiting(connection, failed.followers)
     if row.key is not None and _waits(connection, row):
-        _stop(connection, row, reason="retry", attempts=held.attempts, due_at=due_at)
+        _stop(connection, row, StopReason.RETRY, attempts=failed.attempts, due_at=due_at)
 
 
 def park(connection: Connection, head: Row, followers: Sequence[Row]) -> None:
@@ -259,14 +255,14 @@ def park(connection: Connection, head: Row, followers: Sequence[Row]) -> None:
 
     Transaction: the caller's, fenced; the same one that writes the dead letter.
     """
-    bury(connection, head)
+    remove_dead(connection, head)
     move_to_waiting(connection, followers)
     if head.key is not None:
-        _stop(connection, head, reason="parked", attempts=0, due_at=None)
+        _stop(connection, head, StopReason.PARKED, attempts=0, due_at=None)
 
 
-def bury(connection: Connection, head: Row) -> None:
-    """Takes a dead row out of the way; its dead letter is written by the caller in the same transaction.
+def remove_dead(connection: Connection, head: Row) -> None:
+    """Deletes a dead row; the caller writes its dead letter in the same transaction.
 
     Transaction: the caller's, fenced.
     """
@@ -276,7 +272,7 @@ def bury(connection: Connection, head: Row) -> None:
         connection.execute(delete(_WAITING).where(_WAITING.c.id == head.waiting_id))
 
 
-def move_to_waiting(connection: Connection, rows: Iterable[Row], reason: str = "follower") -> None:
+def move_to_waiting(connection: Connection, rows: Iterable[Row], reason: WaitReason = WaitReason.FOLLOWER) -> None:
     """Moves fresh rows of stopped keys into the waiting room, under their positions.
 
     Transaction: the caller's, fenced.
@@ -299,7 +295,7 @@ def append_followers(connection: Connection, rows: Sequence[Row]) -> None:
     """
     move_to_waiting(connection, [row for row in rows if row.key is not None])
     alone = [row for row in rows if row.key is None]
-    move_to_waiting(connection, alone, reason="retry")
+    move_to_waiting(connection, alone, WaitReason.RETRY)
     for row in alone:
         connection.execute(update(_WAITING).where(_same(row)).values(due_at=database_now()))
     for row in {(row.topic, row.key): row for row in reversed(rows) if row.key is not None}.values():
@@ -307,7 +303,7 @@ def append_followers(connection: Connection, rows: Sequence[Row]) -> None:
         # Locked: whoever frees the key at the same time sees this row, or is seen here.
         stopped = connection.execute(select(_STOPPED.c.topic).where(this).with_for_update()).one_or_none() is not None
         if not stopped and _waits(connection, row):
-            _stop(connection, row, reason="retry", attempts=0, due_at=database_now())
+            _stop(connection, row, StopReason.RETRY, attempts=0, due_at=database_now())
 
 
 def resume_key(connection: Connection, keys: Iterable[StoppedKey]) -> None:
@@ -320,13 +316,13 @@ def resume_key(connection: Connection, keys: Iterable[StoppedKey]) -> None:
         left = select(func.min(_WAITING.c.position)).where(
             _WAITING.c.topic == topic,
             _WAITING.c.key == key,
-            _WAITING.c.reason != "scheduled",
+            _WAITING.c.reason != WaitReason.SCHEDULED,
         )
         position = connection.execute(left).scalar_one()
         if position is None:
             connection.execute(delete(_STOPPED).where(this))
         else:
-            due = {"position": position, "reason": "retry", "attempts": 0, "due_at": database_now()}
+            due = {"position": position, "reason": StopReason.RETRY, "attempts": 0, "due_at": database_now()}
             connection.execute(update(_STOPPED).where(this).values(request=None, **due))
 
 
@@ -342,13 +338,15 @@ def reinsert_head(connection: Connection, position: int | None, message: dict[st
     """
     topic, key = message["topic"], message["key"]
     connection.execute(
-        insert(_WAITING).values(position=position, reason="retry", due_at=database_now(), attempts=0, **message),
+        insert(_WAITING).values(
+            position=position, reason=WaitReason.RETRY, due_at=database_now(), attempts=0, **message
+        ),
     )
     resume_key(connection, [(topic, key)])
 
 
 def row_columns() -> list[Any]:
-    """The columns of a `Row`, of the waiting room."""
+    """The columns of the waiting room that make a `Row`."""
     waits = _WAITING.c
     message = (waits.topic, waits.key, waits.type, waits.kind, waits.payload, waits.headers)
     return [
@@ -368,11 +366,11 @@ def _same(row: Row) -> Any:
 
 def _waits(connection: Connection, row: Row) -> bool:
     """Whether anything of the row's key waits: the row itself may have been settled by another relay meanwhile."""
-    line = (_WAITING.c.topic == row.topic, _WAITING.c.key == row.key, _WAITING.c.reason != "scheduled")
+    line = (_WAITING.c.topic == row.topic, _WAITING.c.key == row.key, _WAITING.c.reason != WaitReason.SCHEDULED)
     return connection.execute(select(literal(1)).where(exists().where(*line))).one_or_none() is not None
 
 
-def _stop(connection: Connection, row: Row, *, reason: str, attempts: int, due_at: Any) -> None:
+def _stop(connection: Connection, row: Row, reason: StopReason, *, attempts: int, due_at: Any) -> None:
     shard = shard_of(row.topic, row.key, row.id, shards_of(connection))
     values = {"position": row.position, "reason": reason, "attempts": attempts, "due_at": due_at}
     this = and_(_STOPPED.c.topic == row.topic, _STOPPED.c.key == row.key)
@@ -381,7 +379,7 @@ def _stop(connection: Connection, row: Row, *, reason: str, attempts: int, due_a
     to_skip = and_(same, _STOPPED.c.request == Request.SKIP.value)
     changed = {
         **values,
-        "request": case((to_skip if reason == "parked" else same, _STOPPED.c.request), else_=None),
+        "request": case((to_skip if reason is StopReason.PARKED else same, _STOPPED.c.request), else_=None),
         "due_at": None if due_at is None else case((to_skip, database_now(_REST)), else_=due_at),
     }
     if not connection.execute(update(_STOPPED).where(this).values(**changed)).rowcount:

@@ -22,7 +22,7 @@ from outboxkit.errors import TransientBrokerError
 from outboxkit.policy import Failure, RetryPolicy, full_jitter
 from outboxkit.testing.broker_conformance import make_row
 from outboxkit_relay.core.state import RelayConfig
-from outboxkit_relay.daemon.relay import Relay
+from outboxkit_relay.daemon.relay import RelayDaemon
 from tests import servers
 from tests.integration.brokers.world import SOON, bound
 from tests.integration.relay.world import count, engine_for, message, relaying, until, write
@@ -77,14 +77,14 @@ def drained(channel: BlockingChannel, queue: str) -> list[bytes]:
     return bodies
 
 
-def failures(relay: Relay) -> int:
+def failures(relay: RelayDaemon) -> int:
     """How often the relay was refused a message."""
-    return sum(relay.snapshot.failures.values()) if relay.snapshot else 0
+    return sum(relay.stats.failures.values()) if relay.stats else 0
 
 
-def paused(relay: Relay) -> list[str]:
+def paused(relay: RelayDaemon) -> list[str]:
     """Destinations that the relay says it cannot publish to."""
-    return [one.topic for one in relay.snapshot.paused] if relay.snapshot else []
+    return [one.topic for one in relay.stats.unavailable] if relay.stats else []
 
 
 def turn_away(door: socket.socket, knocks: list[socket.socket]) -> None:
@@ -153,8 +153,8 @@ def test_e85_a_full_queue_that_refuses_pauses_the_destination_spends_no_attempt_
 
     with relaying(engine, publisher, RelayConfig(retry=ONE_TRY)) as relay:
         until(lambda: failures(relay) > 2 * 6, "it has tried more often than a message has attempts")
-        assert relay.snapshot
-        assert {failure for _, failure in relay.snapshot.failures} == {Failure.REFUSING}
+        assert relay.stats
+        assert {failure for _, failure in relay.stats.failures} == {Failure.REFUSING}
         assert count(engine, tables.outbox_messages) > 0
         assert count(engine, tables.outbox_waiting) == count(engine, tables.dead_letters) == 0
         bodies = list[bytes]()

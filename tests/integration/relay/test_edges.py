@@ -123,7 +123,7 @@ def test_e50_messages_are_inserted_and_deleted_and_never_updated_and_a_claim_wri
 
     before = scalar(engine, where)
     with engine.connect() as connection:
-        outbox.claim(connection, relay)
+        outbox.confirm_lease(connection, relay)
 
     assert scalar(engine, where) == before
     engine.dispose()  # a session that ends tells what it did
@@ -140,7 +140,7 @@ def claiming(engine: Engine) -> Iterator[Future[timedelta]]:
     def claim() -> None:
         with engine.connect() as connection:
             try:
-                outcome.set_result(outbox.claim(connection, relay))
+                outcome.set_result(outbox.confirm_lease(connection, relay))
             except LeaseLost as error:
                 outcome.set_exception(error)
 

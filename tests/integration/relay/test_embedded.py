@@ -15,8 +15,7 @@ from outboxkit import tables
 from outboxkit.brokers.memory import exchange
 from outboxkit.capture import commit_hooks
 from outboxkit.errors import ConfigurationError
-from outboxkit_relay import settings
-from outboxkit_relay.daemon.embedded import Relay
+from outboxkit_relay import Relay, settings
 from outboxkit_relay.settings import Settings
 from tests.integration.relay.world import count, engine_for, message, until, write
 
@@ -51,7 +50,7 @@ async def test_it_publishes_while_the_block_runs_and_gives_everything_back(
         end = commit_hooks.on_commit(engine, relay.wake)
         write(engine, message(1))
         await asyncio.to_thread(until, lambda: count(engine, tables.outbox_messages) == 0)
-        await asyncio.to_thread(until, lambda: relay.snapshot is not None and relay.snapshot.joined)
+        await asyncio.to_thread(until, lambda: relay.stats is not None and relay.stats.joined)
         end()
 
     assert [one.payload for one in exchange(name).messages("orders")] == [b"1"]

@@ -13,7 +13,7 @@ from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope, Target
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
 from outboxkit_relay.core.state import RelayConfig
-from outboxkit_relay.daemon.relay import Relay
+from outboxkit_relay.daemon.relay import RelayDaemon
 from outboxkit_relay.store import leases
 from tests.integration.relay.world import ScriptedPublisher, count, message, write
 
@@ -22,9 +22,9 @@ RETRY = RetryPolicy(delayed=full_jitter("300ms", cap="400ms", attempts=3))
 
 def run_once(engine: Engine, publisher: ScriptedPublisher, retry: RetryPolicy = RETRY) -> list[int]:
     """Runs to the end; what was accepted."""
-    Relay(engine, publisher, RelayConfig(once=True, order=Order.STRICT, retry=retry, lease=timedelta(seconds=2))).run(
-        threading.Event()
-    )
+    RelayDaemon(
+        engine, publisher, RelayConfig(once=True, order=Order.STRICT, retry=retry, lease=timedelta(seconds=2))
+    ).run(threading.Event())
     return [int(row.payload) for row in publisher.accepted]
 
 

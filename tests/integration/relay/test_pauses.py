@@ -79,7 +79,7 @@ def test_a_pause_that_has_ended_holds_nothing(engine: Engine) -> None:
     for target in (ORDERS, PLACED, K):
         pause(engine, target, timedelta(hours=1))
     with engine.connect() as connection:
-        assert pauses.holds(connection) == PauseSet(
+        assert pauses.pause_set(connection) == PauseSet(
             frozenset({"orders"}), frozenset({"order.placed"}), frozenset({("orders", b"k")})
         )
 
@@ -87,7 +87,7 @@ def test_a_pause_that_has_ended_holds_nothing(engine: Engine) -> None:
         connection.execute(update(tables.outbox_control).values(until=database_now(timedelta(seconds=-1))))
 
     with engine.connect() as connection:
-        assert pauses.holds(connection) == PauseSet()
+        assert pauses.pause_set(connection) == PauseSet()
         assert pauses.pauses(connection) == []
 
 
@@ -142,7 +142,7 @@ def test_a_relay_that_runs_obeys_within_a_third_of_its_lease(engine: Engine) -> 
         write(engine, message(1))
         until(lambda: numbers(publisher) == [1])
         pause(engine, ORDERS)
-        until(lambda: relay.state.holds.destinations, "it knows")
+        until(lambda: relay.state.paused.destinations, "it knows")
 
         write(engine, message(2), message(90, topic="payments"))
         until(lambda: numbers(publisher) == [1, 90])

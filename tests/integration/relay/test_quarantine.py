@@ -10,11 +10,11 @@ from sqlalchemy import Connection, Engine, select, update
 
 from outboxkit import outbox, tables
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
-from outboxkit.rows import Row
-from outboxkit_relay.core.protocol import Hold
+from outboxkit.rows import Request, Row
+from outboxkit_relay.core.protocol import FailedHead
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.store import operator_requests, stopped_keys
-from outboxkit_relay.store.stopped_keys import KeyStop, Request
+from outboxkit_relay.store.stopped_keys import KeyStop
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=2))
@@ -31,10 +31,10 @@ def _stop(engine: Engine, *, key: str = "k", due: timedelta = timedelta(hours=1)
     write(engine, *(message(number, key=key) for number in range(3)))
     with engine.begin() as connection:
         rows = _hot(connection, key)
-        held = Hold(
+        held = FailedHead(
             row=rows[0], failure="rejected", text="no: thanks", attempts=2, delay=due, followers=tuple(rows[1:])
         )
-        stopped_keys.hold(connection, held)
+        stopped_keys.stop_key(connection, held)
 
 
 def _hot(connection: Connection, key: str) -> list[Row]:
@@ -64,7 +64,7 @@ def _ask(engine: Engine, what: Request, position: int | None = None) -> bool:
 
 def _stops(engine: Engine) -> list[KeyStop]:
     with engine.connect() as connection:
-        return stopped_keys.stops(connection)
+        return stopped_keys.list_stopped(connection)
 
 
 def _carry_out(engine: Engine) -> None:
@@ -108,10 +108,10 @@ def test_one_topic_or_one_key_can_be_looked_at(engine: Engine) -> None:
     _stop(engine, key="l")
 
     with engine.connect() as connection:
-        assert [stop.key for stop in stopped_keys.stops(connection, topic="orders")] == [b"k", b"l"]
-        assert [stop.key for stop in stopped_keys.stops(connection, topic="orders", key=b"l")] == [b"l"]
-        assert stopped_keys.stops(connection, topic="payments") == []
-        assert len(stopped_keys.stops(connection, limit=1)) == 1
+        assert [stop.key for stop in stopped_keys.list_stopped(connection, topic="orders")] == [b"k", b"l"]
+        assert [stop.key for stop in stopped_keys.list_stopped(connection, topic="orders", key=b"l")] == [b"l"]
+        assert stopped_keys.list_stopped(connection, topic="payments") == []
+        assert len(stopped_keys.list_stopped(connection, limit=1)) == 1
         assert (
             stopped_keys.count_stopped_keys(connection)
             == stopped_keys.count_stopped_keys(connection, topic="orders")
@@ -258,13 +258,13 @@ def test_a_skip_outlives_the_failure_of_its_head_and_a_release_the_next_try_only
             stopped_keys.request(connection, "orders", what.encode(), Request(what), by="ana")
             found = stopped_keys.head_of(connection, "orders", what.encode())
             assert found is not None
-            hold = Hold(row=found[0], failure="rejected", text="x", attempts=3, delay=timedelta(hours=1))
-            stopped_keys.hold(connection, hold)
-            assert stopped_keys.stops(connection, key=what.encode())[0].request == what
+            hold = FailedHead(row=found[0], failure="rejected", text="x", attempts=3, delay=timedelta(hours=1))
+            stopped_keys.stop_key(connection, hold)
+            assert stopped_keys.list_stopped(connection, key=what.encode())[0].request == what
 
             stopped_keys.park(connection, found[0], ())
 
-            assert stopped_keys.stops(connection, key=what.encode())[0].request == parked
+            assert stopped_keys.list_stopped(connection, key=what.encode())[0].request == parked
 
 
 def test_a_request_is_forgotten_when_its_head_goes_out(engine: Engine) -> None:
@@ -273,7 +273,7 @@ def test_a_request_is_forgotten_when_its_head_goes_out(engine: Engine) -> None:
     with engine.begin() as connection:
         found = stopped_keys.head_of(connection, "orders", b"k")
         assert found is not None
-        stopped_keys.bury(connection, found[0])  # as if it were published
+        stopped_keys.remove_dead(connection, found[0])  # as if it were published
 
         stopped_keys.resume_key(connection, [("orders", b"k")])
 

@@ -12,7 +12,7 @@ from outboxkit import outbox, tables
 from outboxkit._sql import database_now
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy, full_jitter
 from outboxkit.rows import Row
-from outboxkit_relay.core.destinations import Limits
+from outboxkit_relay.core.destinations import DestinationLimits
 from outboxkit_relay.core.state import RelayConfig
 from tests.integration.relay.world import ScriptedPublisher, count, message, relaying, until, write
 
@@ -243,10 +243,10 @@ def test_a_rate_is_kept_and_holds_no_other_destination(engine: Engine) -> None:
     publisher = ScriptedPublisher()
     sent: list[tuple[float, str]] = []
     publisher.refuse = lambda row: sent.append((time.monotonic(), row.topic))
-    rules = RelayConfig(destinations={"orders": Limits(rate=100.0)})
+    config = RelayConfig(destinations={"orders": DestinationLimits(rate=100.0)})
     write(engine, *(message(number) for number in range(40)), *(message(number, topic="bills") for number in range(40)))
 
-    with relaying(engine, publisher, rules):
+    with relaying(engine, publisher, config):
         until(lambda: count(engine, tables.outbox_messages) == 0)
 
     slow = [at for at, topic in sent if topic == "orders"]

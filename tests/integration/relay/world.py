@@ -20,7 +20,7 @@ from outboxkit.message import Message
 from outboxkit.policy import Failure, Order
 from outboxkit.rows import Row
 from outboxkit_relay.core.state import RelayConfig
-from outboxkit_relay.daemon.relay import Relay
+from outboxkit_relay.daemon.relay import RelayDaemon
 
 __all__ = ["ScriptedPublisher", "count", "engine_for", "message", "relaying", "until", "write"]
 
@@ -126,11 +126,11 @@ def count(engine: Engine, table: Table, *where: object) -> int:
 def relaying(
     engine: Engine,
     publisher: object,
-    rules: RelayConfig | None = None,
+    config: RelayConfig | None = None,
     lease: timedelta = timedelta(seconds=2),
-) -> Iterator[Relay]:
+) -> Iterator[RelayDaemon]:
     """A relay that runs in a thread of its own while the block runs; its failure fails the test."""
-    relay = Relay(engine, publisher, replace(rules or RelayConfig(), lease=lease), drain=timedelta(seconds=5))  # type: ignore[arg-type]
+    relay = RelayDaemon(engine, publisher, replace(config or RelayConfig(), lease=lease), drain=timedelta(seconds=5))  # type: ignore[arg-type]
     stop, failures = threading.Event(), []
 
     def run() -> None:

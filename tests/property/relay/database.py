@@ -169,7 +169,7 @@ class Database:
     def read(self, reading: Reading) -> Page:
         """See `outboxkit.dialects.Dialect.read`."""
         found: list[Row] = []
-        heavy: dict[int, int] = {}
+        large: dict[int, int] = {}
         for position in sorted(self.hot):
             stored = self.hot[position]
             size = len(stored.row.payload)
@@ -180,16 +180,16 @@ class Database:
                 and (reading.round is None or not unseen(reading.round, stored.xid))
             ):
                 if size:
-                    if heavy and sum(heavy.values()) + size > reading.max_bytes:
-                        return Page(found, self.snapshot(), heavy, cut=True)
-                    heavy[position] = size
+                    if large and sum(large.values()) + size > reading.max_bytes:
+                        return Page(found, self.snapshot(), large, cut=True)
+                    large[position] = size
                 found.append(stored.row)
                 if len(found) == reading.limit:
                     break
-        return Page(found, self.snapshot(), heavy)
+        return Page(found, self.snapshot(), large)
 
-    def claim(self, relay: UUID) -> timedelta:
-        """See `outboxkit.outbox.claim`."""
+    def confirm_lease(self, relay: UUID) -> timedelta:
+        """See `outboxkit.outbox.confirm_lease`."""
         self.look(relay)
         self.flushed = len(self.log)
         return self.leases[relay] - self.now
@@ -211,11 +211,11 @@ class Database:
         return frozenset(key for key in self.stopped if shard_of(*key, 0) in shards)
 
     @property
-    def holds(self) -> PauseSet:
-        """See `outboxkit.outbox.pauses.holds`."""
-        return self.control.get("holds", NOTHING_PAUSED)
+    def paused(self) -> PauseSet:
+        """See `outboxkit.outbox.pauses.pause_set`."""
+        return self.control.get("pause_set", NOTHING_PAUSED)
 
-    def due_rows(self, shards: Collection[int], without: Collection[str], limit: int, holds: PauseSet) -> list[Row]:
+    def due_rows(self, shards: Collection[int], without: Collection[str], limit: int, paused: PauseSet) -> list[Row]:
         """See `outboxkit_relay.store.due.due_rows`."""
         heads: dict[Key, int] = {}
         for waits in self.waiting.values():
@@ -229,7 +229,7 @@ class Database:
                 stop = self.stopped.get((row.topic, row.key))
                 is_head = heads[row.topic, row.key] == row.position
                 at = stop.due_at if stop is not None and stop.reason == "retry" and is_head else None
-            mine = waits.shard in shards and row.topic not in without and not holds.hold(row)
+            mine = waits.shard in shards and row.topic not in without and not paused.covers(row)
             if at is not None and at <= self.now and mine:
                 due.append(row)
         return sorted(due, key=lambda row: row.position)[:limit]
@@ -257,7 +257,7 @@ class Database:
 
     # --- the waiting room: `outboxkit_relay.store.stopped_keys`, verb by verb ---
 
-    def set_aside(self, rows: Iterable[Row], reason: str = "follower") -> None:
+    def move_to_waiting(self, rows: Iterable[Row], reason: str = "follower") -> None:
         for row in rows:
             if row.waiting_id is None and row.position in self.hot:
                 stored = self.hot[row.position]
@@ -266,16 +266,16 @@ class Database:
                 self.put(self.waiting, self.waiting_id, Waiting(moved, stored.shard, reason, None))
                 self.put(self.hot, row.position)
 
-    def hold(self, row: Row, attempts: int, delay: timedelta, followers: Sequence[Row]) -> None:
+    def stop_key(self, row: Row, attempts: int, delay: timedelta, followers: Sequence[Row]) -> None:
         due_at = self.now + delay
         if row.waiting_id is None:
-            self.set_aside([row], "retry")
+            self.move_to_waiting([row], "retry")
         for waiting_id, waits in list(self.waiting.items()):
             same = waiting_id == row.waiting_id if row.waiting_id is not None else waits.row.position == row.position
             if same:
                 failed = replace(waits, row=waits.row._replace(attempts=attempts), due_at=due_at)
                 self.put(self.waiting, waiting_id, failed)
-        self.set_aside(followers)
+        self.move_to_waiting(followers)
         if row.key is not None and self.waits(row):
             key = row.topic, row.key
             stop = self.stopped.get(key)
@@ -293,15 +293,15 @@ class Database:
 
     def park(self, head: Row, followers: Sequence[Row]) -> None:
         self.bury(head)
-        self.set_aside(followers)
+        self.move_to_waiting(followers)
         if head.key is not None:
             self.put(self.stopped, (head.topic, head.key), Stop(head.position, "parked", None))
 
     def append_followers(self, rows: Sequence[Row]) -> None:
-        self.set_aside([row for row in rows if row.key is not None])
+        self.move_to_waiting([row for row in rows if row.key is not None])
         for row in rows:
             if row.key is None:
-                self.hold(row, 0, timedelta(0), ())
+                self.stop_key(row, 0, timedelta(0), ())
             if row.key is not None and (row.topic, row.key) not in self.stopped and self.waits(row):
                 self.put(self.stopped, (row.topic, row.key), Stop(row.position, "retry", self.now))
 

@@ -102,11 +102,11 @@ class HoldOnlyTheMessage(Process):
 
     def step(self, event: Event) -> list[Command]:
         def only_the_paused(state: State, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-            held = [state.holds.hold(row) or key_of(row) in state.stopped for row in rows]
+            held = [state.paused.covers(row) or key_of(row) in state.stopped for row in rows]
             free = [row for row, waits in zip(rows, held, strict=True) if not waits]
             return free, [row for row, waits in zip(rows, held, strict=True) if waits]
 
-        with patch("outboxkit_relay.core.step._apart", only_the_paused):
+        with patch("outboxkit_relay.core.intake._split_paused", only_the_paused):
             return super().step(event)
 
 
@@ -133,9 +133,9 @@ class Careless(SimulatedCluster):
         self.trouble_rate = 0.4
         self.left_to_write *= 3
         del self.keys[1:]
-        self.rules = replace(self.rules, retry=replace(self.rules.retry, followers=Followers.PARK))
+        self.config = replace(self.config, retry=replace(self.config.retry, followers=Followers.PARK))
         for process in self.processes:
-            process.rules = process.state.rules = self.rules
+            process.config = process.state.config = self.config
 
     def _everything_moves(self) -> bool:
         self.request()
@@ -168,5 +168,5 @@ class ReleaseAtOnce(Process):
     def step(self, event: Event) -> list[Command]:
         if isinstance(event, Fetched):
             found = self.database.stopped_keys(self.state.lanes.shards)
-            self.state.stopped = found | frozenset(self.state.setting_aside)
+            self.state.stopped = found | frozenset(self.state.moving_to_waiting)
         return super().step(event)

@@ -80,8 +80,8 @@ class Process:
         found_by_rescan: rows that only the watchdog has found: none, ever.
     """
 
-    def __init__(self, database: Database, broker: Broker, rules: RelayConfig, rng: random.Random) -> None:
-        self.database, self.rules, self.rng = database, rules, rng
+    def __init__(self, database: Database, broker: Broker, config: RelayConfig, rng: random.Random) -> None:
+        self.database, self.config, self.rng = database, config, rng
         self.state = self.new_state()
         self.arrivals: deque[Event | Gone] = deque()
         self.client = Client(broker, self.arrivals.append)
@@ -105,7 +105,7 @@ class Process:
     # --- what a wrong relay may do differently ------------------------------------------------------------------------
 
     def new_state(self) -> State:
-        return State(rules=self.rules)
+        return State(config=self.config)
 
     def step(self, event: Event) -> list[Command]:
         return step(self.state, event, self.database.now, self.rng)[1]
@@ -133,7 +133,7 @@ class Process:
             return self._advance(Tick())
         event = self.arrivals.popleft()
         if isinstance(event, Owned):
-            self.told = event.holds
+            self.told = event.paused
         if isinstance(event, Gone):
             self.gone()
         else:
@@ -161,13 +161,13 @@ class Process:
 
     def _publish(self, command: Publish) -> None:
         rows, told = command.batch.rows, self.told
-        if paused := [row.id.int for row in rows if told.hold(row) or row.topic in told.destinations]:
+        if paused := [row.id.int for row in rows if told.covers(row) or row.topic in told.destinations]:
             self.database.wrongs.append(f"paused, and handed over: {paused}")
         self._check_limits(command.batch.destination, len(rows))
         self.client.publish(command.number, command.batch)
 
     def _check_limits(self, topic: str, rows: int) -> None:
-        limits = self.rules.limits
+        limits = self.config.limits
         here = [len(batch.rows) for batch in self.client.pending.values() if batch.rows[0].topic == topic]
         if limits.in_flight is not None and sum(here) + rows > limits.in_flight:
             self.database.wrongs.append(f"{sum(here) + rows} in flight, allowed are {limits.in_flight}")
@@ -184,11 +184,11 @@ class Process:
         rows = [
             row for one in state.destinations.values() for row in (*one.queue, *itertools.chain(*one.behind.values()))
         ]
-        rows += [row for flight in state.flights() for row in flight.rows]
+        rows += [row for batch in state.batches() for row in batch.rows]
         size = sum(len(row.payload) for row in rows if row.waiting_id is None)
-        most = self.rules.max_bytes + self.rules.page_bytes + len(b"heavy!")
-        if size > most or size > state.heavy_bytes or state.heavy_bytes != sum(state.heavy.values()):
-            self.database.wrongs.append(f"{size} bytes in hand, {state.heavy_bytes} counted, {most} allowed")
+        most = self.config.max_bytes + self.config.page_bytes + len(b"large!")
+        if size > most or size > state.large_bytes or state.large_bytes != sum(state.large.values()):
+            self.database.wrongs.append(f"{size} bytes in hand, {state.large_bytes} counted, {most} allowed")
 
     def _enter_or_leave(self, what: Command) -> bool:
         if not (self.reader.is_idle and self.settler.is_idle):
@@ -205,7 +205,7 @@ class Process:
         else:
             self.id = UUID(int=self.rng.getrandbits(64))
             self.sent.clear()
-            self.database.put(self.database.leases, self.id, self.database.now + self.rules.lease)
+            self.database.put(self.database.leases, self.id, self.database.now + self.config.lease)
             self.reader.tasks.append(Rebalance(release=True))
         self.database.commit(xid, flush=True)
         return True
@@ -249,7 +249,7 @@ class Process:
             xid = self.database.begin()
             self.database.enqueue_scheduled(xid, shards, limit)
             self.database.commit(xid, flush=True)
-            due = self.database.due_rows(shards, command.without, limit, command.holds)
+            due = self.database.due_rows(shards, command.without, limit, command.paused)
             yield
         page = self.page(command)
         until = None
@@ -273,7 +273,7 @@ class Process:
         return [LeaseConfirmed(until)]
 
     def safe_until(self) -> Any:
-        return self.database.now + self.database.claim(self.id) * _LEASE_MARGIN
+        return self.database.now + self.database.confirm_lease(self.id) * _LEASE_MARGIN
 
     def balance(self, command: Rebalance) -> Work:
         database = self.database
@@ -282,7 +282,7 @@ class Process:
             yield
         xid = database.begin()
         try:
-            shards, surplus = database.renew_and_balance(self.id, self.rules.lease, release=command.release)
+            shards, surplus = database.renew_and_balance(self.id, self.config.lease, release=command.release)
         except LeaseLost:
             database.abort(xid)
             raise
@@ -292,9 +292,9 @@ class Process:
         xid = database.begin()
         database.carry_out_requests(shards)
         database.commit(xid, flush=True)
-        stopped, holds = database.stopped_keys(shards), database.holds
+        stopped, paused = database.stopped_keys(shards), database.paused
         yield
-        return [Owned(shards, surplus, stopped, holds)]
+        return [Owned(shards, surplus, stopped, paused)]
 
     def settle_all(self, first: Settle) -> Work:
         together = [first, *self._behind(first)]
@@ -339,11 +339,11 @@ class Process:
 
     def set_troubled_aside(self, settlement: Settle) -> None:
         database = self.database
-        heads = [*(held.row for held in settlement.held), *(burial.row for burial in settlement.buried)]
-        database.check_owner(self.id, (*settlement.aside, *heads))
-        database.append_followers(settlement.aside)
-        for held in settlement.held:
-            database.hold(held.row, held.attempts, held.delay, held.followers)
+        heads = [*(failed.row for failed in settlement.failed), *(burial.row for burial in settlement.buried)]
+        database.check_owner(self.id, (*settlement.to_waiting, *heads))
+        database.append_followers(settlement.to_waiting)
+        for failed in settlement.failed:
+            database.stop_key(failed.row, failed.attempts, failed.delay, failed.followers)
         for burial in settlement.buried:
             if burial.fate is Followers.PARK:
                 database.park(burial.row, burial.followers)

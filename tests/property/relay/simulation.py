@@ -20,7 +20,7 @@ from uuid import UUID
 from outboxkit.guards.circuit_breaker import CircuitRule
 from outboxkit.policy import Backoff, Failure, Followers, Order, RetryPolicy
 from outboxkit.rows import PauseSet, Row
-from outboxkit_relay.core.destinations import Limits
+from outboxkit_relay.core.destinations import DestinationLimits
 from outboxkit_relay.core.protocol import Command, Event, Tick, Woken
 from outboxkit_relay.core.state import RelayConfig
 from tests.property.relay.broker import Broker
@@ -68,11 +68,11 @@ class SimulatedCluster:
         self.database = Database(_START)
         self.broker = Broker(rng)
         self.lax = not self.calm and rng.random() < 0.5  # writers commit without waiting for the disk
-        rules = _rules(rng, timedelta(minutes=1) if self.calm else timedelta(seconds=rng.choice((5, 30))))
+        config = _rules(rng, timedelta(minutes=1) if self.calm else timedelta(seconds=rng.choice((5, 30))))
         # Chances of their own: what the others decide under a seed stays what it was.
         self.operators = random.Random(f"operators of {seed}")
-        self.rules = replace(rules, limits=_limits(self.operators), max_bytes=self.operators.choice((24, 48, 1_000)))
-        self.heavy_rate = self.operators.choice((0.0, 0.3, 0.9))
+        self.config = replace(config, limits=_limits(self.operators), max_bytes=self.operators.choice((24, 48, 1_000)))
+        self.large_rate = self.operators.choice((0.0, 0.3, 0.9))
         topics = ["a", "b", "c"][: rng.randint(1, 3)]
         keys = [b"k%d" % number for number in range(rng.randint(1, 3))]
         self.keys: list[Key] = [(topic, key) for topic in topics for key in keys]
@@ -93,7 +93,7 @@ class SimulatedCluster:
         self.pauses_rate = self.operators.choice((0.0, 0.0, 0.02))
 
     def new_process(self) -> Process:
-        return self.relay(self.database, self.broker, self.rules, self.rng)
+        return self.relay(self.database, self.broker, self.config, self.rng)
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -225,14 +225,14 @@ class SimulatedCluster:
         return self.database.now + timedelta(milliseconds=self.operators.randint(1, 3_000)) if late else None
 
     def _payload(self) -> bytes:
-        """All but the empty one are heavy."""
-        return b"heavy!" if self.heavy_rate and self.operators.random() < self.heavy_rate else b""
+        """All but the empty one are large."""
+        return b"large!" if self.large_rate and self.operators.random() < self.large_rate else b""
 
     def _plan(self) -> list[Failure]:
         rng = self.rng
         if rng.random() < 0.4:
             return [rng.choice(_BROKERS_OWN)] * rng.randint(1, 2)
-        deadly = self.rules.retry.followers is not Followers.BLOCK and rng.random() < 0.4
+        deadly = self.config.retry.followers is not Followers.BLOCK and rng.random() < 0.4
         return [rng.choice(_FINAL)] * (20 if deadly else 1)
 
     def _end(self, writer: Writer, *, commit: bool) -> None:
@@ -319,7 +319,7 @@ class SimulatedCluster:
 
     def pause_or_resume(self) -> None:
         """An operator pauses some of it, or resumes all."""
-        rng, now = self.operators, self.database.holds
+        rng, now = self.operators, self.database.paused
         topic, key = rng.choice(self.keys)
         self.control(
             rng.choice((
@@ -340,10 +340,10 @@ class SimulatedCluster:
                 database.commit(xid, flush=True)
                 self.pauses[f"{what} of a waiting head"] += 1
 
-    def control(self, holds: PauseSet) -> None:
+    def control(self, paused: PauseSet) -> None:
         database = self.database
         xid = database.begin()
-        database.put(database.control, "holds", holds)
+        database.put(database.control, "pause_set", paused)
         database.commit(xid, flush=True)
         self.pauses["pauses"] += 1
 
@@ -405,7 +405,7 @@ class SimulatedCluster:
     def is_over(self) -> bool:
         database = self.database
         return not (database.hot or database.scheduled or database.waiting or database.stopped) and all(
-            process.state.is_quiet and not process.state.held for process in self.processes
+            process.state.is_quiet and not process.state.queued for process in self.processes
         )
 
 
@@ -422,8 +422,8 @@ def _rules(rng: random.Random, patience: timedelta) -> RelayConfig:
     )
 
 
-def _limits(rng: random.Random) -> Limits:
-    return Limits(
+def _limits(rng: random.Random) -> DestinationLimits:
+    return DestinationLimits(
         in_flight=rng.choice((None, None, 1, 3)),
         rate=rng.choice((None, None, 30.0)),
         circuit=rng.choice((None, CircuitRule(min_messages=4, open_for=timedelta(seconds=2)))),
@@ -450,12 +450,12 @@ def verdict(world: SimulatedCluster, *, drained: bool) -> list[str]:
     copies = sum(published.values()) - len(published)
     faults = sum(world.counts.values()) + sum(world.broker.troubles.values())
     # What was read under the old lease may still go out after a fault that the relay has not noticed.
-    window = world.rules.batch_size * world.rules.window * len(log) + world.rules.room
+    window = world.config.batch_size * world.config.window * len(log) + world.config.room
     if copies > (0 if world.calm else faults * window):
         wrongs.append(f"I4: {copies} copies after {faults} faults, window {window}")
     if found := sum(process.state.found_by_rescan for process in world.processes):
         wrongs.append(f"the watchdog found {found} rows that the lanes had missed")
-    if drained and (left := [process.state.heavy for process in world.processes if process.state.heavy]):
+    if drained and (left := [process.state.large for process in world.processes if process.state.large]):
         wrongs.append(f"bytes in hand that are not: {left}")
     return wrongs
 
@@ -465,9 +465,9 @@ def _order(world: SimulatedCluster) -> list[str]:
 
     And scheduled ones: they get their position when they are due, without the lock that a writer of the key holds.
     """
-    pipelined = world.rules.order is Order.PIPELINED
+    pipelined = world.config.order is Order.PIPELINED
     exempt = (world.broker.refused if pipelined else set()) | world.database.expired.keys() | world.once_scheduled
-    if world.rules.retry.followers is Followers.SKIP:
+    if world.config.retry.followers is Followers.SKIP:
         exempt = exempt | {number for number, plan in world.broker.plans.items() if len(plan) > 2}
     wrongs = []
     for rows in world.broker.log.values():

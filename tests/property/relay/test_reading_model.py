@@ -117,15 +117,15 @@ def scans(lanes: Lanes, name: str) -> bool:
     return any(lane is None or lane.seen is None for lane in read)
 
 
-def deliver(model: Model, name: str, limit: int, *, aside: str | None = None) -> Model:
+def deliver(model: Model, name: str, limit: int, *, separate: str | None = None) -> Model:
     """A page of a lane is read; afterwards a topic may be full and go on in a lane of its own."""
     lanes = model.lanes()
     page = read(model, lanes.reading(name, limit))
     held = model.delivered if scans(lanes, name) else ()  # a scan finds what is in hand, too; a memory must not
-    lanes.went_on(name, page, limit)
+    lanes.advance(name, page, limit)
     rows = [row for row in page.rows if row.position not in held and lanes.reads(row.topic)]
-    if aside is not None:
-        lanes.set_aside(aside)
+    if separate is not None:
+        lanes.separate(separate)
     return model.with_lanes(lanes, (*model.delivered, *(row.position for row in rows)))
 
 
@@ -134,11 +134,11 @@ def readers(model: Model, limit: int, turns: int) -> Iterator[Model]:
         return
     model = replace(model, turns=model.turns + 1)
     yield deliver(model, MAIN, limit)
-    yield deliver(model, MAIN, limit, aside="a")
+    yield deliver(model, MAIN, limit, separate="a")
     for topic, lane in model.topics:
         if lane is None:
             lanes = model.lanes()
-            lanes.come_back(topic)
+            lanes.resume_reading(topic)
             yield model.with_lanes(lanes)
         elif not lane.is_through:
             yield deliver(model, topic, limit)
@@ -153,7 +153,7 @@ def finish(model: Model, limit: int) -> Model:
     for _ in range(100):
         lanes = model.lanes()
         for topic in list(lanes.topics):
-            lanes.come_back(topic)
+            lanes.resume_reading(topic)
         model = model.with_lanes(lanes)
         behind = next((topic for topic, lane in model.topics if lane is not None and not lane.is_through), MAIN)
         before, at_rest = model.delivered, model.main.is_through and not model.topics

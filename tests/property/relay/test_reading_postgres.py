@@ -144,28 +144,28 @@ class Reader:
             self.lanes.stop_reading("a")
             self.settle()  # what was read of it is gone before it is scanned again
         elif chance < 0.2:
-            self.lanes.set_aside(self.rng.choice(TOPICS))
+            self.lanes.separate(self.rng.choice(TOPICS))
         elif chance < 0.3:
             self.settle()
         else:
-            self.come_back()
+            self.resume_reading()
             self.read(self.rng.choice([*own, MAIN]))
 
-    def come_back(self) -> None:
+    def resume_reading(self) -> None:
         for topic in list(self.lanes.topics):
-            self.lanes.come_back(topic)
+            self.lanes.resume_reading(topic)
 
     def read(self, name: str, limit: int = 0) -> int:
         limit = limit or self.rng.choice((1, 3, 50))
         page = outbox.read(self.connection, self.lanes.reading(name, limit))
-        self.lanes.went_on(name, page, limit)
+        self.lanes.advance(name, page, limit)
         return self.take([row for row in page.rows if self.lanes.reads(row.topic)])
 
     def take(self, rows: list[Row]) -> int:
         fresh = [row for row in rows if row.position not in self.in_hand]
         if fresh:
             with self.engine.connect() as connection:
-                outbox.claim(connection, UUID(int=1))
+                outbox.confirm_lease(connection, UUID(int=1))
         self.delivered += fresh
         self.in_hand.update((row.position, row) for row in fresh)
         return len(fresh)
@@ -182,7 +182,7 @@ class Reader:
 
     def finish(self) -> None:
         """Every lane comes home; then the watchdog looks for what no snapshot could show."""
-        self.come_back()
+        self.resume_reading()
         for _ in range(2):
             for topic, lane in list(self.lanes.topics.items()):
                 while lane is not None and not lane.is_through:

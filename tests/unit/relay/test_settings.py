@@ -11,8 +11,8 @@ from outboxkit.brokers import open_publisher
 from outboxkit.errors import ConfigurationError
 from outboxkit.guards.circuit_breaker import CircuitRule
 from outboxkit_relay import settings
-from outboxkit_relay.core.destinations import Limits
-from outboxkit_relay.daemon.embedded import rules_of
+from outboxkit_relay.core.destinations import DestinationLimits
+from outboxkit_relay.daemon.build import relay_config
 
 USUAL = CircuitRule(failure_rate=0.5, window=timedelta(seconds=30), open_for=timedelta(seconds=5))
 
@@ -35,21 +35,21 @@ def test_a_destination_has_its_own_limits_and_all_others_what_the_broker_takes(t
     )
     publisher = open_publisher("memory://unit")
 
-    rules = rules_of(found.relay, publisher, destinations=found.destinations)
+    config = relay_config(found.relay, publisher, destinations=found.destinations)
 
     room = publisher.capacity("orders")
-    assert rules.limits == Limits(in_flight=room, rate=None, circuit=USUAL)
+    assert config.limits == DestinationLimits(in_flight=room, rate=None, circuit=USUAL)
     own = CircuitRule(failure_rate=0.2, window=timedelta(minutes=1), open_for=timedelta(seconds=15))
-    assert rules.destinations == {"payments.charge": Limits(in_flight=500, rate=5.0, circuit=own)}
+    assert config.destinations == {"payments.charge": DestinationLimits(in_flight=500, rate=5.0, circuit=own)}
 
 
 def test_no_destination_gets_more_than_the_broker_takes(tmp_path: Path) -> None:
     found = _loaded(tmp_path, "[destinations.orders]\nin_flight = 1000000\n")
     publisher = open_publisher("memory://unit")
 
-    rules = rules_of(found.relay, publisher, destinations=found.destinations)
+    config = relay_config(found.relay, publisher, destinations=found.destinations)
 
-    assert rules.destinations["orders"].in_flight == publisher.capacity("orders")
+    assert config.destinations["orders"].in_flight == publisher.capacity("orders")
 
 
 @pytest.mark.parametrize(("text", "rate"), [("200/s", 200.0), ("1.5 / s", 1.5), ("600/m", 10.0), ("36/h", 0.01)])

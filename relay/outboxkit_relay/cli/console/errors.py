@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from outboxkit.errors import ConfigurationError, OutboxKitError
-from outboxkit_relay import logs
+from outboxkit_relay import redaction
 from outboxkit_relay.exit_codes import Exit
 
 __all__ = ["report"]
@@ -58,7 +58,7 @@ def _unexpected(error: Exception) -> int:
     state = getattr(driver, "sqlstate", None)
     what = f"{type(driver).__name__} (SQLSTATE {state})" if state else type(driver).__name__
     if logging.getLogger().isEnabledFor(logging.DEBUG):
-        click.echo(logs.redacted("".join(traceback.format_exception(error))), err=True)
+        click.echo(redaction.redacted("".join(traceback.format_exception(error))), err=True)
         return Exit.FAILED
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
@@ -66,5 +66,5 @@ def _unexpected(error: Exception) -> int:
 
 
 def _say(text: str, code: Exit) -> int:
-    click.echo(f"outboxkit: {logs.escaped(logs.redacted(text))}", err=True)
+    click.echo(f"outboxkit: {redaction.escaped(redaction.redacted(text))}", err=True)
     return code

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from outboxkit_relay import logs
+from outboxkit_relay import redaction
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -31,7 +31,7 @@ def print_json(value: Any) -> None:
 
 def safe(text: object) -> str:
     """Text that cannot command a terminal."""
-    return logs.escaped(str(text))
+    return redaction.escaped(str(text))
 
 
 def field(name: str, value: object, width: int = 12) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outboxkit.errors import ConfigurationError
-from outboxkit_relay import logs
+from outboxkit_relay import redaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ def refuse_in_flag(flag: str, url: str | None, variable: str) -> None:
     Raises:
         ConfigurationError: says where the secret belongs.
     """
-    if url and any(logs.secrets_of(url)):
+    if url and any(redaction.secrets_of(url)):
         raise ConfigurationError(
             f"{flag} carries a secret, and every user of this machine can read arguments: "
             f"set {variable} instead, or {variable}_FILE to a file that holds the URL",
@@ -36,7 +36,7 @@ def of(settings: Settings) -> set[str]:
 def _of(settings: Settings) -> Iterator[str]:
     for url in (settings.database_url, settings.broker_url, settings.registry_url):
         if url is not None:
-            yield from logs.secrets_of(url.get_secret_value())
+            yield from redaction.secrets_of(url.get_secret_value())
     for name, value in settings.broker.items():
-        if logs.is_secret(name):
+        if redaction.is_secret(name):
             yield value

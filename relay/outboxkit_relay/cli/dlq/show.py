@@ -23,6 +23,7 @@ from outboxkit.errors import CodecError, ConfigurationError, OutboxKitError, Sch
 from outboxkit.events import EventType
 from outboxkit.headers import unpack_headers
 from outboxkit.policy import duration
+from outboxkit.rows import Request, StopReason
 from outboxkit_relay.cli.console import output
 
 if TYPE_CHECKING:
@@ -165,10 +166,10 @@ def release_followers(connection: Connection, discarded: Sequence[DeadLetter], b
             stopped.c.topic == letter.topic,
             stopped.c.key == letter.key,
             stopped.c.position == letter.source_position,
-            stopped.c.reason == "parked",
+            stopped.c.reason == StopReason.PARKED,
         )
         if letter.side is Side.RELAY:
-            connection.execute(update(stopped).where(head).values(request="skip", requested_by=by))
+            connection.execute(update(stopped).where(head).values(request=Request.SKIP, requested_by=by))
 
 
 # --- showing -----------------------------------------------------------------------------------------------------

@@ -7,18 +7,25 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine
 
 from outboxkit_relay.observe import health
-from outboxkit_relay.observe.stats import Paused, RelayStats
+from outboxkit_relay.observe.metrics import Subject
+from outboxkit_relay.observe.stats import RelayStats, Unavailable
 from outboxkit_relay.settings import ProbeSettings
 from tests.unit.relay.cli.conftest import Outboxkit
 
-PAUSED = Paused(topic="payments", failure="unknown-topic", reason="there is no \x1b[2J such topic")
+PAUSED = Unavailable(
+    topic="payments",
+    failure="unknown-topic",
+    reason="there is no \x1b[2J such topic",
+    since=datetime(2026, 1, 1, tzinfo=UTC),
+    tries=3,
+)
 
 
 class Relay:
@@ -31,7 +38,7 @@ class Relay:
         now = time.monotonic()
         return RelayStats(
             relay=uuid4(), at=now - self.silence, heard=now, away=False, joined=self.joined, stopping=False, shards=1,
-            queued=0, in_flight=0, found_by_rescan=0, destinations=("payments",), paused=(PAUSED,), published={},
+            queued=0, in_flight=0, found_by_rescan=0, destinations=("payments",), unavailable=(PAUSED,), published={},
             failures={},
         )  # fmt: skip
 
@@ -40,9 +47,7 @@ class Relay:
 def relay(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     """It answers where the settings say."""
     found = Relay()
-    subject = health.Subject(
-        look=found.look, engine=engine, lease=timedelta(seconds=10), transport="memory", version=""
-    )
+    subject = Subject(look=found.look, engine=engine, lease=timedelta(seconds=10), transport="memory", version="")
     with health.serving(ProbeSettings(port=0), subject) as port:
         monkeypatch.setenv("OUTBOXKIT_PROBES__PORT", str(port))
         yield found

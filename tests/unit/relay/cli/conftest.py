@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
-from outboxkit_relay import cli, logs
+from outboxkit_relay import cli, redaction
 from tests.sqlite_template import copied
 
 __all__ = ["Done", "Outboxkit"]
@@ -46,7 +46,7 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(capture=False)
-    logs._known.clear()
+    redaction._known.clear()
 
 
 @pytest.fixture

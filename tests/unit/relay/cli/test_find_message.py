@@ -14,7 +14,7 @@ from outboxkit import dead_letters, outbox, tables
 from outboxkit.policy import Failure
 from outboxkit.rows import Evidence, Part, Reading, Row
 from outboxkit_relay.cli import find_message
-from outboxkit_relay.core.protocol import Hold
+from outboxkit_relay.core.protocol import FailedHead
 from outboxkit_relay.store import stopped_keys
 from tests.integration.relay.world import message
 from tests.unit.relay.cli.conftest import Outboxkit
@@ -74,7 +74,7 @@ def test_a_dead_message_is_named_with_its_letter(outboxkit: Outboxkit, engine: E
 def test_what_waits_tells_why(outboxkit: Outboxkit, engine: Engine, rows: list[Row]) -> None:
     with engine.begin() as connection:
         held = {"failure": "rejected", "text": "no: thanks", "attempts": 2, "delay": timedelta(hours=1)}
-        stopped_keys.hold(connection, Hold(row=rows[0], **held))  # type: ignore[arg-type]
+        stopped_keys.stop_key(connection, FailedHead(row=rows[0], **held))  # type: ignore[arg-type]
 
     (place,) = _places(outboxkit, str(rows[0].id))
 

@@ -40,7 +40,7 @@ def test_strict_hands_over_one_row_of_a_key_and_the_next_when_it_is_settled() ->
     found = destination(Order.STRICT, row(1), row(2), row(3, b"other"), row(4))
 
     first = found.take(10)
-    assert (positions(first), found.held) == ([1, 3], 2)
+    assert (positions(first), found.queued) == ([1, 3], 2)
 
     found.free([first[0]])
     assert positions(found.take(10)) == [2]
@@ -58,8 +58,8 @@ def test_pipelined_answers_count_in_the_order_of_hand_over() -> None:
         sent(found, number, 1)
 
     assert found.acknowledged(2, receipts(1)) == []
-    assert [flight.number for flight in found.acknowledged(1, receipts(1))] == [1, 2]
-    assert (found.in_flight, list(found.flights)) == (1, [3])
+    assert [batch.number for batch in found.acknowledged(1, receipts(1))] == [1, 2]
+    assert (found.in_flight, list(found.batches)) == (1, [3])
 
 
 def test_nothing_is_handed_over_behind_a_refusal_that_does_not_count_yet() -> None:
@@ -89,13 +89,13 @@ def test_pulling_a_key_leaves_the_others_in_order() -> None:
         found = destination(order, row(1), row(2, b"other"), row(3), row(4, b"other"))
 
         assert positions(found.pull(("orders", b"k"))) == [1, 3]
-        assert (positions(found.take(10))[0], found.held) in {(2, 0), (2, 1)}
+        assert (positions(found.take(10))[0], found.queued) in {(2, 0), (2, 1)}
 
 
 def test_what_is_dropped_leaves_nothing_behind() -> None:
     found = destination(Order.STRICT, row(1), row(2), row(3, None))
 
     assert sorted(positions(found.drop())) == [1, 2, 3]
-    assert (found.held, found.take(10)) == (0, [])
+    assert (found.queued, found.take(10)) == (0, [])
     found.add([row(2)])
     assert positions(found.take(10)) == [2], "its key is not taken for busy"

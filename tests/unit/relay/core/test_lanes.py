@@ -23,9 +23,9 @@ def lanes(**topics: Lane | None) -> Lanes:
 def test_a_full_page_goes_on_and_a_short_one_ends_the_round_with_its_first_snapshot() -> None:
     found = Lanes(frozenset({0}))
 
-    found.went_on(MAIN, page("5:5:", 1, 2), 2)
+    found.advance(MAIN, page("5:5:", 1, 2), 2)
     assert found.main == Lane(seen=None, round="5:5:", last=2)
-    found.went_on(MAIN, page("9:9:", 3), 2)
+    found.advance(MAIN, page("9:9:", 3), 2)
     assert found.main == Lane(seen="5:5:")
 
 
@@ -43,7 +43,7 @@ def test_a_lane_that_is_through_joins_by_one_round_with_both_memories() -> None:
 
     parts = found.reading(MAIN, 10).parts
     assert [(part.only, part.seen) for part in parts] == [(False, "5:5:"), (True, "4:4:")]
-    found.went_on(MAIN, page("6:6:"), 10)
+    found.advance(MAIN, page("6:6:"), 10)
     assert (found.topics, found.main) == ({}, Lane(seen="6:6:"))
 
 
@@ -55,9 +55,9 @@ def test_a_lane_that_still_has_pages_does_not_join() -> None:
 def test_a_joining_topic_that_is_full_leaves_in_the_middle_of_the_round_with_its_own_memory() -> None:
     found = lanes(a=Lane(seen="4:4:"))
     found.reading(MAIN, 1)
-    found.went_on(MAIN, page("6:6:", 7), 1)
+    found.advance(MAIN, page("6:6:", 7), 1)
 
-    found.set_aside("a")
+    found.separate("a")
 
     assert found.topics == {"a": Lane(seen="4:4:", round="6:6:", last=7)}
     assert len(found.reading(MAIN, 1).parts) == 1
@@ -66,20 +66,20 @@ def test_a_joining_topic_that_is_full_leaves_in_the_middle_of_the_round_with_its
 def test_trouble_of_a_joining_topic_takes_it_out_of_the_round() -> None:
     found = lanes(a=Lane(seen="4:4:"))
     found.reading(MAIN, 1)
-    found.went_on(MAIN, page("6:6:", 7), 1)
+    found.advance(MAIN, page("6:6:", 7), 1)
 
     found.stop_reading("a")
-    found.went_on(MAIN, page("8:8:"), 1)
+    found.advance(MAIN, page("8:8:"), 1)
 
     assert (found.topics, found.main, found.reads("a")) == ({"a": None}, Lane(seen="6:6:"), False)
-    found.come_back("a")
+    found.resume_reading("a")
     assert found.topics == {"a": Lane()}
 
 
 def test_a_page_of_a_lane_that_was_forgotten_meanwhile_changes_nothing() -> None:
     found = lanes(a=None)
 
-    found.went_on("a", page("6:6:", 7), 1)
+    found.advance("a", page("6:6:", 7), 1)
 
     assert found.topics == {"a": None}
 

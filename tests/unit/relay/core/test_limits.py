@@ -14,7 +14,7 @@ from outboxkit.guards.circuit_breaker import Breaker, CircuitRule, CircuitState
 from outboxkit.guards.token_bucket import TokenBucket
 from outboxkit.policy import Failure, Order
 from outboxkit.rows import Page
-from outboxkit_relay.core.destinations import Limits
+from outboxkit_relay.core.destinations import DestinationLimits
 from outboxkit_relay.core.lanes import MAIN
 from outboxkit_relay.core.protocol import Command, Fetch, Fetched, Owned, Publish, Settle, Settled, Tick
 from outboxkit_relay.core.state import RelayConfig, State
@@ -27,8 +27,8 @@ RULE = CircuitRule(failure_rate=0.5, window=timedelta(seconds=10), open_for=time
 
 def limited(**limits: object) -> Core:
     core = Core(Order.PIPELINED)
-    rules = RelayConfig(batch_size=2, window=8, order=Order.PIPELINED, limits=Limits(**limits))  # type: ignore[arg-type]
-    core.state = State(rules=rules)
+    config = RelayConfig(batch_size=2, window=8, order=Order.PIPELINED, limits=DestinationLimits(**limits))  # type: ignore[arg-type]
+    core.state = State(config=config)
     core.on(Owned(ALL, has_surplus=False, stopped=frozenset()))
     return core
 
@@ -151,7 +151,7 @@ def test_the_same_trouble_without_a_circuit_is_a_short_pause() -> None:
 # --- bytes -------------------------------------------------------------------------------------------------------
 
 
-def heavy(core: Core, sizes: dict[int, int], lane: str = MAIN) -> list[Command]:
+def large(core: Core, sizes: dict[int, int], lane: str = MAIN) -> list[Command]:
     """A page with a row of its own key for each size; those of the size 0 are light."""
     rows = [row(number, b"%d" % number) for number in sizes]
     page = Page(rows, "5:5:", {number: size for number, size in sizes.items() if size})
@@ -164,22 +164,22 @@ def reads(commands: list[Command]) -> list[str]:
 
 def test_nothing_more_is_read_while_the_bytes_in_hand_are_at_their_bound() -> None:
     core = limited()
-    core.state.rules = replace(core.state.rules, max_bytes=100, batch_size=4)
+    core.state.config = replace(core.state.config, max_bytes=100, batch_size=4)
 
-    commands = heavy(core, {1: 60, 2: 60, 3: 0})
+    commands = large(core, {1: 60, 2: 60, 3: 0})
 
-    assert core.state.heavy_bytes == 120
+    assert core.state.large_bytes == 120
     assert not reads(commands)
     settle = only(Settle, core.answered(1, 3))
     assert reads(core.on(Settled(settle, None)))
-    assert core.state.heavy_bytes == core.state.destinations["orders"].heavy == 0
+    assert core.state.large_bytes == core.state.destinations["orders"].large == 0
 
 
 def test_a_destination_with_many_bytes_goes_on_in_a_lane_of_its_own() -> None:
     core = limited(in_flight=1)
-    core.state.rules = replace(core.state.rules, max_bytes=100, batch_size=4)
+    core.state.config = replace(core.state.config, max_bytes=100, batch_size=4)
 
-    commands = heavy(core, {1: 20, 2: 20})
+    commands = large(core, {1: 20, 2: 20})
 
     assert "orders" in core.state.lanes.topics
     assert reads(commands) == [MAIN], "the others flow"
@@ -190,9 +190,9 @@ def test_a_destination_with_many_bytes_goes_on_in_a_lane_of_its_own() -> None:
 
 def test_what_is_dropped_counts_no_longer() -> None:
     core = limited()
-    core.state.rules = replace(core.state.rules, max_bytes=1_000)
-    heavy(core, {1: 60, 2: 60})
+    core.state.config = replace(core.state.config, max_bytes=1_000)
+    large(core, {1: 60, 2: 60})
 
     core.answered(1, 2, (0, Failure.BROKER_DOWN), (1, Failure.BROKER_DOWN))
 
-    assert core.state.heavy_bytes == core.state.destinations["orders"].heavy == 0
+    assert core.state.large_bytes == core.state.destinations["orders"].large == 0

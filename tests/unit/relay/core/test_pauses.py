@@ -21,13 +21,13 @@ def of_type_u(position: int, key: bytes | None = b"k", waiting_id: int | None = 
     return row(position, key, waiting_id)._replace(type="u")
 
 
-def told(core: Core, holds: PauseSet) -> Core:
-    core.on(Owned(ALL, has_surplus=False, stopped=core.state.stopped, holds=holds))  # type: ignore[arg-type]
+def told(core: Core, paused: PauseSet) -> Core:
+    core.on(Owned(ALL, has_surplus=False, stopped=core.state.stopped, paused=paused))  # type: ignore[arg-type]
     return core
 
 
 def aside(commands: list[object]) -> list[int]:
-    return [found.position for command in commands if isinstance(command, Settle) for found in command.aside]
+    return [found.position for command in commands if isinstance(command, Settle) for found in command.to_waiting]
 
 
 def test_behind_a_message_of_a_paused_type_its_key_waits_and_other_keys_do_not() -> None:
@@ -52,11 +52,11 @@ def test_what_is_queued_is_held_back_as_soon_as_the_relay_knows(order: Order) ->
     core = Core(order)
     core.state.lease_until = core.now  # nothing goes out before the next claim
     core.fetched(row(1), row(2, b"other"))
-    assert core.state.held == 0  # the page was claimed: both are at the broker
+    assert core.state.queued == 0  # the page was claimed: both are at the broker
     core.fetched(of_type_u(3), row(4))
     core.state.lease_until = core.now
 
-    commands = core.on(Owned(ALL, has_surplus=False, stopped=frozenset(), holds=KEY))
+    commands = core.on(Owned(ALL, has_surplus=False, stopped=frozenset(), paused=KEY))
 
     assert aside(list(commands)) == ([3, 4] if order is Order.STRICT else [])
     assert not sent(commands)
@@ -84,18 +84,18 @@ def test_a_row_in_flight_that_fails_waits_in_front_of_what_was_paused_behind_it(
 
     settle = only(Settle, core.answered(1, 1, (0, Failure.REJECTED)))
 
-    assert [found.position for found in settle.aside] == [1, 2]
-    assert core.state.held == 0, "what stood behind it does not wait in memory for ever"
+    assert [found.position for found in settle.to_waiting] == [1, 2]
+    assert core.state.queued == 0, "what stood behind it does not wait in memory for ever"
 
 
 def test_strict_a_dropped_queue_still_waits_behind_what_is_in_flight() -> None:
     core = Core(Order.STRICT)
     core.fetched(row(1), row(2))
 
-    commands = core.on(Owned(ALL, has_surplus=False, stopped=frozenset(), holds=TYPE))
+    commands = core.on(Owned(ALL, has_surplus=False, stopped=frozenset(), paused=TYPE))
 
     assert not sent(commands)
-    assert core.state.held == 1
+    assert core.state.queued == 1
     answer = core.answered(1, 1)
     assert sent(answer) == [[2]]
 
@@ -111,7 +111,7 @@ def test_the_waiting_room_is_not_looked_at_before_everything_older_has_been_read
 
 def test_once_does_not_wait_for_what_is_paused() -> None:
     core = Core()
-    object.__setattr__(core.state.rules, "once", True)
+    object.__setattr__(core.state.config, "once", True)
     told(core, DESTINATION)
     core.fetched(row(1))
     core.now += timedelta(seconds=1)

@@ -46,7 +46,7 @@ class Core:
 
     def __init__(self, order: Order = Order.STRICT, followers: Followers = Followers.PARK) -> None:
         retry = RetryPolicy(followers=followers)
-        self.state = State(rules=RelayConfig(batch_size=2, order=order, retry=retry))
+        self.state = State(config=RelayConfig(batch_size=2, order=order, retry=retry))
         self.now = NOW
         self.on(Owned(ALL, has_surplus=False, stopped=frozenset()))
 
@@ -119,7 +119,7 @@ def test_a_late_follower_of_a_key_that_is_being_freed_waits_in_line() -> None:
     aside = only(Settle, core.fetched(row(2)))
     core.on(Settled(freeing, frozenset()))
 
-    assert [one.position for one in aside.aside] == [2]
+    assert [one.position for one in aside.to_waiting] == [2]
     assert K in core.state.stopped, "its follower is still on its way to the waiting room"
     core.on(Settled(aside, frozenset({K})))
     assert K in core.state.stopped
@@ -143,9 +143,9 @@ def test_followers_that_were_accepted_are_settled_and_the_rest_waits() -> None:
     settle = only(Settle, core.answered(1, 2, (0, Failure.REJECTED)))
 
     assert [one.position for batch in settle.evidence for one in batch.rows] == [2]
-    assert [held.row.position for held in settle.held] == [1]
+    assert [failed.row.position for failed in settle.failed] == [1]
     after = only(Settle, core.answered(2, 1, (0, Failure.REJECTED)))
-    assert [one.position for one in after.aside] == [3]
+    assert [one.position for one in after.to_waiting] == [3]
 
 
 def test_an_unknown_outcome_resets_once_and_nothing_is_sent_before_all_answers_are_there() -> None:
@@ -207,7 +207,7 @@ def test_surplus_shards_go_back_only_when_nothing_is_under_way() -> None:
 
     assert only(Rebalance, released).release
     core.on(Owned(frozenset({0}), has_surplus=False, stopped=frozenset()))
-    assert (core.state.held, core.state.positions & {2, 3}) == (0, set()), "what was queued may belong to them"
+    assert (core.state.queued, core.state.positions & {2, 3}) == (0, set()), "what was queued may belong to them"
 
 
 def test_a_stop_while_reading_hands_nothing_over_and_leaves_when_the_page_is_there() -> None:
@@ -257,7 +257,7 @@ def test_a_read_for_a_hint_is_not_delayed_by_the_waiting_room_which_is_looked_at
     looks = []
     for _ in range(20):
         core.now += timedelta(milliseconds=50)
-        core.state.lease_until = core.state.balance_at = core.now + timedelta(hours=1)
+        core.state.lease_until = core.state.rebalance_at = core.now + timedelta(hours=1)
         looks.append(only(Fetch, core.on(Woken())).look)
         core.fetched()
 

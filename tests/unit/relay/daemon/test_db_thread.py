@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine
 
-from outboxkit_relay.daemon.db_thread import Worker
+from outboxkit_relay.daemon.db_thread import DatabaseThread
 
 DEADLINE = 20.0
 
@@ -29,9 +29,9 @@ class Reports:
 
 
 @contextmanager
-def working(reports: Reports) -> Iterator[Worker]:
+def working(reports: Reports) -> Iterator[DatabaseThread]:
     engine = create_engine("sqlite://")
-    with Worker("test", engine.connect, reports) as worker:
+    with DatabaseThread("test", engine.connect, reports) as worker:
         yield worker
     engine.dispose()
 

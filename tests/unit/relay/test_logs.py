@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from outboxkit_relay import logs
+from outboxkit_relay import logs, redaction
 
 HOSTILE = '\x1b[2J\x07\x9b31m\u202eevil\u2028\n{"level": "forged"}\r\x00'
 
@@ -69,7 +69,7 @@ def test_hostile_text_makes_one_line_without_control_characters(form: str) -> No
     ],
 )
 def test_what_looks_like_a_secret_is_masked(text: str) -> None:
-    masked = logs.redacted(f"connecting to {text} failed")
+    masked = redaction.redacted(f"connecting to {text} failed")
 
     assert "CANARY" not in masked
     assert "CAN%41RY" not in masked
@@ -79,7 +79,7 @@ def test_what_looks_like_a_secret_is_masked(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["see postgresql://user@host/db", "orders[3]@1881", "the token was refused", "a: b@c"])
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert logs.redacted(text) == text
+    assert redaction.redacted(text) == text
 
 
 def test_a_known_secret_is_masked_wherever_it_appears() -> None:
@@ -102,7 +102,7 @@ def test_a_known_secret_is_masked_wherever_it_appears() -> None:
     ],
 )
 def test_the_secrets_of_a_url_are_its_password_and_what_its_query_calls_so(url: str, secrets: set[str]) -> None:
-    assert set(logs.secrets_of(url)) == secrets
+    assert set(redaction.secrets_of(url)) == secrets
 
 
 def test_a_traceback_is_kept_but_the_values_of_rows_are_not() -> None:
@@ -144,4 +144,4 @@ def _own_logging() -> Any:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(capture=False)
-    logs._known.clear()
+    redaction._known.clear()
