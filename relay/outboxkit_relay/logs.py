@@ -65,8 +65,9 @@ def configure(level: str, form: str, *, secrets: Collection[str] = (), stream: T
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     talkative = logging.CRITICAL if root.level > logging.DEBUG else logging.WARNING
-    for library, level_of in {**dict.fromkeys(_CAPPED, logging.WARNING), **dict.fromkeys(_TALKATIVE, talkative)}.items():
-        logging.getLogger(library).setLevel(level_of)
+    caps = {**dict.fromkeys(_CAPPED, logging.WARNING), **dict.fromkeys(_TALKATIVE, talkative)}
+    for library, cap in caps.items():
+        logging.getLogger(library).setLevel(cap)
     logging.captureWarnings(capture=True)
 
 
