@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from outboxkit.errors import CaptureError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,6 +35,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_MAX_NAME: Final = 1024  # bytes
 _DEFAULT_SOURCE: Final = "outboxkit"
 _TRACE: Final = ("traceparent", "tracestate")  # W3C Trace Context, unprefixed on every broker
 
@@ -47,9 +50,12 @@ def correlation(name: str) -> Iterator[None]:
     """Names the conversation of every message that is emitted inside the block.
 
     Args:
-        name: any text: an order number, a request id.
+        name: any printable text: an order number, a request id.
+
+    Raises:
+        CaptureError: it is not, or longer than a header may be.
     """
-    with _set(_correlation, name):
+    with _set(_correlation, _named("a conversation", name)):
         yield
 
 
@@ -59,8 +65,11 @@ def producing(source: str) -> Iterator[None]:
 
     Args:
         source: a stable name of the service: inboxes tell messages apart by (source, id).
+
+    Raises:
+        CaptureError: it is not printable text, or longer than an inbox may keep.
     """
-    with _set(_source, source):
+    with _set(_source, _named("a producer", source)):
         yield
 
 
@@ -123,6 +132,12 @@ def trace_headers() -> Headers:
         return tuple((name, carrier[name].encode()) for name in _TRACE if carrier.get(name))
     message = _message.get()
     return _trace_of(message) if message else ()
+
+
+def _named(what: str, name: object) -> str:
+    if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > _MAX_NAME:
+        raise CaptureError(f"{what} is named by printable text of at most {_MAX_NAME} bytes, not {name!r:.80}")
+    return name
 
 
 def _trace_of(message: Message) -> Headers:

@@ -10,9 +10,7 @@ OutboxKitError
 │   ├── SchemaNotFound         no schema under that id, fingerprint or name
 │   ├── IncompatibleSchema     reader and writer disagree: says which rule broke and where
 │   └── RegistryUnavailable    the registry is away: trying again later may work
-├── BrokerError
-│   ├── TransientBrokerError   try again, no attempt is spent
-│   └── PermanentBrokerError   this message will never be accepted
+├── TransientBrokerError       the broker is away: try again, no attempt is spent
 ├── LeaseLost                  another relay owns the shards now
 ├── InboxConflict              the same message id came with other content
 ├── GuardRefused               a guard's limit was met: the call was not made
@@ -32,7 +30,6 @@ from datetime import timedelta
 from typing import ClassVar
 
 __all__ = [
-    "BrokerError",
     "CaptureError",
     "CodecError",
     "ConfigurationError",
@@ -46,7 +43,6 @@ __all__ = [
     "IncompatibleSchema",
     "LeaseLost",
     "OutboxKitError",
-    "PermanentBrokerError",
     "RegistryUnavailable",
     "ReplayError",
     "SagaNotFound",
@@ -153,22 +149,10 @@ class RegistryUnavailable(SchemaError):
     code = "registry-unavailable"
 
 
-class BrokerError(OutboxKitError):
-    """The broker did not do what was asked."""
-
-    code = "broker"
-
-
-class TransientBrokerError(BrokerError):
+class TransientBrokerError(OutboxKitError):
     """The broker is away or busy: trying again later may work."""
 
     code = "broker-transient"
-
-
-class PermanentBrokerError(BrokerError):
-    """The broker refuses this and will refuse it again."""
-
-    code = "broker-permanent"
 
 
 class LeaseLost(OutboxKitError):

@@ -1,12 +1,15 @@
-"""Event types: which name, version and schema a class of the application has on the wire. Pure.
+"""Event types: the name, version and schema that a class of the application has on the wire. Pure.
 
 *Event* is only the user's object; once written it is a message.
 """
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,6 +18,7 @@ from outboxkit.errors import CaptureError, ConfigurationError
 __all__ = [
     "EventType",
     "Rollout",
+    "check_share",
     "event",
     "event_type",
     "is_event",
@@ -42,8 +46,20 @@ class Rollout:
     share: float | Callable[[], float]
 
     def __post_init__(self) -> None:
-        if not callable(self.share) and not 0.0 <= self.share <= 1.0:
-            raise ConfigurationError(f"a share lies between 0 and 1, not {self.share}")
+        if not isinstance(self.previous, type):
+            raise ConfigurationError(f"Rollout(previous=…) takes an event class, got {self.previous!r}")
+        if not callable(self.share):
+            check_share(self.share)
+
+
+def check_share(share: object) -> None:
+    """Refuses a share that is not a number between 0 and 1.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+        raise ConfigurationError(f"a share is a number between 0 and 1, not {share!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +107,19 @@ def event(
         rollout: ``Rollout(OrderPlacedV1, share=0.05)``: 5 % of the keys get this version, the rest the previous one.
 
     Raises:
-        ConfigurationError: an empty name, a version below 1, or a rollout whose previous version is no earlier one.
+        ConfigurationError: the name is empty, too long or cannot be printed; the version is not a whole number from 1;
+            there is no such codec; the previous version of a rollout is not an earlier one; or the class cannot be an
+            event, because no handler could read it back.
+        CaptureError: the previous version of a rollout is not an event.
     """
-    if not name or version < 1:
-        raise ConfigurationError(f"an event needs a name and a version from 1, got {name!r} and {version}")
-
-    earlier = None if rollout is None else event_type(rollout.previous)
+    _check_name(name, version)
+    _check_contract(schema, codec)
+    earlier = None if rollout is None else _previous(rollout)
     if earlier is not None and (earlier.name != name or earlier.version >= version):
         raise ConfigurationError(f"the previous version of {name} {version} cannot be {earlier.name} {earlier.version}")
 
     def declare(cls: T) -> T:
+        _check_class(cls)
         found = EventType(
             name=name,
             version=version,
@@ -116,7 +135,7 @@ def event(
 
 
 def event_type(value: object) -> EventType:
-    """The event type of an event or of its class.
+    """Finds the event type of an event or of its class.
 
     Raises:
         CaptureError: the class was not declared by `event`.
@@ -127,14 +146,72 @@ def event_type(value: object) -> EventType:
         raise CaptureError(
             f"{cls.__qualname__} is not an event: decorate the class with @event('some.name', version=1)"
         )
+    if found.cls is not cls:  # a decorator above @event made the class anew, as @dataclass(slots=True) does
+        found = replace(found, cls=cls)
+        setattr(cls, _ATTRIBUTE, found)
     return found
 
 
 def versions_of(contract: EventType) -> tuple[EventType, ...]:
-    """The versions that a producer of this event writes now: the newest, and the previous ones of its rollouts."""
+    """Lists the versions that a producer of this event writes now: the newest, and the previous ones of rollouts."""
     return (contract, *(versions_of(event_type(contract.rollout.previous)) if contract.rollout else ()))
 
 
 def is_event(value: object) -> bool:
-    """Whether the value is of a class that `event` declared; true for a callable one as well."""
+    """True if the value is of a class that `event` declared, callable or not."""
     return isinstance(type(value).__dict__.get(_ATTRIBUTE), EventType)
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+_MAX_NAME: Final = 249  # bytes: a type is a topic when no other is given
+_CODECS: Final = ("avro", "json")
+
+
+def _check_name(name: object, version: object) -> None:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"an event needs a name: @event('order.placed', version=1), got {name!r}")
+    if not name or not name.isprintable() or len(name.encode()) > _MAX_NAME:
+        raise ConfigurationError(f"an event's name is printable text of 1 to {_MAX_NAME} bytes, got {name!r:.80}")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ConfigurationError(f"the version of {name} is a whole number from 1, got {version!r}")
+
+
+def _check_contract(schema: object, codec: object) -> None:
+    if schema is not None and not isinstance(schema, str | Path | Mapping):
+        raise ConfigurationError(f"a schema is a path to an .avsc file or the parsed schema, got {schema!r:.80}")
+    if isinstance(codec, str) and codec not in _CODECS:
+        known = sorted(point.name for point in entry_points(group="outboxkit.codecs"))
+        if codec not in known:
+            raise ConfigurationError(f"there is no codec {codec!r}; expected one of {', '.join(known)}")
+    elif codec is not None and not isinstance(codec, str) and not callable(getattr(codec, "encode", None)):
+        raise ConfigurationError(f"a codec has a method encode; {codec!r:.80} has none")
+
+
+def _previous(rollout: object) -> EventType:
+    if not isinstance(rollout, Rollout):
+        raise ConfigurationError(f"expected Rollout(PreviousVersion, share=0.05), got {rollout!r:.80}")
+    return event_type(rollout.previous)
+
+
+def _check_class(cls: object) -> None:
+    """Refuses classes whose instances no handler could get back as what they were."""
+    if not isinstance(cls, type):
+        raise ConfigurationError(f"an event is a class, not {cls!r:.80}")
+    bases = {base.__qualname__ for base in cls.__mro__ if base.__module__.startswith("pydantic.")}
+    why = (
+        "a NamedTuple is written as a list"
+        if issubclass(cls, tuple)
+        else "a RootModel has no named fields"
+        if "RootModel" in bases
+        else "a TypedDict has no instances of its own"
+        if typing.is_typeddict(cls)
+        else "it has no named fields"
+        if issubclass(cls, Enum | str | bytes | int | float | list | dict | set | frozenset)
+        else ""
+    )
+    if why:
+        raise ConfigurationError(
+            f"{cls.__qualname__} cannot be an event: {why}, so no handler could read it back; "
+            "use a dataclass, a msgspec Struct or a pydantic model"
+        )

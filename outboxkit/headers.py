@@ -21,11 +21,13 @@ __all__ = [
     "CONTENT_TYPE",
     "LETTER",
     "REPLAY_FOR",
+    "RESERVED_NAMES",
     "RESERVED_PREFIXES",
     "SCHEMA",
     "check_limits",
     "format_instant",
     "from_wire",
+    "is_reserved",
     "outgoing_headers",
     "pack_headers",
     "packed_headers",
@@ -38,6 +40,7 @@ LETTER: Final = "outboxkit-letter"  #: the number of the dead letter that is rep
 REPLAY_FOR: Final = "outboxkit-replay-for"
 SCHEMA: Final = "outboxkit-schema"
 RESERVED_PREFIXES: Final = ("ce_", "cloudevents:", "cloudevents_", "outboxkit-")
+RESERVED_NAMES: Final = "ce_…, cloudEvents:…, outboxkit-… and content-type"  #: as people read them
 # The CloudEvents spellings that brokers use for the same attribute, by prefix, all read as ``ce_``.
 _FOREIGN_PREFIXES: Final = ("cloudEvents:", "cloudEvents_")
 # Attribute of `Message` -> wire header, for those whose value is plain text.
@@ -204,9 +207,12 @@ def check_limits(message: Message, limits: Limits) -> None:
     _bound(message, "number of headers", len(message.headers), limits.header_count)
     size = sum(len(name) + len(value) for name, value in message.headers)
     _bound(message, "headers", size, limits.header_bytes)
-    for name, _ in message.headers:
-        if name.lower().startswith(RESERVED_PREFIXES) and name != REPLAY_FOR:
-            raise EncodeError(f"{message.type}: the header {name!r} is reserved; choose a name without that prefix")
+
+
+def is_reserved(name: str) -> bool:
+    """True if the library itself writes headers of this name, in any spelling: then no application may."""
+    lower = name.lower()
+    return lower.startswith(RESERVED_PREFIXES) or lower == CONTENT_TYPE
 
 
 def _bound(message: Message, what: str, found: int, limit: int) -> None:

@@ -6,10 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+from outboxkit.errors import ConfigurationError
 
 __all__ = [
     "Headers",
@@ -23,7 +21,7 @@ Headers = tuple[tuple[str, bytes], ...]
 
 
 class Kind(StrEnum):
-    """What a message is to its receivers."""
+    """The meaning of a message to its receivers."""
 
     EVENT = "event"  #: something happened; any number of receivers, also none
     COMMAND = "command"  #: something is asked for; exactly one receiver
@@ -78,14 +76,24 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds that every message must keep, so that no broker refuses it later. Sizes are bytes."""
+    """Bounds that every message must keep, so that no broker refuses it later. Sizes are bytes.
+
+    Raises:
+        ConfigurationError: a bound is not a whole number from 0.
+    """
 
     payload: int = 900_000  # below Kafka's default of 1 MiB with headers and framing on top
     header_count: int = 64
     header_bytes: int = 16 * 1024
     key: int = 1024
 
+    def __post_init__(self) -> None:
+        for name in ("payload", "header_count", "header_bytes", "key"):
+            bound: object = getattr(self, name)
+            if not isinstance(bound, int) or isinstance(bound, bool) or bound < 0:
+                raise ConfigurationError(f"Limits({name}=…) takes a whole number from 0, got {bound!r}")
+
 
 def content_hash(message: Message) -> bytes:
-    """SHA-256 over type and payload: tells a redelivery from another message that came under the same id."""
+    """Hashes type and payload by SHA-256: tells a redelivery from another message that came under the same id."""
     return hashlib.sha256(message.type.encode() + b"\0" + message.payload).digest()

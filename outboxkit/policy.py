@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -129,17 +130,68 @@ class Bury:
 Verdict = Done | Resend | Retry | PauseDestination | Bury
 
 
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(ms|s|m|h|d)", re.ASCII)
+_MAX_DURATION: Final = timedelta(days=36_525)  # a century: any instant plus it can still be written down
+
+
+def duration(value: timedelta | str, *, name: str = "") -> timedelta:
+    """Reads a positive duration: a timedelta, or a text such as ``250ms``, ``30s``, ``5m``, ``1h``, ``14d``.
+
+    Args:
+        value: the duration.
+        name: of the argument, for the error.
+
+    Raises:
+        ConfigurationError: it is neither, not positive, or longer than a century.
+    """
+    of = f"{name}: " if name else ""
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if not match:
+            raise ConfigurationError(f"{of}expected a duration such as 250ms, 30s, 5m, 1h or 14d, got {value!r:.80}")
+        seconds = float(match[1]) * _UNITS[match[2]]
+        value = timedelta(seconds=min(seconds, 2 * _MAX_DURATION.total_seconds()))
+    if not isinstance(value, timedelta):
+        raise ConfigurationError(f"{of}expected a timedelta, or a text such as 30s or 5m, got {value!r:.80}")
+    if value <= timedelta(0):
+        raise ConfigurationError(f"{of}expected a duration above zero, got {value}")
+    if value > _MAX_DURATION:
+        raise ConfigurationError(f"{of}expected a duration of at most {_MAX_DURATION.days}d, got a longer one")
+    return value
+
+
+def _whole(what: str, value: object, *, least: int = 0) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{what} takes a whole number from {least}, got {value!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
     """Delays that grow exponentially under full jitter.
 
     Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015:
     sleep = random(0, min(cap, base · 2^n)).
+
+    Attributes:
+        base: upper bound of the first delay; text such as ``100ms`` is read.
+        cap: upper bound of every delay; likewise.
+        attempts: how many delayed retries there are, from 0.
+
+    Raises:
+        ConfigurationError: a duration is not positive, the cap is below the base, or attempts is not a whole number.
     """
 
     base: timedelta
     cap: timedelta
     attempts: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", duration(self.base, name="Backoff(base=…)"))
+        object.__setattr__(self, "cap", duration(self.cap, name="Backoff(cap=…)"))
+        _whole("Backoff(attempts=…)", self.attempts)
+        if self.cap < self.base:
+            raise ConfigurationError(f"a backoff's cap is at least its base: got base {self.base} and cap {self.cap}")
 
     def delay(self, attempt: int, rng: random.Random) -> timedelta:
         """The delay after the given failed attempt (1 is the first)."""
@@ -150,14 +202,16 @@ class Backoff:
 
 
 def full_jitter(base: timedelta | str, *, cap: timedelta | str, attempts: int) -> Backoff:
-    """Backoff by full jitter: ``full_jitter("1s", cap="5m", attempts=8)``.
+    """Makes a backoff by full jitter: ``full_jitter("1s", cap="5m", attempts=8)``.
 
     Raises:
         ConfigurationError: a duration is not positive, or attempts is below 1.
     """
-    if attempts < 1:
-        raise ConfigurationError(f"attempts must be at least 1, got {attempts}")
-    return Backoff(base=duration(base), cap=duration(cap), attempts=attempts)
+    _whole("full_jitter(attempts=…)", attempts, least=1)
+    return Backoff(base=duration(base, name="base"), cap=duration(cap, name="cap"), attempts=attempts)
+
+
+_ALWAYS_POISON: Final = (DecodeError, SchemaError, InboxConflict)
 
 
 @dataclass(slots=True)
@@ -195,20 +249,39 @@ class RetryPolicy:
     Attributes:
         immediate: retries at once, before any delay.
         delayed: the backoff after them; its ``attempts`` counts delayed retries.
-        poison: exception classes for which no retry can help.
+        poison: more exception classes for which no retry can help, one or several. `DecodeError`, `SchemaError` and
+            `InboxConflict` always are such, and come first when it is read.
         followers: what happens to the key's later messages when a head dies.
+
+    Raises:
+        ConfigurationError: an argument is of another kind, or negative.
     """
 
     immediate: int = 0
     delayed: Backoff = field(
         default=Backoff(base=timedelta(milliseconds=100), cap=timedelta(seconds=5), attempts=8),
     )
-    poison: tuple[type[BaseException], ...] = (DecodeError, SchemaError, InboxConflict)
+    poison: type[BaseException] | Collection[type[BaseException]] = ()
     followers: Followers = Followers.PARK
+
+    def __post_init__(self) -> None:
+        _whole("RetryPolicy(immediate=…)", self.immediate)
+        if not isinstance(self.delayed, Backoff):
+            raise ConfigurationError(
+                f"RetryPolicy(delayed=…) takes a Backoff such as full_jitter('1s', cap='5m', attempts=8), "
+                f"got {self.delayed!r:.80}"
+            )
+        object.__setattr__(self, "poison", tuple(dict.fromkeys((*_ALWAYS_POISON, *_classes(self.poison)))))
+        object.__setattr__(self, "followers", _followers(self.followers))
+
+    @property
+    def poison_classes(self) -> tuple[type[BaseException], ...]:
+        """Every exception class for which no retry can help, the built-in ones included."""
+        return _classes(self.poison)
 
     @property
     def attempts(self) -> int:
-        """How often a message is tried before it dies, the first time included."""
+        """Number of tries before a message dies, the first one included."""
         return 1 + self.immediate + self.delayed.attempts
 
 
@@ -246,21 +319,23 @@ def verdict(  # noqa: PLR0917  the five things a decision depends on; all are al
     return Retry(now + policy.delayed.delay(attempt - policy.immediate, rng))
 
 
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+# --- arguments ---------------------------------------------------------------------------------------------------
 
 
-def duration(value: timedelta | str) -> timedelta:
-    """A positive duration from a timedelta or a text such as ``250ms``, ``30s``, ``5m``, ``1h``, ``14d``.
+def _classes(poison: object) -> tuple[type[BaseException], ...]:
+    """Exception classes, of which one may stand alone."""
+    classes = (poison,) if isinstance(poison, type) else poison
+    if isinstance(classes, str | bytes) or not isinstance(classes, Collection):
+        raise ConfigurationError(f"RetryPolicy(poison=…) takes exception classes, got {poison!r}")
+    for one in classes:
+        if not isinstance(one, type) or not issubclass(one, BaseException):
+            raise ConfigurationError(f"RetryPolicy(poison=…) takes exception classes, got {one!r}")
+    return tuple(classes)
 
-    Raises:
-        ConfigurationError: not such a text, or not positive.
-    """
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip())
-        if not match:
-            raise ConfigurationError(f"expected a duration such as 250ms, 30s, 5m, 1h or 14d, got {value!r}")
-        value = timedelta(seconds=float(match[1]) * _UNITS[match[2]])
-    if value <= timedelta(0):
-        raise ConfigurationError(f"expected a duration above zero, got {value}")
-    return value
+
+def _followers(followers: object) -> Followers:
+    try:
+        return Followers(followers)  # type: ignore[arg-type] # text from settings is read, too
+    except ValueError as error:
+        expected = ", ".join(repr(one.value) for one in Followers)
+        raise ConfigurationError(f"RetryPolicy(followers=…) is one of {expected}, got {followers!r}") from error

@@ -16,31 +16,20 @@ from __future__ import annotations
 
 import sys
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import count
+from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    ExceptionContext,
-    Integer,
-    MetaData,
-    Table,
-    event,
-    exc,
-    inspect,
-    literal,
-    select,
-)
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, event, exc
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, registry
 from sqlalchemy.orm.exc import UnmappedInstanceError
 
 from outboxkit import outbox, tables
+from outboxkit.capture import _refusals
 from outboxkit.errors import CaptureError
 from outboxkit.message import Message
 
@@ -57,6 +46,8 @@ class Emission:
         mapper: of the entity: the row goes to the same database.
         due: publish later: at an instant, or a time after the insert by the database's clock.
         late: not with the next flush, but when its transaction (or savepoint) commits or a savepoint begins inside it.
+        number: of its emission: what one flush writes keeps the order in which it was emitted, in whatever order the
+            objects joined the session.
     """
 
     complete: Callable[[], Message | None]
@@ -64,6 +55,7 @@ class Emission:
     mapper: Mapper[Any] | None = None
     due: datetime | timedelta | None = None
     late: bool = False
+    number: int = field(default_factory=count().__next__)
 
 
 def add(session: Session, emission: Emission) -> None:
@@ -83,9 +75,11 @@ def add(session: Session, emission: Emission) -> None:
         )
     waiting = _waiting(transaction)
     if emission.mapper not in waiting.connections and emission.mapper not in waiting.looked_at:
-        _refuse_autocommit_engine(session, emission.mapper)
+        _refusals.refuse_autocommit_engine(session, emission.mapper)
         waiting.looked_at.add(emission.mapper)
     waiting.emissions.append(emission)
+    if emission.late:
+        _connection(transaction, emission.mapper)  # the flush knows where rows go; at the commit nobody may ask again
     if waiting.writing or emission.late:
         return  # emitted by an event that is being made: the loop that writes goes on with it
     if not _flushing(session):
@@ -249,7 +243,7 @@ def _before_commit(session: Session) -> None:
         _write(session, transaction, final=True)
     if (root := _found(session.get_transaction())) is not None:
         for connection in root.connections.values():
-            _refuse_aborted(connection)
+            _refusals.refuse_aborted(connection)
 
 
 def _after_commit(session: Session) -> None:
@@ -303,17 +297,33 @@ _LISTENERS: Final[dict[str, Callable[..., None]]] = {
 # --- writing -----------------------------------------------------------------------------------------------------
 
 _CLAUSE: Final = tables.outbox_messages.insert()  # what a routing session is asked about
+_NUMBER: Final = attrgetter("number")
 _MAX_ROUNDS: Final = 100  # events that emit events; what is left then waits for the next flush, as SQLAlchemy bounds it
 
 
 def _prepare(session: Session, transaction: SessionTransaction, emissions: Iterable[Emission]) -> None:
-    """Refuses autocommit before the domain's rows are written, and lets objects speak that the flush will delete."""
+    """Refuses autocommit before the domain's rows are written, and completes events of objects that will be deleted."""
     for mapper in dict.fromkeys([emission.mapper for emission in emissions]):
         _connection(transaction, mapper)
     deleted = session.deleted
     for emission in emissions if deleted else ():
         if not emission.late and emission.entity is not None and emission.entity in deleted:
-            emission.complete = partial(_identity, emission.complete())
+            _complete(emission)
+
+
+def complete_events_of(session: Session, entity: object) -> None:
+    """Completes the events of an object whose row is about to be deleted: afterwards nothing of it can be loaded.
+
+    The flush finds some objects by itself (orphans, and what a cascade reaches), so ``session.deleted`` does not tell.
+    """
+    waiting = _found(_current(session))
+    for emission in () if waiting is None else waiting.emissions:
+        if emission.entity is entity and not emission.late:
+            _complete(emission)
+
+
+def _complete(emission: Emission) -> None:
+    emission.complete = partial(_identity, emission.complete())
 
 
 def _identity(message: Message | None) -> Message | None:
@@ -343,7 +353,7 @@ def _insert(transaction: SessionTransaction, batch: list[Emission]) -> None:
     fresh: dict[Connection, list[Message]] = {}
     scheduled: dict[Connection, list[tuple[Message, datetime | timedelta]]] = {}
     known = _waiting(transaction).connections
-    for emission in batch:
+    for emission in sorted(batch, key=_NUMBER):
         connection = known.get(emission.mapper) or _connection(transaction, emission.mapper)
         if (message := emission.complete()) is None:
             continue
@@ -351,6 +361,8 @@ def _insert(transaction: SessionTransaction, batch: list[Emission]) -> None:
             fresh.setdefault(connection, []).append(message)
         else:
             scheduled.setdefault(connection, []).append((message, emission.due))
+    for connection in {**fresh, **scheduled} if transaction.nested else ():
+        _refusals.refuse_committing_savepoint(connection)
     for connection, messages in fresh.items():
         outbox.write(connection, messages)
     for connection, later in scheduled.items():
@@ -367,81 +379,20 @@ def _connection(transaction: SessionTransaction, mapper: Mapper[Any] | None) -> 
 
 
 def _connect(transaction: SessionTransaction, mapper: Mapper[Any] | None) -> Connection:
+    """Finds the connection that a flush would use: a routing session answers others with a read replica."""
+    session = transaction.session
+    flushing = session._flushing  # noqa: SLF001  SQLAlchemy's own recipe for routing sessions asks it
+    session._flushing = True  # noqa: SLF001
     try:
         connection = transaction.connection(mapper, clause=_CLAUSE)
+        _refusals.refuse_autocommit(connection)
+        if mapper is None:
+            _refusals.refuse_elsewhere(session, connection, besides=_Marker)
     except exc.UnboundExecutionError as error:
-        raise CaptureError(f"the session cannot say which database the message belongs to: {error}") from error
-    if connection.get_execution_options().get("isolation_level") == _AUTOCOMMIT or _psycopg_autocommit(connection):
-        raise CaptureError(_AUTOCOMMITS)
-    if mapper is None:
-        _refuse_elsewhere(transaction.session, connection)
+        raise CaptureError(_refusals.unbound(error)) from error
+    finally:
+        session._flushing = flushing  # noqa: SLF001
     return connection
-
-
-# --- refusals ----------------------------------------------------------------------------------------------------
-
-_AUTOCOMMIT: Final = "AUTOCOMMIT"
-_PSYCOPG_INERROR: Final = 3  # psycopg.pq.TransactionStatus.INERROR; psycopg need not be installed
-_AUTOCOMMITS: Final = (
-    "the connection is in AUTOCOMMIT mode: every statement would commit by itself, so that the change could persist "
-    "without its message; use an engine with a transactional isolation level"
-)
-_failed: weakref.WeakSet[Connection] = weakref.WeakSet()  # a statement failed since the last look
-
-
-def _refuse_autocommit_engine(session: Session, mapper: Mapper[Any] | None) -> None:
-    if type(session).get_bind is not Session.get_bind:
-        return  # a routing session may answer with a read replica here; the flush looks at the real connection
-    try:
-        bind = session.get_bind(mapper)
-    except exc.UnboundExecutionError as error:
-        raise CaptureError(f"the session cannot say which database the message belongs to: {error}") from error
-    level = bind.get_execution_options().get("isolation_level") or getattr(
-        bind.dialect, "_on_connect_isolation_level", None
-    )
-    if level == _AUTOCOMMIT:
-        raise CaptureError(_AUTOCOMMITS)
-
-
-def _refuse_elsewhere(session: Session, connection: Connection) -> None:
-    """What the session says belongs to what changes in it, as far as this flush knows."""
-    changed = {inspect(found).mapper for found in (*session.new, *session.dirty, *session.deleted)}
-    others = {session.get_bind(mapper).engine for mapper in changed if mapper.class_ is not _Marker}
-    if others and connection.engine not in others:
-        raise CaptureError(
-            "the message would go to another database than the changes it tells of, so one could commit without the "
-            "other: emit from the object, whose own database is then used"
-        )
-
-
-def _psycopg(connection: Connection) -> Any | None:
-    return connection.connection.driver_connection if connection.dialect.driver.startswith("psycopg") else None
-
-
-def _psycopg_autocommit(connection: Connection) -> bool:
-    driver = _psycopg(connection)
-    return driver is not None and bool(driver.autocommit)
-
-
-def _refuse_aborted(connection: Connection) -> None:
-    """PostgreSQL answers COMMIT of an aborted transaction with success and rolls back: nobody must believe it."""
-    driver = _psycopg(connection) if not connection.closed and not connection.invalidated else None
-    if connection not in _failed and (driver is None or driver.info.transaction_status != _PSYCOPG_INERROR):
-        return
-    try:
-        connection.execute(select(literal(1)))
-    except exc.DBAPIError as error:
-        raise CaptureError(
-            "a statement failed earlier in this transaction and the error was swallowed: the database would roll back "
-            "at commit and say nothing; roll back, or use a savepoint around what may fail"
-        ) from error
-    _failed.discard(connection)
-
-
-@event.listens_for(Engine, "handle_error")
-def _remember_failure(context: ExceptionContext) -> None:
-    if context.connection is not None:
-        _failed.add(context.connection)
 
 
 _map_marker()

@@ -380,7 +380,7 @@ class _Run:
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001  the boundary around the user's handler
-            return failure_of(error, tried.stage, self.consumer.retry.poison)
+            return failure_of(error, tried.stage, self.consumer.retry.poison_classes)
         failpoint("commit.after")
         self.consumer.counts[result] += 1
         if result is Result.HANDLED and job.message is not None:

@@ -20,7 +20,7 @@ from datetime import datetime, timedelta, UTC
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 from typing_extensions import assert_type
-from outboxkit import Outbox, OutboxMixin, correlation, event, outbox_tables, publish, send
+from outboxkit import ChangeCapture, Outbox, OutboxMixin, correlation, event, outbox_tables, publish, send
 
 class Base(DeclarativeBase): ...
 outbox_tables(Base.metadata)
@@ -33,7 +33,7 @@ class OrderPlaced:
 
 class Order(OutboxMixin, Base):
     __tablename__ = "orders"
-    __outbox__ = Outbox(topic="orders", key="id", capture={"created"}, coalesce="flush")
+    __outbox__ = Outbox(topic="orders", key="id", changes=ChangeCapture(kinds={"created"}, coalesce="flush"))
     id: Mapped[int] = mapped_column(primary_key=True)
     total: Mapped[int]
 
@@ -55,7 +55,7 @@ def use(sync: Session, asynchronous: AsyncSession, scoped: scoped_session[Sessio
 BAD = """
 from datetime import timedelta
 from sqlalchemy.orm import Session
-from outboxkit import Outbox, publish, send
+from outboxkit import ChangeCapture, Outbox, publish, send
 
 def use(session: Session) -> None:
     publish("session", {}, type="a")
@@ -64,7 +64,9 @@ def use(session: Session) -> None:
     send(session, {}, type="a")
     send(session, {}, to="q", delay=5)
     Outbox(topic=1)
-    Outbox(capture={"renamed"})
+    ChangeCapture(kinds={"renamed"})
+    publish(session, {}, type="a", kye="1")
+    publish(session, {}, type="a", key=1.5)
     Outbox(bulk="maybe")
 """
 

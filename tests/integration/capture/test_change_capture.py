@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from sqlalchemy import Column, ForeignKey, Table, delete, func, insert, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from outboxkit import CaptureError, Outbox, OutboxMixin
-from outboxkit.capture.bulk import GUARD, bulk
+from outboxkit.capture import ChangeCapture, bulk
+from outboxkit.capture.bulk_statements import GUARD
 from tests.integration.capture.model import Line, Order, OrderPlaced
 from tests.integration.capture.world import CaptureDatabase
 
 pytestmark = pytest.mark.sqlalchemy_lines
-
-ALL: set[Literal["created", "updated", "deleted"]] = {"created", "updated", "deleted"}
 
 
 class Base(DeclarativeBase):
@@ -38,7 +37,7 @@ class Tag(Base):
 
 class Item(OutboxMixin, Base):
     __tablename__ = "items"
-    __outbox__ = Outbox(topic="items", key="id", capture=ALL, exclude={"secret"})
+    __outbox__ = Outbox(topic="items", key="id", changes=ChangeCapture(exclude={"secret"}))
 
     id: Mapped[int] = mapped_column(primary_key=True)
     total: Mapped[int] = mapped_column(default=0)
@@ -49,7 +48,7 @@ class Item(OutboxMixin, Base):
 
 class Part(OutboxMixin, Base):
     __tablename__ = "parts"
-    __outbox__ = Outbox(topic="parts", key="id", capture=ALL, coalesce="flush")
+    __outbox__ = Outbox(topic="parts", key="id", changes=ChangeCapture(coalesce="flush"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
     item_id: Mapped[int] = mapped_column(ForeignKey("items.id", ondelete="CASCADE"))

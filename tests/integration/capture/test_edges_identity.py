@@ -11,7 +11,8 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from outboxkit import CaptureError, capture, correlation, publish, send
+from outboxkit import CaptureError, correlation, publish, send
+from outboxkit.capture import draft
 from outboxkit.context import handling, producing
 from outboxkit.headers import unpack_headers
 from outboxkit.message import Message
@@ -78,7 +79,7 @@ class SkewedClock(datetime):
 def test_e36_a_wrong_application_clock_moves_no_due_instant(
     world: CaptureDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "datetime", SkewedClock)
+    monkeypatch.setattr(draft, "datetime", SkewedClock)
 
     def scenario(session: Session) -> None:
         publish(session, Noted("later"), topic="notes", delay=timedelta(hours=1))

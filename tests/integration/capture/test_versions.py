@@ -259,7 +259,7 @@ def test_an_event_that_the_previous_version_cannot_tell_is_refused_for_every_key
         order_id: int
         carrier: str
 
-    with pytest.raises(EncodeError, match=r"shipped cannot be told in its version 1"):
+    with pytest.raises(EncodeError, match=r"version 1 of shipped cannot represent"):
         sync_world.run(_all([1], Wide))
 
 
