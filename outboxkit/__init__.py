@@ -2,14 +2,14 @@
 
 A map of the house, in the order in which a message passes through it:
 
-- `capture/` turns what an application emits into rows of its own transaction; `events`, `context` say what it inherits.
+- `capture/` turns what an application emits into rows of its transaction; `events`, `context` say what it inherits.
 - `message`, `headers` are what travels; `codecs/` turn events into bytes and back, `avro/` is a library of its own.
-- `outbox/`, `rows`, `tables`, `_letter_tables`, `_sql` are the stored side; `dialects/` what differs between databases.
+- `outbox/`, `rows`, `tables`, `_letter_tables`, `_sql` are the stored side; `dialects/` how databases differ.
 - `outboxkit_relay` publishes what the outbox holds: `core/` decides, `store/` is its SQL, `daemon/` runs it, `observe/`
   tells how it is, `settings`, `logs`, `exit_codes` configure it, `cli/` are the commands, `demo/` shows it all.
 - `brokers/` carry messages; `registries/` and `schema_store` know the schemas that they were written with.
 - `consumer/` calls handlers, with `inbox` in the same transaction: each message takes effect once. `policy` decides about
-  failures, `signals` are what a handler raises on purpose, `guards/` limit its calls of others, `saga/` joins handlers.
+  failures, `signals` are what a handler raises on purpose; `guards/` limit its calls of others, `saga/` joins handlers.
 - `dead_letters/` keeps what could not be handled, byte for byte, and replays it.
 - `migrations/` makes the tables, `testing/` has what tests need, `errors` is every error in one tree, `_failpoints` lets
   a test crash the process where it hurts.

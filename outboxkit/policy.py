@@ -161,9 +161,9 @@ def duration(value: timedelta | str, *, name: str = "") -> timedelta:
     return value
 
 
-def _whole(what: str, value: object, *, least: int = 0) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{what} takes a whole number from {least}, got {value!r}")
+def _whole(what: str, value: object, *, minimum: int = 0) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ConfigurationError(f"{what} takes a whole number from {minimum}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +207,7 @@ def full_jitter(base: timedelta | str, *, cap: timedelta | str, attempts: int) -
     Raises:
         ConfigurationError: a duration is not positive, or attempts is below 1.
     """
-    _whole("full_jitter(attempts=…)", attempts, least=1)
+    _whole("full_jitter(attempts=…)", attempts, minimum=1)
     return Backoff(base=duration(base, name="base"), cap=duration(cap, name="cap"), attempts=attempts)
 
 
