@@ -6,13 +6,13 @@ A map of the house, in the order in which a message passes through it:
 - `message`, `headers` are what travels; `codecs/` turn events into bytes and back, `avro/` is a library of its own.
 - `outbox/`, `rows`, `tables`, `_letter_tables`, `_sql` are the stored side; `dialects/` how databases differ.
 - `outboxkit_relay` publishes what the outbox holds: `core/` decides, `store/` is its SQL, `daemon/` runs it, `observe/`
-  tells how it is, `settings`, `logs`, `exit_codes` configure it, `cli/` are the commands, `demo/` shows it all.
+  tells how it is; `settings`, `logs`, `redaction`, `exit_codes`; `cli/` are the commands, `demo/` shows it all.
 - `brokers/` carry messages; `registries/` and `schema_store` know the schemas that they were written with.
 - `consumer/` calls handlers, with `inbox` in the same transaction: each message takes effect once. `policy` decides on
-  failures, `signals` are what a handler raises on purpose; `guards/` limit its calls of others, `saga/` joins handlers.
+  failures, `signals` are what a handler raises on purpose; `guards/` limit its calls of others, `saga/` joins handlers,
+  `idempotency/` does for any call what the inbox does for messages.
 - `dead_letters/` keeps what could not be handled, byte for byte, and replays it.
-- `migrations/` makes the tables, `testing/` has what tests need, `errors` is every error in one tree; `_failpoints` let
-  a test crash the process where it hurts.
+- `migrations/` makes the tables, `testing/` has what tests need, `errors` is the tree of errors, `_failpoints` crash us.
 
 Users import the names below from here. A name's module is loaded when the name is first used: a process pays for what
 it uses. In a file that also imports ``sqlalchemy.event``: ``import outboxkit as ok`` and ``@ok.event(…)``.
