@@ -45,7 +45,7 @@ def test_the_tutorial_does_what_it_says(
 ) -> None:
     reader = Reader(tmp_path, newcomer, {"OUTBOXKIT_BROKER_URL": kafka.url}, installs=True)
 
-    assert reader.read(apart(page.read_text()).replace('"outboxkit[all]"', f'"{wheel}[all]"')) > 10
+    assert reader.read(apart(page.read_text()).replace('"../outboxkit[all]"', f'"{wheel}[all]"')) > 10
 
     where = ["python", "-c", "import outboxkit; print(outboxkit.__file__)"]
     found = subprocess.run(where, env=newcomer, cwd=tmp_path, check=True, capture_output=True, text=True)

@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "Invocation", "program"]
 #: name -> (module with ``command``, what the list of commands says about it)
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("outboxkit_relay.demo", "See a relay die, a message fail, and nothing be lost."),
+    "demo-broker": ("outboxkit_relay.demo.cluster", "Serve a Kafka-protocol broker in memory, to try things out."),
     "init": ("outboxkit_relay.cli.init", "Create the tables, and what the broker needs."),
     "db": ("outboxkit_relay.cli.db", "Create, print or check the tables."),
     "relay": ("outboxkit_relay.cli.relay", "Publish what is in the outbox."),

@@ -1,16 +1,37 @@
-"""The broker of the demo as a process: confluent-kafka's in-process cluster. Prints its URL, ends with its input."""
+"""A Kafka-protocol broker as a process: confluent-kafka's in-process cluster, for the demo and for tutorials."""
 
 from __future__ import annotations
 
 import sys
+import threading
+from pathlib import Path
+
+import click
 
 from outboxkit.brokers.kafka import embedded_cluster
+from outboxkit_relay.daemon import lifecycle
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
+
+
+@click.command("demo-broker")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def command(file: Path) -> None:
+    """Serve a Kafka-protocol broker on this machine, to try things out.
+
+    Its URL is written to FILE, for OUTBOXKIT_BROKER_URL_FILE. It runs until Ctrl-C or SIGTERM, keeps everything in
+    memory, and is no broker for production.
+    """
+    stop = threading.Event()
+    with lifecycle.stop_on_signals(stop.set), embedded_cluster() as url:
+        file.write_text(f"{url}\n")
+        click.echo(f"serving {url} until Ctrl-C; export OUTBOXKIT_BROKER_URL_FILE={file}")
+        stop.wait()
+    file.unlink(missing_ok=True)
 
 
 def main(topics: list[str]) -> None:
-    """Runs until standard input ends."""
+    """Runs until standard input ends, and prints the URL: the demo's broker ends with the demo."""
     with embedded_cluster(topics) as url:
         print(url, flush=True)
         sys.stdin.read()
