@@ -17,10 +17,10 @@ __all__ = ["command", "main"]
 @click.command("demo-broker")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def command(file: Path) -> None:
-    """Serve a Kafka-protocol broker on this machine, to try things out.
+    """Serve a Kafka-protocol broker in memory, to try things out.
 
-    Its URL is written to FILE, for OUTBOXKIT_BROKER_URL_FILE. It runs until Ctrl-C or SIGTERM, keeps everything in
-    memory, and is no broker for production.
+    It listens on this machine only, and its URL is written to FILE, for OUTBOXKIT_BROKER_URL_FILE. What it holds ends
+    with it, at Ctrl-C or SIGTERM: it is no broker for production.
     """
     stop = threading.Event()
     with lifecycle.stop_on_signals(stop.set), embedded_cluster() as url:
