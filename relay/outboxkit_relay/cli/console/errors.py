@@ -23,12 +23,10 @@ _EXTRAS = {  # modules that an extra brings; any other belongs to the applicatio
     "pamqp",
     "prometheus_client",
     "psycopg",
-    "psycopg_pool",
     "pydantic",
     "pydantic_settings",
     "rich",
     "structlog",
-    "tenacity",
 }
 
 
