@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -28,6 +29,7 @@ __all__ = [
     "colourless",
     "environment",
     "load",
+    "replace_environment",
     "variables",
 ]
 
@@ -214,6 +216,12 @@ def environment(**settings: str) -> dict[str, str]:
     """The environment for a child process that is told these settings and inherits none: ``database_url="…"``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     return kept | variables(**settings)
+
+
+def replace_environment(values: Mapping[str, str]) -> None:
+    """Gives this process these variables and no others, as a program that is started with them would have."""
+    os.environ.clear()
+    os.environ.update(values)
 
 
 def variables(**settings: str) -> dict[str, str]:

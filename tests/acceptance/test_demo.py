@@ -1,4 +1,4 @@
-"""The demo as people run it: it succeeds, it judges honestly, and it leaves no process behind."""
+"""The demo as people run it: it succeeds, it audits honestly, and it leaves no process behind."""
 
 from __future__ import annotations
 
@@ -144,13 +144,13 @@ def test_on_a_real_rabbitmq_it_removes_what_it_made(tmp_path: Path, rabbitmq: se
     topics = [f"{prefix}{name}" for name in ("orders", "stock", "payments", "shipments")]
     consumers = [f"{prefix}{name}" for name in ("inventory", "payments", "shipping", "confirmation")]
     assert not [topic for topic in topics if _exists(rabbitmq, exchange=topic)]
-    queues = [f"{topic}.{consumer}" for topic in topics for consumer in (*consumers, "outboxkit-demo-judge")]
+    queues = [f"{topic}.{consumer}" for topic in topics for consumer in (*consumers, "outboxkit-demo-audit")]
     assert not [queue for queue in queues if _exists(rabbitmq, queue=queue)]
     assert _exists(rabbitmq, exchange="amq.topic")  # the question can be answered with yes
 
 
 @pytest.mark.timeout(SECONDS + 10)
-def test_a_world_that_is_kept_goes_on_until_ctrl_c(tmp_path: Path) -> None:
+def test_a_demo_that_is_kept_goes_on_until_ctrl_c(tmp_path: Path) -> None:
     with _demo(tmp_path, "--orders", "20", "--keep") as process:
         said = _read_until(process, "Ctrl-C here ends it")
         settings = next(line.strip() for line in said.splitlines() if line.startswith("  . "))
@@ -318,7 +318,7 @@ def _works_in(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-# --- the judge ---------------------------------------------------------------------------------------------------
+# --- the audit ---------------------------------------------------------------------------------------------------
 
 
 _DEAD_LETTER = (
@@ -363,11 +363,11 @@ def _records() -> list[Record]:
     return [*once, again, replay]
 
 
-def test_the_judge_is_content_with_what_is_right(engine: Engine) -> None:
-    verdict = audit.judge(engine, _records(), 1, poison=1)
+def test_the_audit_is_content_with_what_is_right(engine: Engine) -> None:
+    findings = audit.audit(engine, _records(), 1, poison=1)
 
-    assert verdict.failures == ()
-    assert (verdict.placed, verdict.published, verdict.redelivered, verdict.replayed) == (3, 12, 1, 1)
+    assert findings.failures == ()
+    assert (findings.placed, findings.published, findings.redelivered, findings.replayed) == (3, 12, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -381,18 +381,18 @@ def test_the_judge_is_content_with_what_is_right(engine: Engine) -> None:
         ("UPDATE dead_letters SET state = 'dead'", "the dead letter was replayed once"),
     ],
 )
-def test_the_judge_sees_a_fault_in_the_tables(engine: Engine, fault: str, failure: str) -> None:
+def test_the_audit_sees_a_fault_in_the_tables(engine: Engine, fault: str, failure: str) -> None:
     with engine.begin() as connection:
         connection.execute(text(fault))
 
-    assert failure in audit.judge(engine, _records(), 1, poison=1).failures
+    assert failure in audit.audit(engine, _records(), 1, poison=1).failures
 
 
-def test_the_judge_sees_a_fault_in_the_topics(engine: Engine) -> None:
+def test_the_audit_sees_a_fault_in_the_topics(engine: Engine) -> None:
     records = _records()
 
     def failures(changed: list[Record], duplicates: int = 1) -> tuple[str, ...]:
-        return audit.judge(engine, changed, duplicates, poison=1).failures
+        return audit.audit(engine, changed, duplicates, poison=1).failures
 
     assert "every message was published" in failures(records[1:])
     assert "order is kept per key" in failures([records[1], records[0], *records[2:]])

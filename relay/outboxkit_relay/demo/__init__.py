@@ -1,7 +1,7 @@
-"""``outboxkit demo``: a story that ends in a checked statement. No Docker, no server, seconds.
+"""``outboxkit demo``: a scenario that ends in a checked statement. No Docker, no server, seconds.
 
 Orders are placed, a relay is killed in mid-batch, the broker goes away, a message dies of a schema mistake, is
-understood, and is replayed after the repair. Every part is its own process; the judge counts from outside.
+understood, and is replayed after the repair. Every part is its own process; the audit counts from outside.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ def command(ctx: click.Context, /, **asked: Any) -> int:
     for a while, one message cannot be read. At the end everything is counted from outside; exit code 0 means that all
     checks hold. Whatever it makes, it removes.
     """
+    from outboxkit_relay.demo import forked
+
+    forked.warm_up()
     from outboxkit.errors import ConfigurationError
     from outboxkit_relay import logs, redaction
-    from outboxkit_relay.demo import servers, story
+    from outboxkit_relay.demo import scenario, servers
 
     for name in ("database", "broker"):
         on_the_line = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
@@ -56,4 +59,4 @@ def command(ctx: click.Context, /, **asked: Any) -> int:
             )
     servers.refuse_unfit(database=asked["database"], own=asked["postgres"], broker=asked["broker"])
     logs.configure("error", "auto")  # what clients log of a broker that is away, the demo says in its own words
-    return story.tell(story.Plan(**asked))
+    return scenario.run(scenario.Plan(**asked))

@@ -1,4 +1,4 @@
-"""The judge: counts from outside. It knows what a witness read from the topics, and reads the tables with plain SQL.
+"""The audit: counts from outside, in what was read from the topics and in the tables, by plain SQL.
 
 Nothing here uses the library, so that the demo does not certify itself.
 """
@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Record", "Verdict", "judge"]
+__all__ = ["Findings", "Record", "audit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What was counted, and which checks failed."""
+class Findings:
+    """Counts, and the checks that failed."""
 
     placed: int
     published: int
@@ -42,7 +42,7 @@ class Verdict:
     failures: tuple[str, ...]
 
 
-def judge(engine: Engine, records: Sequence[Record], duplicates: int, poison: int) -> Verdict:
+def audit(engine: Engine, records: Sequence[Record], duplicates: int, poison: int) -> Findings:
     """Compares what was placed with what was published and with what came of it.
 
     Args:
@@ -69,7 +69,7 @@ def judge(engine: Engine, records: Sequence[Record], duplicates: int, poison: in
         "order is kept per key": _in_order(records) and _effects_in_order(engine, poison),
         "the dead letter was replayed once": letters == {"replayed": 1} and replayed == 1,
     }
-    return Verdict(
+    return Findings(
         placed=len(orders),
         published=len(copies),
         redelivered=redelivered,

@@ -44,7 +44,7 @@ __all__ = [
 TOPICS: Final = ("orders", "stock", "payments", "shipments")
 
 
-# On somebody's broker every telling has names of its own, so that a second one begins from nothing.
+# On somebody's broker every demo has names of its own, so that a second one begins from nothing.
 _NAMES: Final = Path("demo.json")
 PREFIX: Final[str] = json.loads(_NAMES.read_text())["prefix"] if _NAMES.is_file() else ""
 
@@ -104,11 +104,12 @@ class Confirmation(Base):
 
 engine = open_engine(load().database(), patience=timedelta(seconds=10))
 sessions = sessionmaker(engine)
+CONCURRENCY: Final = 1 if engine.dialect.name == "sqlite" else 16  # one writer: more of them would wait for each other
 _resolve = open_registry(f"directory:{contracts.SCHEMAS}").resolve
 
 
 def _inventory(contract: EventType) -> Consumer:
-    consumer = Consumer(f"{PREFIX}inventory", sessions=sessions, resolve=_resolve)
+    consumer = Consumer(f"{PREFIX}inventory", sessions=sessions, concurrency=CONCURRENCY, resolve=_resolve)
 
     @consumer.on(contract, topic=f"{PREFIX}orders")
     def reserve(order: OrderPlaced, session: Session) -> None:
@@ -122,9 +123,9 @@ def _inventory(contract: EventType) -> Consumer:
 inventory = _inventory(contracts.CONTRACT_AS_RELEASED)
 inventory_repaired = _inventory(contracts.CONTRACT_REPAIRED)
 
-payments = Consumer(f"{PREFIX}payments", sessions=sessions)
-shipping = Consumer(f"{PREFIX}shipping", sessions=sessions)
-confirmation = Consumer(f"{PREFIX}confirmation", sessions=sessions)
+payments = Consumer(f"{PREFIX}payments", sessions=sessions, concurrency=CONCURRENCY)
+shipping = Consumer(f"{PREFIX}shipping", sessions=sessions, concurrency=CONCURRENCY)
+confirmation = Consumer(f"{PREFIX}confirmation", sessions=sessions, concurrency=CONCURRENCY)
 
 
 @payments.on(StockReserved, topic=f"{PREFIX}stock")

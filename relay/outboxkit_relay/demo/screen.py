@@ -41,7 +41,7 @@ class Screen:
         return width - len(_INDENT) if width else None
 
     def say(self, seconds: float, line: str) -> None:
-        """A line of the story."""
+        """Writes a line, with the time since the start."""
         if self._showed:
             self._write("")
         self._showed = False

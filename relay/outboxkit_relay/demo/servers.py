@@ -19,7 +19,7 @@ from outboxkit_relay.demo import postgres
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-    from outboxkit_relay.demo.world import World
+    from outboxkit_relay.demo.processes import Processes
 
 __all__ = ["emptied", "own_database", "own_postgres", "refuse_unfit"]
 
@@ -55,8 +55,8 @@ def refuse_unfit(*, database: str, own: bool, broker: str) -> None:
             )
 
 
-def own_postgres(place: World) -> str:
-    """Starts a PostgreSQL that ends with the world; its URL."""
+def own_postgres(place: Processes) -> str:
+    """Starts a PostgreSQL that ends with the demo; its URL."""
     _, url = place.serve("postgres", "outboxkit_relay.demo.postgres")
     return url
 

@@ -19,7 +19,7 @@ _CUSTOMERS = 10
 
 def main(seed: int, old: int) -> None:
     """Places orders as asked; the one with the number ``old`` speaks the previous release's language."""
-    rng = random.Random(seed)  # noqa: S311  a story, not a secret
+    rng = random.Random(seed)  # noqa: S311  a demo, not a secret
     with engine.begin() as connection:
         Base.metadata.create_all(connection)
     print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""A closed detour is an outage, and an open one is a way."""
+"""A proxy that is cut is an outage, and one that is restored forwards again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from outboxkit_relay.demo.detour import Detour
+from outboxkit_relay.demo.broker_proxy import BrokerProxy
 
 
 class _Echo(socketserver.StreamRequestHandler):
@@ -30,24 +30,24 @@ def echo() -> Iterator[int]:
         thread.join()
 
 
-def test_a_closed_one_is_an_outage_and_an_open_one_is_a_way(echo: int) -> None:
-    way = Detour(f"amqp://me@127.0.0.1:{echo}/vhost?heartbeat=3")
+def test_a_cut_one_is_an_outage_and_a_restored_one_is_a_way(echo: int) -> None:
+    proxy = BrokerProxy(f"amqp://me@127.0.0.1:{echo}/vhost?heartbeat=3")
     try:
-        before, _, port = way.url.removesuffix("/vhost?heartbeat=3").rpartition(":")
+        before, _, port = proxy.url.removesuffix("/vhost?heartbeat=3").rpartition(":")
         assert before == "amqp://me@127.0.0.1"
 
         with socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
             assert _ask(connection) == b"hello\n"
-            way.close()
+            proxy.cut()
             with contextlib.suppress(ConnectionError):
                 assert _ask(connection) == b""
         with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
             assert _ask(connection) == b""
-        way.open()
+        proxy.restore()
         with socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
             assert _ask(connection) == b"hello\n"
     finally:
-        way.end()
+        proxy.close()
 
 
 def _ask(connection: socket.socket) -> bytes:

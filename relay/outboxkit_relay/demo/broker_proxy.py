@@ -1,7 +1,7 @@
-"""A detour: a way to somebody's broker that can be closed for a moment. Who takes it has an outage; nobody else has.
+"""A proxy in front of somebody's broker, which can be cut for a moment: its clients have an outage, nobody else has.
 
 Bytes go through as they are, with one exception. A Kafka cluster tells its clients the addresses of its brokers, and
-they would go there directly, so the addresses in its answers are replaced by ways through here.
+they would go there directly, so the addresses in its answers are replaced by ports of the proxy.
 """
 
 from __future__ import annotations
@@ -14,59 +14,55 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["Detour", "Named", "is_possible", "renamed"]
+from outboxkit_relay.demo import kafka_metadata
+from outboxkit_relay.demo.kafka_metadata import Address
+
+__all__ = ["BrokerProxy", "is_possible"]
 
 _HERE: Final = "127.0.0.1"
-_METADATA: Final = 3  # Kafka's number of the request whose answer names brokers
-_FLEXIBLE: Final = 9  # its version from which on sizes are variable, and tags may follow
-_THROTTLED: Final = 3  # its version from which on the answer begins with a throttle time
 _CHUNK: Final = 65_536
 _ANSWER_SECONDS: Final = 10.0
 _PORTS: Final = {"kafka": 9092, "amqp": 5672, "rabbitmq": 5672}
 
-Address = tuple[str, int]
-
 
 def is_possible(url: str) -> bool:
-    """Whether the connection can be read on its way: one with TLS cannot, and its certificate names another host."""
+    """True if the connection can be forwarded: one with TLS cannot, its certificate names another host."""
     parts = urlsplit(url)
-    encrypted = (
-        "@" in parts.netloc and parts.scheme == "kafka"
-    )  # credentials go over TLS only, unless an option says so
+    encrypted = "@" in parts.netloc and parts.scheme == "kafka"  # credentials go over TLS, unless an option says so
     return parts.scheme in _PORTS and not encrypted and "security.protocol" not in parts.query
 
 
-class Detour:
-    """A way to the broker of a URL; open at first.
+class BrokerProxy:
+    """Forwards connections to the broker of a URL, until it is cut.
 
     Attributes:
-        url: for who takes it.
+        url: the broker's URL through the proxy.
     """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._is_kafka = parts.scheme == "kafka"
         self._open = True
-        self._ways: dict[Address, int] = {}
+        self._ports: dict[Address, int] = {}
         self._writers: set[asyncio.StreamWriter] = set()
         self._servers: list[asyncio.Server] = []
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="detour", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="broker-proxy", daemon=True)
         self._thread.start()
         login, at, hosts = parts.netloc.rpartition("@")
-        port = self._do(self._way(_address(hosts.partition(",")[0], _PORTS[parts.scheme])))
+        port = self._do(self._port(_address(hosts.partition(",")[0], _PORTS[parts.scheme])))
         self.url = urlunsplit(parts._replace(netloc=f"{login}{at}{_HERE}:{port}"))
 
-    def close(self) -> None:
-        """Every connection breaks, and none is made any more."""
+    def cut(self) -> None:
+        """Breaks every connection, and accepts none."""
         self._do(self._cut())
 
-    def open(self) -> None:
-        """It is a way again."""
+    def restore(self) -> None:
+        """Forwards connections again."""
         self._open = True
 
-    def end(self) -> None:
-        """Takes it down."""
+    def close(self) -> None:
+        """Stops listening."""
         self._do(self._cut())
         self._do(self._stop_listening())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -79,17 +75,17 @@ class Detour:
 
         return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_ANSWER_SECONDS)
 
-    async def _way(self, target: Address) -> int:
-        """The port here that leads there."""
-        if target not in self._ways:
+    async def _port(self, target: Address) -> int:
+        """Returns the port that leads there."""
+        if target not in self._ports:
 
             async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 await self._serve(reader, writer, target)
 
             server = await asyncio.start_server(serve, _HERE, 0)
             self._servers.append(server)
-            self._ways[target] = server.sockets[0].getsockname()[1]
-        return self._ways[target]
+            self._ports[target] = server.sockets[0].getsockname()[1]
+        return self._ports[target]
 
     async def _cut(self) -> int:
         self._open = False
@@ -143,8 +139,11 @@ class Detour:
             version = asked.pop(int.from_bytes(frame[:4], "big", signed=True), None)
             if version is None:
                 return frame
-            ways = {broker: (_HERE, await self._way(broker)) for broker in Named(frame, version).addresses}
-            return renamed(frame, version, ways)
+            ports = {
+                broker: (_HERE, await self._port(broker))
+                for broker in kafka_metadata.BrokerAddresses(frame, version).addresses
+            }
+            return kafka_metadata.with_addresses(frame, version, ports)
 
         return answer
 
@@ -175,80 +174,8 @@ async def _frames(
 def _noting(asked: dict[int, int]) -> Callable[[bytes], Awaitable[bytes]]:
     async def note(frame: bytes) -> bytes:
         kind, version, correlation = struct.unpack_from(">hhi", frame)
-        if kind == _METADATA:
+        if kind == kafka_metadata.METADATA:
             asked[correlation] = version
         return frame
 
     return note
-
-
-# --- the beginning of Kafka's answer to Metadata -----------------------------------------------------------------
-
-
-class Named:
-    """The brokers that an answer names, and where in the frame it does.
-
-    Attributes:
-        addresses: of the brokers.
-        places: where each address begins and ends: host and port.
-    """
-
-    def __init__(self, frame: bytes, version: int) -> None:
-        self._frame, self._at, self._flexible = frame, 4, version >= _FLEXIBLE
-        if self._flexible:
-            self._skip_tags()  # of the header
-        if version >= _THROTTLED:
-            self._at += 4
-        self.addresses: list[Address] = []
-        self.places: list[tuple[int, int]] = []
-        for _ in range(self._size(4)):
-            self._at += 4  # its number
-            begin, host = self._at, self._text()
-            (port,) = struct.unpack_from(">i", frame, self._at)
-            self._at += 4
-            self.addresses.append((host, port))
-            self.places.append((begin, self._at))
-            if version >= 1:
-                self._text()  # its rack
-            if self._flexible:
-                self._skip_tags()
-
-    def _size(self, width: int) -> int:
-        """A length: of this many bytes, or variable and one more than it is, so that 0 can mean nothing."""
-        if self._flexible:
-            return self._number() - 1
-        self._at += width
-        return int.from_bytes(self._frame[self._at - width : self._at], "big", signed=True)
-
-    def _number(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._frame[self._at]
-            self._at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:  # noqa: PLR2004  the protocol's mark for "more follows"
-                return value
-
-    def _text(self) -> str:
-        size = max(0, self._size(2))
-        self._at += size
-        return self._frame[self._at - size : self._at].decode()
-
-    def _skip_tags(self) -> None:
-        for _ in range(self._number()):
-            self._number()
-            size = self._number()
-            self._at += size
-
-
-def renamed(frame: bytes, version: int, ways: dict[Address, Address]) -> bytes:
-    """The answer with other addresses for its brokers."""
-    named = Named(frame, version)
-    parts, end = [], 0
-    for broker, (begin, after) in zip(named.addresses, named.places, strict=True):
-        host, port = ways[broker]
-        size = bytes([len(host) + 1]) if version >= _FLEXIBLE else len(host).to_bytes(2, "big")
-        parts += [frame[end:begin], size, host.encode(), port.to_bytes(4, "big")]
-        end = after
-    return b"".join([*parts, frame[end:]])

@@ -1,12 +1,12 @@
-"""The detour to a broker: what goes through, what is changed on the way, and that a closed one is an outage."""
+"""Kafka's answer to Metadata, with other addresses for its brokers."""
 
 from __future__ import annotations
 
 import pytest
 
-from outboxkit_relay.demo.detour import Named, is_possible, renamed
+from outboxkit_relay.demo.kafka_metadata import BrokerAddresses, with_addresses
 
-WAYS = {("broker-one", 9092): ("127.0.0.1", 7001), ("two", 65_000): ("127.0.0.1", 7002)}
+PORTS = {("broker-one", 9092): ("127.0.0.1", 7001), ("two", 65_000): ("127.0.0.1", 7002)}
 
 
 def _text(text: str, *, flexible: bool) -> bytes:
@@ -32,30 +32,14 @@ def _answer(version: int, brokers: list[tuple[str, int]]) -> bytes:
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3, 8, 9, 12, 13])
 def test_an_answer_is_the_same_but_for_the_addresses(version: int) -> None:
-    answer = _answer(version, list(WAYS))
+    answer = _answer(version, list(PORTS))
 
-    assert Named(answer, version).addresses == list(WAYS)
-    assert renamed(answer, version, WAYS) == _answer(version, list(WAYS.values()))
+    assert BrokerAddresses(answer, version).addresses == list(PORTS)
+    assert with_addresses(answer, version, PORTS) == _answer(version, list(PORTS.values()))
 
 
 def test_a_long_host_has_a_size_of_two_bytes() -> None:
     long = "b" * 200
     frame = _answer(9, [("?", 1)]).replace(b"\x02?", b"\xc9\x01" + long.encode())
 
-    assert Named(frame, 9).addresses == [(long, 1)]
-
-
-@pytest.mark.parametrize(
-    ("url", "possible"),
-    [
-        ("kafka://a:1,b:2", True),
-        ("amqp://guest@localhost/", True),
-        ("rabbitmq://localhost", True),
-        ("kafka+ssl://a", False),
-        ("kafka://user:word@a", False),
-        ("kafka://a?security.protocol=SSL", False),
-        ("amqps://a", False),
-    ],
-)
-def test_a_connection_that_is_encrypted_cannot_take_it(url: str, *, possible: bool) -> None:
-    assert is_possible(url) is possible
+    assert BrokerAddresses(frame, 9).addresses == [(long, 1)]

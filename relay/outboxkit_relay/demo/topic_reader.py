@@ -1,4 +1,4 @@
-"""Witnesses: read the topics from outside, beside the consumers that are watched."""
+"""Reads the topics from outside, beside the consumers."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Delivery
 
-__all__ = ["READER", "Witness", "witness"]
+__all__ = ["READER", "TopicReader", "open_reader"]
 
-READER: Final = "outboxkit-demo-judge"
+READER: Final = "outboxkit-demo-audit"
 
 _SECONDS: Final = 10.0
 _PAUSE: Final = timedelta(milliseconds=50)
 
 
-class Witness(Protocol):
+class TopicReader(Protocol):
     """Reads topics."""
 
     def count(self, topic: str) -> int:
-        """How many messages the broker has stored in a topic."""
+        """Counts the messages that the broker has stored in a topic."""
         ...
 
     def read_all(self, topics: Sequence[str]) -> list[Record]:
-        """Every message, in the order of each partition or queue."""
+        """Returns every message, in the order of each partition or queue."""
         ...
 
     def close(self) -> None:
@@ -45,8 +45,8 @@ class Witness(Protocol):
         ...
 
 
-def witness(url: str, topics: Sequence[str]) -> Witness:
-    """The witness for a broker; it must be there before the first message."""
+def open_reader(url: str, topics: Sequence[str]) -> TopicReader:
+    """Opens a reader at a broker; it must be there before the first message."""
     return _Log(url) if url.startswith("kafka") else _Queue(url, topics)
 
 
@@ -94,7 +94,7 @@ class _Queue:
     def __init__(self, url: str, topics: Sequence[str]) -> None:
         self._seen: list[Record] = []
         self._stop, self._ready = threading.Event(), threading.Event()
-        # Topics of one telling have a prefix of their own, so this name is new at every broker.
+        # Topics of one demo have a prefix of their own, so this name is new at every broker.
         subscription = Subscription(consumer=READER, topics=tuple(topics))
         self._thread = threading.Thread(target=asyncio.run, args=(self._read(url, subscription),), daemon=True)
         self._thread.start()

@@ -1,4 +1,4 @@
-"""The demo's world: a folder, a database, and processes that never outlive it."""
+"""The processes of the demo: a folder with their settings and logs, and children that never outlive the demo."""
 
 from __future__ import annotations
 
@@ -8,27 +8,38 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from outboxkit_relay.demo import contracts
+from outboxkit_relay.demo import contracts, forked
 from outboxkit_relay.settings import environment, variables
 
-__all__ = ["Child", "Failed", "World", "opened", "until"]
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
 
-_PATIENCE_SECONDS: Final = 60.0  # for anything that must happen; a slow machine is no failure
+__all__ = ["Child", "Done", "Failed", "Processes", "started", "until"]
+
+_DEADLINE_SECONDS: Final = 60.0  # for anything that must happen; a slow machine is no failure
 _GRACE_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 0.05
 
 
 class Failed(Exception):
-    """The story cannot go on."""
+    """The demo cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The exit code of a command, and its output."""
+
+    code: int
+    out: str
 
 
 @dataclass(slots=True)
@@ -36,18 +47,22 @@ class Child:
     """A process of the demo; its log is a file in the demo's folder."""
 
     name: str
-    process: subprocess.Popen[str]
+    process: ForkServerProcess
+    pipe: socket.socket  # its standard input; where it answers, its standard output too
     log: Path
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to this process and no other."""
-        self.process.send_signal(number)
+        if self.is_alive() and self.process.pid:
+            os.kill(self.process.pid, number)
+
+    def is_alive(self) -> bool:
+        """True until it has ended."""
+        return self.process.is_alive()
 
     def say(self, line: str) -> None:
         """Writes a line to its standard input."""
-        assert self.process.stdin is not None  # noqa: S101  every child has one
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+        self.pipe.sendall(f"{line}\n".encode())
 
     def read_line(self) -> str:
         """Its next line, for a child that answers.
@@ -55,11 +70,14 @@ class Child:
         Raises:
             Failed: it ended instead.
         """
-        assert self.process.stdout is not None  # noqa: S101  asked of children with a pipe only
-        line = self.process.stdout.readline()
-        if not line:
-            raise Failed(f"{self.name} ended: {self.last_words()}")
-        return line.strip()
+        line = b""
+        while not line.endswith(b"\n"):  # nobody speaks before he is asked, so there is no second line to lose
+            part = self.pipe.recv(4096)
+            if not part:
+                self.process.join(_GRACE_SECONDS)
+                raise Failed(f"{self.name} ended: {self.last_words()}")
+            line += part
+        return line.decode().strip()
 
     def end(self) -> int:
         """Stops it as an operator would: SIGTERM, and patience; returns its exit code."""
@@ -68,36 +86,35 @@ class Child:
 
     def ask_to_end(self) -> None:
         """SIGTERM, once: a second one would be an order."""
-        if self.process.poll() is None:
-            self.send(signal.SIGCONT)
-            self.send(signal.SIGTERM)
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
 
     def wait(self) -> int:
         """Its exit code, as soon as it has one; one that does not end is killed."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_GRACE_SECONDS)
-        self.kill()
-        return self.process.returncode
+        self.process.join(_GRACE_SECONDS)
+        return self.kill()
 
     def dismiss(self) -> None:
         """Closes its standard input, which ends it in its own way, and waits; one that does not end is killed."""
-        assert self.process.stdin is not None  # noqa: S101  every child has one
-        if self.process.poll() is None:
-            self.send(signal.SIGCONT)
+        self.send(signal.SIGCONT)
         with contextlib.suppress(OSError):
-            self.process.stdin.close()
+            self.pipe.shutdown(socket.SHUT_WR)
         self.wait()
 
-    def kill(self) -> None:
-        """SIGKILL: it gets no chance to clean up."""
-        if self.process.poll() is None:
-            self.send(signal.SIGKILL)
-        self.process.wait()
+    def kill(self) -> int:
+        """SIGKILL, if it is still there: it gets no chance to clean up. Its exit code."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+        return self.process.exitcode or 0
 
     def stands_still(self) -> bool:
-        """Whether it was stopped, by SIGSTOP."""
-        pid, status = os.waitpid(self.process.pid, os.WNOHANG | os.WUNTRACED)
-        return pid != 0 and os.WIFSTOPPED(status)
+        """True while it is stopped, by SIGSTOP."""
+        file = Path(f"/proc/{self.process.pid}/stat")
+        if file.exists():
+            return file.read_text().rpartition(") ")[2].startswith("T")
+        state = ["ps", "-o", "stat=", "-p", str(self.process.pid)]
+        return subprocess.run(state, capture_output=True, check=False).stdout.startswith(b"T")  # noqa: S603  constants
 
     def events(self, name: str) -> list[dict[str, object]]:
         """The lines of its log with this event."""
@@ -106,20 +123,20 @@ class Child:
 
     def last_words(self) -> str:
         """Why it ended, for people: of one that was killed the end of its log tells something else."""
-        code = self.process.poll()
+        code = self.process.exitcode
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return self.log.read_text().strip().rpartition("\n")[2][-500:] or f"exit code {code}"
 
 
 @dataclass(slots=True)
-class World:
-    """Where the demo happens.
+class Processes:
+    """The demo's folder and its children.
 
     Attributes:
         folder: database, logs.
-        settings: what every child is told, as names of settings.
-        children: who must live.
+        settings: of every child, by the names of settings.
+        children: those that must live.
         servers: those of them that the others need.
     """
 
@@ -131,20 +148,9 @@ class World:
     def run(
         self, name: str, module: str, *arguments: str, answers: bool = False, settings: Mapping[str, str] | None = None
     ) -> Child:
-        """Starts ``python -m module …`` with this interpreter."""
-        log = self.folder / f"{name}.log"
-        with log.open("ab") as errors:
-            process = subprocess.Popen(  # noqa: S603  our own interpreter and modules
-                [sys.executable, "-m", module, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if answers else errors,
-                stderr=errors,
-                env=environment(**(self.settings | dict(settings or {}))),
-                cwd=self.folder,
-                text=True,
-                start_new_session=True,  # Ctrl-C is for the demo, which then stops its children in order
-            )
-        child = Child(name, process, log)
+        """Runs ``python -m module …`` as a child."""
+        variables = environment(**(self.settings | dict(settings or {})))
+        child = self._start(name, [module, *arguments], variables, answers=answers)
         self.children.append(child)
         return child
 
@@ -154,21 +160,24 @@ class World:
         self.servers.append(server)
         return server, server.read_line()
 
-    def command(self, *arguments: str, columns: int | None = None) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, columns: int | None = None) -> Done:
         """Runs ``outboxkit …`` to its end, as a person would, on a terminal of so many columns."""
-        return subprocess.run(  # noqa: S603  our own interpreter and modules
-            [sys.executable, "-m", "outboxkit_relay", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=environment(**self.settings) | ({"COLUMNS": str(columns)} if columns else {}),
-            cwd=self.folder,
-            text=True,
-            timeout=_PATIENCE_SECONDS,
-            check=False,
-        )
+        variables = environment(**self.settings) | ({"COLUMNS": str(columns)} if columns else {})
+        child = self._start("command", ["outboxkit_relay", *arguments], variables)
+        child.process.join(_DEADLINE_SECONDS)
+        code, out = child.kill(), child.log.read_text()
+        child.log.unlink()
+        return Done(code, out)
+
+    def _start(
+        self, name: str, command: Sequence[str], variables: Mapping[str, str], *, answers: bool = False
+    ) -> Child:
+        log = self.folder / f"{name}.log"
+        log.touch()
+        return Child(name, *forked.fork(command, log=log, variables=variables, answers=answers), log)
 
     def write_names(self, *, prefix: str) -> None:
-        """Tells every process of this telling what its topics and consumers begin with."""
+        """Tells every process of this demo what its topics and consumers begin with."""
         (self.folder / "demo.json").write_text(json.dumps({"prefix": prefix}))
 
     def write_settings(self) -> Path:
@@ -186,7 +195,7 @@ class World:
             Failed: one that should live is dead.
         """
         for child in self.children:
-            if child.process.poll() is not None:
+            if not child.is_alive():
                 raise Failed(f"{child.name} ended: {child.last_words()}")
 
     def end_clients(self) -> None:
@@ -210,32 +219,32 @@ class World:
 
 
 @contextlib.contextmanager
-def opened(**settings: str) -> Iterator[World]:
-    """A world in a temporary folder. At the end, however it comes, no process is left."""
+def started(**settings: str) -> Iterator[Processes]:
+    """A temporary folder for processes; at the end, however it comes, none is left."""
     folder = Path(tempfile.mkdtemp(prefix="outboxkit-demo-"))
     told = {"registry_url": f"directory:{contracts.SCHEMAS}", "log__format": "json", **settings}
     told.setdefault("database_url", f"sqlite:///{folder / 'demo.db'}")
-    world = World(folder, told)
+    processes = Processes(folder, told)
     try:
-        yield world
+        yield processes
     finally:
-        for child in world.children:
-            if child not in world.servers:
+        for child in processes.children:
+            if child not in processes.servers:
                 child.kill()
-        for server in world.servers:
+        for server in processes.servers:
             server.dismiss()
         shutil.rmtree(folder)
 
 
-def until(true: Callable[[], bool], world: World, what: str) -> None:
+def until(true: Callable[[], bool], processes: Processes, what: str) -> None:
     """Waits for a fact.
 
     Raises:
         Failed: it does not come true, or a process dies meanwhile.
     """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _DEADLINE_SECONDS
     while not true():
-        world.watch()
+        processes.watch()
         if time.monotonic() > deadline:
-            raise Failed(f"waited {_PATIENCE_SECONDS:.0f} s in vain: {what}")
+            raise Failed(f"waited {_DEADLINE_SECONDS:.0f} s in vain: {what}")
         time.sleep(_LOOK_SECONDS)
