@@ -42,6 +42,9 @@ NAMES: Final = (
     # replay
     "replay.claimed",
     "replay.written",
+    "replay.planned",
+    "replay.decided",
+    "replay.advanced",
 )
 
 _EXIT_STATUS: Final = 137  # as after SIGKILL: no handler, no finally, no flush

@@ -1,9 +1,9 @@
 """Dead letters: messages that could not be published or handled, understood, repaired and replayed from here.
 
 A letter is made and stored where a message ends (`burial`); it says what the message was (`letter`) and why it died
-(`cause`). Operators look for letters (`search`); what they may replay is decided first (`preflight`), then it goes
-through the outbox again (`replay`), and its burial or its effect closes the letter. Copies on a topic serve other tools
-(`topic_copy`).
+(`cause`). Operators look for letters and their groups (`search`); what they may replay is decided first (`preflight`),
+then it goes through the outbox again (`replay`), many at once by a plan that is kept (`plan`). Its burial or its effect
+closes the letter; `progress` tells of those that nobody has closed. Copies on a topic serve other tools (`topic_copy`).
 
 Invariants: the original bytes never change. A consumer's message is dead or its effect is committed, never both: the
 letter takes the inbox row. States go ``dead → replaying → replayed`` or ``dead → discarded``. A replay that dies again
@@ -14,23 +14,27 @@ the child tells how it ended. A letter is closed by its own number, which its re
 from outboxkit.dead_letters.burial import bury, mark_replayed, of_delivery, of_row
 from outboxkit.dead_letters.cause import words_of
 from outboxkit.dead_letters.letter import DeadLetter, Filter, Side, Stage, State
-from outboxkit.dead_letters.preflight import MAX_REPLAYS, Decision
+from outboxkit.dead_letters.preflight import MAX_REPLAYS, Decision, Terms
 from outboxkit.dead_letters.replay import discard, outgoing, replay
-from outboxkit.dead_letters.search import count, find, get
+from outboxkit.dead_letters.search import Group, annotate, count, find, get, groups
 
 __all__ = [
     "MAX_REPLAYS",
     "DeadLetter",
     "Decision",
     "Filter",
+    "Group",
     "Side",
     "Stage",
     "State",
+    "Terms",
+    "annotate",
     "bury",
     "count",
     "discard",
     "find",
     "get",
+    "groups",
     "mark_replayed",
     "of_delivery",
     "of_row",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, case, func, select, update
 
 from outboxkit import tables
+from outboxkit._sql import Instant, database_now
 from outboxkit.dead_letters.letter import DeadLetter, Filter, letter_of
+from outboxkit.dialects import insert_ignoring
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,9 +19,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-__all__ = ["IN_ORDER", "count", "find", "get", "in_order"]
+__all__ = ["IN_ORDER", "Group", "annotate", "count", "find", "get", "groups", "in_order"]
 
 _LETTERS: Final = tables.dead_letters
+_NOTES: Final = tables.dead_letter_groups
+_TREND: Final = timedelta(hours=1)
+_SAME: Final = ("side", "consumer", "topic", "type", "failure", "stage", "error_class", "error")
 #: the original order of the letters of one key, oldest first; what has no position is told apart by its times
 IN_ORDER: Final = (
     _LETTERS.c.source_position.asc().nulls_last(),
@@ -25,6 +32,40 @@ IN_ORDER: Final = (
     _LETTERS.c.died_at,
     _LETTERS.c.id,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Letters that died of one cause.
+
+    Attributes:
+        group: names the cause.
+        count: how many there are.
+        first_seen: when the first one died.
+        last_seen: when the latest one died.
+        last_hour: how many died in the last hour; with ``hour_before`` it is the trend.
+        hour_before: how many died in the hour before that.
+        error: the words of one of them.
+        note: what people know about it.
+        owner: who looks after it.
+    """
+
+    group: str
+    count: int
+    first_seen: datetime
+    last_seen: datetime
+    last_hour: int
+    hour_before: int
+    side: str
+    consumer: str
+    topic: str
+    type: str
+    failure: str
+    stage: str
+    error_class: str
+    error: str
+    note: str
+    owner: str
 
 
 def find(connection: Connection, which: Filter, *, limit: int | None = 100) -> list[DeadLetter]:
@@ -51,6 +92,50 @@ def get(connection: Connection, letter_id: UUID) -> DeadLetter | None:
     """
     found = connection.execute(select(_LETTERS).where(_LETTERS.c.id == letter_id)).one_or_none()
     return None if found is None else letter_of(found._asdict())
+
+
+def groups(connection: Connection, which: Filter, *, limit: int = 100) -> list[Group]:
+    """Groups letters by their cause, the largest first.
+
+    Transaction: joins the caller's; reads only.
+    """
+    recent = _LETTERS.c.died_at >= database_now(-_TREND)
+    before = and_(~recent, _LETTERS.c.died_at >= database_now(-2 * _TREND))
+    counted = (
+        select(
+            _LETTERS.c.group,
+            func.count().label("count"),
+            func.min(_LETTERS.c.died_at, type_=Instant()).label("first_seen"),
+            func.max(_LETTERS.c.died_at, type_=Instant()).label("last_seen"),
+            func.sum(case((recent, 1), else_=0)).label("last_hour"),
+            func.sum(case((before, 1), else_=0)).label("hour_before"),
+            # Of a group all these are the same, but for words and lines of code, which any letter may tell.
+            *(func.max(_LETTERS.c[name]).label(name) for name in _SAME),
+        )
+        .where(which.clause())
+        .group_by(_LETTERS.c.group)
+        .subquery()
+    )
+    query = (
+        select(
+            counted, func.coalesce(_NOTES.c.note, "").label("note"), func.coalesce(_NOTES.c.owner, "").label("owner")
+        )
+        .outerjoin(_NOTES, _NOTES.c.group == counted.c.group)
+        .order_by(counted.c.count.desc(), counted.c.last_seen.desc(), counted.c.group)
+        .limit(limit)
+    )
+    return [Group(**row) for row in connection.execute(query).mappings()]
+
+
+def annotate(connection: Connection, group: str, *, by: str, note: str | None = None, owner: str | None = None) -> None:
+    """Writes what people know about a group, and who looks after it; None leaves what is there.
+
+    Transaction: joins the caller's; does not commit. Writes: ``dead_letter_groups``.
+    """
+    told = {name: text for name, text in (("note", note), ("owner", owner)) if text is not None}
+    connection.execute(insert_ignoring(connection, _NOTES).values(group=group, set_by=by))
+    values = {**told, "set_by": by, "set_at": database_now()}
+    connection.execute(update(_NOTES).where(_NOTES.c.group == group).values(**values))
 
 
 def in_order(connection: Connection, ids: Sequence[UUID], *, lock: bool = False) -> list[DeadLetter]:
