@@ -16,7 +16,7 @@ from outboxkit.dead_letters.cause import words_of
 from outboxkit.dead_letters.letter import DeadLetter, Filter, Side, Stage, State
 from outboxkit.dead_letters.preflight import MAX_REPLAYS, Decision, Terms
 from outboxkit.dead_letters.replay import discard, outgoing, replay
-from outboxkit.dead_letters.search import Group, annotate, count, find, get, groups
+from outboxkit.dead_letters.search import Group, annotate, count, find, get, groups, in_order
 
 __all__ = [
     "MAX_REPLAYS",
@@ -35,6 +35,7 @@ __all__ = [
     "find",
     "get",
     "groups",
+    "in_order",
     "mark_replayed",
     "of_delivery",
     "of_row",

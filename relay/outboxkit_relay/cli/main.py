@@ -31,7 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "outboxkit_relay.cli.healthcheck",
         "Is the relay on this machine well? Exit code 3 when it is not.",
     ),
-    "dlq": ("outboxkit_relay.cli.dlq.commands", "Understand, replay or discard dead letters."),
+    "dlq": ("outboxkit_relay.cli.dlq.commands", "Understand, replay, repair or discard dead letters."),
     "quarantine": ("outboxkit_relay.cli.quarantine", "See stopped keys, let them go on, or skip their heads."),
     "schema": ("outboxkit_relay.cli.schema.commands", "Check, compare and register Avro schemas; look into messages."),
     "prune": ("outboxkit_relay.cli.prune", "Delete what its retention no longer keeps."),

@@ -13,8 +13,8 @@ import click
 
 from outboxkit.rows import Request, StopReason
 from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
 from outboxkit_relay.cli.console.operator import who
-from outboxkit_relay.exit_codes import Exit
 from outboxkit_relay.store import stopped_keys
 from outboxkit_relay.store.stopped_keys import KeyStop
 
@@ -52,7 +52,7 @@ def list_stops(invocation: Invocation, topic: str | None, limit: int, *, as_json
         total = stopped_keys.count_stopped_keys(connection, topic=topic)
     if as_json:
         for stop in found:
-            output.print_json({**output.plain(asdict(stop)), "key": _text_of(stop.key)})
+            output.print_json({**output.plain(asdict(stop)), "key": output.text_of(stop.key)})
         return
     if not found:
         click.echo("no stopped keys", err=True)
@@ -69,9 +69,7 @@ def _asking(function: Callable[..., int]) -> Callable[..., int]:
     @click.argument("topic")
     @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
     @click.option("--why", default="", metavar="TEXT", help="The reason, for the audit log.")
-    @click.option("--dry-run", is_flag=True, help="Show what would happen.")
-    @click.option("--yes", is_flag=True, help="Do not ask.")
-    @_JSON
+    @asking
     @click.pass_obj
     @wraps(function)
     def asked(invocation: Invocation, /, **options: Any) -> int:
@@ -102,45 +100,64 @@ def skip(invocation: Invocation, topic: str, keys: tuple[str, ...], options: dic
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A key of the command line, and what was found of it; None when it is not stopped."""
+    """A key of the command line, what is asked of it, and what was found of it; None when it is not stopped."""
 
+    topic: str
     text: str
+    what: Request
     stop: KeyStop | None
 
     @property
     def refusal(self) -> str:
-        """Why nothing can be asked of it; empty when it can."""
+        """Says why nothing can be asked of it; empty when it can."""
         if self.stop is None:
             return "it is not stopped"
         return "its dead head is being replayed" if self.stop.request == Request.REPAIR else ""
 
+    def result(self, outcome: str, refusal: str) -> Result:
+        """Returns the result for this key."""
+        meaning = _meaning(self.what, self.stop) if self.stop is not None else ""
+        return Result(
+            name=f"{self.topic}  {self.text}",
+            outcome="refused" if refusal else outcome,
+            done=not refusal,
+            reason=refusal or meaning,
+            facts={"topic": self.topic, "key": self.text},
+        )
+
 
 def _ask(invocation: Invocation, what: Request, target: tuple[str, tuple[str, ...]], options: dict[str, Any]) -> int:
-    """Look, ask, record, tell: only heads that were looked at are concerned."""
-    topic, keys = target
+    """Looks, asks, records, tells: only heads that were looked at are concerned."""
+    (topic, keys), why = target, options.pop("why")
     with database.reading(invocation) as connection:
-        asked = [_Asked(key, _stopped(connection, topic, key)) for key in dict.fromkeys(keys)]
-    outcomes = {one.text: one.refusal for one in asked}
-    stops = {one.text: one.stop for one in asked if one.stop is not None and not one.refusal}
-    if stops and not options["dry_run"]:
-        if not output.confirmed(_question(what, topic, list(stops.values())), yes=options["yes"]):
-            click.echo("nothing was changed", err=True)
-            return Exit.FAILED
+        asked = [_Asked(topic, key, what, _stopped(connection, topic, key)) for key in dict.fromkeys(keys)]
+    stops = [one.stop for one in asked if one.stop is not None and not one.refusal]
+
+    def record() -> list[Result]:
         with database.writing(invocation) as connection:
-            for text, stop in stops.items():
-                done = stopped_keys.request(
-                    connection, topic, stop.key, what, by=who(), why=options["why"], position=stop.position
-                )
-                outcomes[text] = "" if done else "its head is another one by now: look again"
-    for text, refusal in outcomes.items():
-        outcome = "refused" if refusal else f"would ask for {what}" if options["dry_run"] else f"asked for {what}"
-        _tell(topic, text, outcome, reason=refusal or _meaning(what, stops[text]), as_json=options["as_json"])
-    refused = sum(map(bool, outcomes.values()))
-    return Exit.OK if not refused else Exit.FAILED if refused == len(outcomes) else Exit.PARTLY
+            return [one.result(f"asked for {what}", _recorded(connection, one, why)) for one in asked]
+
+    change = Change(
+        expected=[one.result(f"would ask for {what}", one.refusal) for one in asked],
+        question=_question(what, topic, stops) if stops else "",
+        apply=record,
+    )
+    return confirm_and_apply(change, **options)
+
+
+def _recorded(connection: Connection, asked: _Asked, why: str) -> str:
+    """Records a request; returns the refusal, or nothing."""
+    stop = asked.stop
+    if stop is None or asked.refusal:
+        return asked.refusal
+    is_recorded = stopped_keys.request(
+        connection, asked.topic, stop.key, asked.what, by=who(), why=why, position=stop.position
+    )
+    return "" if is_recorded else "its head is another one by now: look again"
 
 
 def _stopped(connection: Connection, topic: str, text: str) -> KeyStop | None:
-    """The stopped key that `list` shows like this; it writes bytes that cannot be shown as escapes."""
+    """Returns the stopped key that `list` shows like this; it writes bytes that cannot be shown as escapes."""
     raw = text.encode("utf-8", "surrogateescape")
     escaped = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), raw)
     for key in dict.fromkeys((raw, escaped)):
@@ -151,34 +168,28 @@ def _stopped(connection: Connection, topic: str, text: str) -> KeyStop | None:
 
 def _question(what: Request, topic: str, stops: Sequence[KeyStop]) -> str:
     keys, behind = len(stops), sum(stop.followers for stop in stops)
-    named = f"the key {_text_of(stops[0].key)}" if keys == 1 else f"{keys:,} keys"
-    return f"{what.value.capitalize()} {named} of {topic} ({_messages(behind)} behind)?"
+    named = f"the key {output.text_of(stops[0].key)}" if keys == 1 else f"{keys:,} keys"
+    return f"{what.value.capitalize()} {named} of {topic} ({output.count(behind, 'message')} behind)?"
 
 
 def _meaning(what: Request, stop: KeyStop) -> str:
-    """What the relay will do."""
-    go_on = f"{_messages(stop.followers)} behind it go{'es' * (stop.followers == 1)} on"
+    """Says what the relay will do."""
+    go_on = f"{output.count(stop.followers, 'message')} behind it go{'es' * (stop.followers == 1)} on"
     if stop.reason == StopReason.PARKED:
         return f"its head is dead, {go_on}"
     return "its head is tried at once" if what is Request.RELEASE else f"its head becomes a dead letter, {go_on}"
 
 
-def _tell(topic: str, key: str, outcome: str, *, reason: str, as_json: bool) -> None:
-    if as_json:
-        output.print_json({"topic": topic, "key": key, "outcome": outcome, "reason": reason})
-    else:
-        click.echo(output.safe(f"{topic}  {key}  {outcome}: {reason}"))
-
-
 def _row(stop: KeyStop, now: datetime) -> tuple[object, ...]:
     due = "-" if stop.due_at is None else "now" if stop.due_at <= now else f"in {output.ago(stop.due_at - now)}"
     asked = stop.request or "-"
-    return (stop.topic, _text_of(stop.key), stop.reason, stop.attempts, due, stop.followers, asked, stop.error or "-")
-
-
-def _messages(number: int) -> str:
-    return f"{number:,} message{'s' * (number != 1)}"
-
-
-def _text_of(key: bytes) -> str:
-    return key.decode("utf-8", "backslashreplace")
+    return (
+        stop.topic,
+        output.text_of(stop.key),
+        stop.reason,
+        stop.attempts,
+        due,
+        stop.followers,
+        asked,
+        stop.error or "-",
+    )

@@ -1,63 +1,100 @@
-"""``outboxkit dlq``: understand, replay or discard dead letters."""
+"""``outboxkit dlq``: understand, replay, repair or discard dead letters."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from sqlalchemy import and_, update
 
-from outboxkit import dead_letters, registries
-from outboxkit.dead_letters import DeadLetter, Decision, Side, State
-from outboxkit.errors import OutboxKitError
+from outboxkit import dead_letters, tables
+from outboxkit.dead_letters import DeadLetter, Side, State, progress
+from outboxkit.rows import Request, StopReason
 from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
 from outboxkit_relay.cli.console.operator import who
-from outboxkit_relay.cli.dlq import show
-from outboxkit_relay.exit_codes import Exit
+from outboxkit_relay.cli.dlq import replays, select, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Connection
 
     from outboxkit_relay.cli.main import Invocation
-    from outboxkit_relay.settings import Settings
 
 __all__ = ["command"]
 
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, one letter a line.")
-_DRY_RUN: Final = click.option("--dry-run", is_flag=True, help="Show what would happen.")
-_YES: Final = click.option("--yes", is_flag=True, help="Do not ask.")
-_WHY: Final = click.option("--why", default="", metavar="TEXT", help="The reason, for the audit log.")
 
 
 @click.group()
 def command() -> None:
-    """Understand, replay or discard dead letters.
+    """Understand, replay, repair or discard dead letters.
 
-    A letter is named by its id or the first characters of it. Without ids, options choose: --consumer, --type …
+    A letter is named by its id or the first characters of it. Without ids, options choose: --consumer, --group …
     """
 
 
 @command.command("list")
-@show.choosing
+@select.choosing
 @_JSON
 @click.pass_obj
-def list_letters(invocation: Invocation, choice: show.Choice, *, as_json: bool) -> None:
-    """List dead letters, the newest first."""
+def list_letters(invocation: Invocation, choice: select.Choice, *, as_json: bool) -> None:
+    """List dead letters, the newest first.
+
+    A replay that nobody has closed for five minutes says where it is.
+    """
     with database.reading(invocation) as connection:
-        found, total = show.chosen(connection, choice), show.how_many(connection, choice)
+        found, total = select.chosen(connection, choice), select.how_many(connection, choice)
+        reasons = show.late(connection, found)
     if as_json:
         for letter in found:
-            output.print_json(show.as_json(letter))
+            output.print_json({**show.as_json(letter), "open_because": reasons.get(letter.id)})
         return
     if not found:
         click.echo("no dead letters", err=True)
         return
-    show.show_list(found)
+    show.show_list(found, reasons)
     if total > len(found):
         click.echo(f"{len(found):,} of {total:,}: --limit shows more", err=True)
+
+
+@command.command("groups")
+@select.choosing
+@_JSON
+@click.pass_obj
+def list_groups(invocation: Invocation, choice: select.Choice, *, as_json: bool) -> None:
+    """List the causes of dead letters, the most frequent first.
+
+    Every other command takes --group. In brackets behind the last hour's number: how much it grew or fell.
+    """
+    with database.reading(invocation) as connection:
+        found = dead_letters.groups(connection, choice.which, limit=choice.limit)
+    if as_json:
+        for group in found:
+            output.print_json(output.plain({name: getattr(group, name) for name in group.__slots__}))
+    elif found:
+        show.show_groups(found)
+    else:
+        click.echo("no dead letters", err=True)
+
+
+@command.command("note")
+@click.argument("group")
+@click.argument("text", default="", required=False)
+@click.option("--owner", help="The person or team that looks after it.")
+@click.option("--dry-run", is_flag=True, help="Show what would be written.")
+@click.pass_obj
+def note(invocation: Invocation, group: str, text: str, owner: str | None, *, dry_run: bool) -> None:
+    """Write down what is known about a group, and who looks after it."""
+    with database.writing(invocation) as connection:
+        number = dead_letters.count(connection, dead_letters.Filter(state=None, group=group))
+        if not number:
+            raise click.UsageError(f"no dead letter has the group {group!r}: `outboxkit dlq groups` lists them")
+        if not dry_run:
+            dead_letters.annotate(connection, group, by=who(), note=text or None, owner=owner)
+    click.echo(output.safe(f"{group}  {'would be noted' if dry_run else 'noted'}, {output.count(number, 'letter')}"))
 
 
 @command.command("show")
@@ -69,136 +106,105 @@ def show_letter(invocation: Invocation, name: str, *, reveal: bool, as_json: boo
     """Show why a message is dead, and what would repair it."""
     opened = database.writing if reveal else database.reading
     with opened(invocation) as connection:
-        letter = show.named(connection, name)
-        content = show.reveal(connection, letter, who(), _resolve(invocation.settings)) if reveal else None
+        letter = select.named(connection, name)
+        content = show.reveal(connection, letter, who(), replays.resolver(invocation.settings)) if reveal else None
+        open_because = progress.why_open(connection, letter)
     if as_json:
-        output.print_json(show.as_json(letter, content))
+        output.print_json({**show.as_json(letter, content), "open_because": open_because or None})
     else:
-        show.show(letter, content)
+        show.show(letter, content, open_because)
 
 
-@command.command("replay")
-@show.choosing
-@click.option("--payload", type=click.Path(dir_okay=False, path_type=Path), help="A repaired payload, for one letter.")
-@click.option("--force", is_flag=True, help="Also what the inbox may have forgotten, and what died several times.")
-@_WHY
-@_DRY_RUN
-@_YES
-@_JSON
+@command.command("explain")
+@click.argument("name", metavar="ID")
 @click.pass_obj
-def replay(invocation: Invocation, /, choice: show.Choice, **options: Any) -> int:
-    """Send dead letters again, each only to the consumer that failed.
+def explain(invocation: Invocation, name: str) -> None:
+    """Explain a death: the error's chain and places, and the message's earlier and later letters."""
+    with database.reading(invocation) as connection:
+        letter = select.named(connection, name)
+        family = _family(connection, letter)
+        open_because = progress.why_open(connection, letter)
+    show.show(letter, None, open_because)
+    details = letter.details or {}
+    for number, class_name in enumerate(details.get("chain", ())):
+        output.field("error" if not number else "caused by", class_name)
+    for text in details.get("texts", ()):
+        output.field("text", text)
+    for place in details.get("places", ()):
+        output.field("place", place)
+    if len(family) > 1:
+        click.echo()
+        show.show_list(family, {})
 
-    The message keeps its id, so that nothing takes effect twice. It is refused, with the offending field, while the
-    consumer's schema still cannot read it.
-    """
-    choice.require_some("replay")
-    payload = _content_of(options["payload"])
 
-    def carry_out(connection: Connection, found: list[DeadLetter], *, dry_run: bool) -> list[Decision]:
-        return dead_letters.replay(
-            connection,
-            [letter.id for letter in found],
-            by=who(),
-            why=options["why"] or choice.text,
-            payload=payload,
-            force=options["force"],
-            dry_run=dry_run,
-            resolve=_resolve(invocation.settings),
-            inbox_retention=invocation.settings.retention.inbox,
-        )
-
-    return _change(invocation, choice, _Deed("replay", carry_out), options)
+def _family(connection: Connection, letter: DeadLetter) -> list[DeadLetter]:
+    """Returns the letters of one message: those that its replays came from, and those that they became."""
+    older, newer = [letter], [letter]
+    while (parent := older[-1].parent_id) and (found := dead_letters.get(connection, parent)):
+        older.append(found)
+    while children := dead_letters.find(connection, dead_letters.Filter(state=None, parent_id=newer[-1].id), limit=1):
+        newer += children
+    return [*reversed(older[1:]), *newer]
 
 
 @command.command("discard")
-@show.choosing
+@select.choosing
 @click.option("--why", required=True, metavar="TEXT", help="The reason, for the audit log.")
-@_DRY_RUN
-@_YES
-@_JSON
+@asking
 @click.pass_obj
-def discard(invocation: Invocation, /, choice: show.Choice, **options: Any) -> int:
+def discard(invocation: Invocation, /, choice: select.Choice, *, why: str, **options: Any) -> int:
     """Close dead letters without sending them again.
 
     Messages that are parked behind a discarded one go on.
     """
     choice.require_some("discard")
-
-    def carry_out(connection: Connection, found: list[DeadLetter], *, dry_run: bool) -> list[Decision]:
-        plans = [_discarding(letter) for letter in found]
-        ids = [plan.id for plan in plans if not plan.refused]
-        if ids and not dry_run:
-            dead_letters.discard(connection, ids, by=who(), why=options["why"])
-            show.release_followers(connection, [letter for letter in found if letter.id in ids], who())
-        return plans
-
-    return _change(invocation, choice, _Deed("discard", carry_out), options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Deed:
-    """What is to be done with letters: ``carry_out(connection, letters, dry_run=…)`` does it, or says what it would."""
-
-    verb: str
-    carry_out: Callable[..., list[Decision]]
-
-
-def _change(invocation: Invocation, choice: show.Choice, deed: _Deed, options: dict[str, Any]) -> int:
-    """Look, ask, do, tell: what was looked at is what is changed."""
     with database.reading(invocation) as connection:
-        found = show.chosen(connection, choice)
-        planned = deed.carry_out(connection, found, dry_run=True) if found else []
+        found = select.chosen(connection, choice)
     if not found:
         click.echo("no dead letters match: nothing to do", err=True)
-        return Exit.OK
-    possible = {plan.id for plan in planned if plan.action != "none"}
-    if not options["dry_run"] and possible:
-        question = f"{deed.verb.capitalize()} {_counts([letter for letter in found if letter.id in possible])}?"
-        if not output.confirmed(question, yes=options["yes"]):
-            click.echo("nothing was changed", err=True)
-            return Exit.FAILED
+        return 0
+    dead = [letter for letter in found if letter.state is State.DEAD]
+
+    def apply() -> list[Result]:
         with database.writing(invocation) as connection:
-            planned = deed.carry_out(connection, found, dry_run=False)
-    done = f"would {deed.verb}" if options["dry_run"] else f"{deed.verb}ed"
-    _tell(planned, done, as_json=options["as_json"])
-    refused = sum(plan.refused for plan in planned)
-    return Exit.OK if not refused else Exit.FAILED if refused == len(planned) else Exit.PARTLY
+            now = {one.id: one for one in (dead_letters.get(connection, letter.id) for letter in found) if one}
+            going = [letter for letter in dead if now.get(letter.id, letter).state is State.DEAD]
+            dead_letters.discard(connection, [letter.id for letter in going], by=who(), why=why)
+            _release_followers(connection, going, who())
+        return [_discarded(now.get(letter.id, letter), "discarded") for letter in found]
+
+    expected = [_discarded(letter, "would discard") for letter in found]
+    change = Change(expected=expected, question=f"Discard {goals(dead)}?", apply=apply)
+    return confirm_and_apply(change, **options)
 
 
-def _tell(plans: list[Decision], done: str, *, as_json: bool) -> None:
-    for plan in plans:
-        what = "refused" if plan.refused else "nothing to do" if plan.action == "none" else done
-        if as_json:
-            output.print_json({"id": plan.id, "outcome": what, "action": plan.action, "reason": plan.reason})
-        else:
-            click.echo(output.safe(f"{str(plan.id)[:8]}  {what}" + (f": {plan.reason}" if plan.reason else "")))
-
-
-def _counts(found: list[DeadLetter]) -> str:
-    goals = Counter(letter.consumer if letter.side is Side.CONSUMER else f"topic {letter.topic}" for letter in found)
-    return (
-        f"{len(found):,} message{'s' * (len(found) != 1)} ("
-        + ", ".join(f"{name} {n:,}" for name, n in goals.items())
-        + ")"
+def _discarded(letter: DeadLetter, outcome: str) -> Result:
+    facts, is_dead = {"id": letter.id, "action": "discard"}, letter.state is State.DEAD
+    reason = "" if is_dead else f"it is {letter.state.value}"
+    return Result(
+        name=str(letter.id)[:8], outcome=outcome if is_dead else "refused", done=is_dead, reason=reason, facts=facts
     )
 
 
-def _discarding(letter: DeadLetter) -> Decision:
-    if letter.state is State.DEAD:
-        return Decision(id=letter.id, action="discard")
-    return Decision(id=letter.id, action="none", reason=f"it is {letter.state.value}", refused=True)
+def goals(found: Sequence[DeadLetter]) -> str:
+    """Returns the number of letters, and for whom they are: what a person should know before saying yes."""
+    names = Counter(letter.consumer if letter.side is Side.CONSUMER else f"topic {letter.topic}" for letter in found)
+    return f"{output.count(len(found), 'message')} ({', '.join(f'{name} {n:,}' for name, n in names.items())})"
 
 
-def _content_of(path: Path | None) -> bytes | None:
-    try:
-        return path.read_bytes() if path else None
-    except OSError as error:
-        raise OutboxKitError(f"the payload {path} cannot be read: {error.strerror}") from None
+def _release_followers(connection: Connection, discarded: Sequence[DeadLetter], by: str) -> None:
+    """Asks the relay to let the messages go on that are parked behind discarded ones."""
+    stopped = tables.outbox_stopped_keys
+    for letter in discarded:
+        head = and_(
+            stopped.c.topic == letter.topic,
+            stopped.c.key == letter.key,
+            stopped.c.position == letter.source_position,
+            stopped.c.reason == StopReason.PARKED,
+        )
+        if letter.side is Side.RELAY:
+            connection.execute(update(stopped).where(head).values(request=Request.SKIP, requested_by=by))
 
 
-def _resolve(settings: Settings) -> Callable[[str], str] | None:
-    """Where to find the schema that a dead message names, when no table has it."""
-    if settings.registry_url is None:
-        return None
-    return registries.open_registry(settings.registry_url.get_secret_value()).resolve
+for _one in replays.COMMANDS:
+    command.add_command(_one)

@@ -165,7 +165,7 @@ def test_replay_sends_the_message_to_the_consumer_that_failed(outboxkit: Outboxk
     done = outboxkit("dlq", "replay", str(letter.id)[:8], "--yes", "--why", "fixed in 2.4.1")
 
     assert done.code == 0
-    assert done.out == f"{str(letter.id)[:8]}  replayed\n"
+    assert done.out == f"{str(letter.id)[:8]}  queued\n"
     assert _state(engine, letter) == "replaying"
     assert _audit(engine) == [("dlq.replay", "fixed in 2.4.1")]
     with engine.connect() as connection:
@@ -218,7 +218,7 @@ def test_some_refused_is_partly_done_and_all_refused_has_failed(outboxkit: Outbo
 
     assert partly.code == 4
     assert "refused" in partly.out
-    assert "replayed" in partly.out
+    assert "queued" in partly.out
     assert nothing.code == 1
     assert (_state(engine, first), _state(engine, second)) == ("discarded", "replaying")
 
