@@ -141,10 +141,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], whole: Colle
 def _narrowest(headers: Sequence[str], cells: Sequence[Sequence[Any]], whole: Collection[str]) -> int:
     """Returns the least room for the table: columns that are not whole may be cut."""
     widths = [max(len(header), *(row[at].cell_len for row in cells), 0) for at, header in enumerate(headers)]
-    least = [
+    narrowest = [
         width if header in whole else min(width, _NARROWEST) for header, width in zip(headers, widths, strict=True)
     ]
-    room: int = sum(least)
+    room: int = sum(narrowest)
     return room + _GAP * (len(headers) - 1)
 
 

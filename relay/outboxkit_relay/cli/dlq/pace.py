@@ -36,13 +36,13 @@ class Pace:
 
     Attributes:
         rate: letters a second; None is as fast as the database takes them.
-        canary: letters that go first; the others wait until these are closed, and stay if one of them died again.
+        first: letters that go first, the canary; the others wait until these are closed, and stay if one of them died again.
         patience: seconds to wait for the canary.
         max_failures: share of the letters closed so far that may have died again.
     """
 
     rate: float | None
-    canary: int
+    first: int
     patience: float
     max_failures: float
 
@@ -52,10 +52,10 @@ def paced(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def with_pace(
-        *arguments: Any, rate: float | None, canary: int, patience: str, max_failures: float, **options: Any
+        *arguments: Any, rate: float | None, first: int, patience: str, max_failures: float, **options: Any
     ) -> Any:
         seconds = duration(patience).total_seconds()
-        pace = Pace(rate=rate, canary=canary, patience=seconds, max_failures=max_failures / 100)
+        pace = Pace(rate=rate, first=first, patience=seconds, max_failures=max_failures / 100)
         return function(*arguments, pace=pace, **options)
 
     wrapped: Callable[..., Any] = with_pace
@@ -71,6 +71,7 @@ def paced(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--patience", default="60s", show_default=True, help="How long to wait for the canary."),
         click.option(
             "--canary",
+            "first",
             default=0,
             show_default=True,
             type=click.IntRange(0),
@@ -84,18 +85,18 @@ def paced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def queue(engine: Engine, replay_id: UUID, pace: Pace, resolve: Callable[[str], str] | None) -> None:
     """Queues what is left of a replay, portion by portion, until it is over, stopped, or hurts."""
-    started, queued, canary = time.monotonic(), 0, pace.canary
+    started, queued, first = time.monotonic(), 0, pace.first
     portion = _PORTION if pace.rate is None else max(1, min(_PORTION, round(pace.rate / _PORTIONS_A_SECOND)))
     with engine.connect() as connection, _bar(connection, replay_id) as bar:
         connection.rollback()
-        while items := _advance(connection, replay_id, canary or portion, resolve):
+        while items := _advance(connection, replay_id, first or portion, resolve):
             failpoint("replay.advanced")
             queued += sum(item.outcome == plan.Outcome.QUEUED for item in items)
             bar(len(items))
-            if not _is_healthy(connection, replay_id, pace, is_canary=canary > 0):
+            if not _is_healthy(connection, replay_id, pace, is_first=first > 0):
                 return
-            if canary:
-                canary, started, queued = 0, time.monotonic(), 0
+            if first:
+                first, started, queued = 0, time.monotonic(), 0
             if pace.rate is not None:
                 time.sleep(max(0.0, started + queued / pace.rate - time.monotonic()))
 
@@ -105,14 +106,14 @@ def _advance(connection: Connection, replay_id: UUID, limit: int, resolve: Calla
         return plan.advance(connection, replay_id, limit=limit, resolve=resolve)
 
 
-def _is_healthy(connection: Connection, replay_id: UUID, pace: Pace, *, is_canary: bool) -> bool:
+def _is_healthy(connection: Connection, replay_id: UUID, pace: Pace, *, is_first: bool) -> bool:
     """Looks at what became of the letters so far; stops the replay when too many have died again."""
     deadline = time.monotonic() + pace.patience
     found = _health(connection, replay_id)
-    while is_canary and found.under_way and time.monotonic() < deadline:
+    while is_first and found.under_way and time.monotonic() < deadline:
         time.sleep(_LOOK)
         found = _health(connection, replay_id)
-    why = _hurts(found, pace, is_canary=is_canary)
+    why = _hurts(found, pace, is_first=is_first)
     if why:
         with connection.begin():
             plan.stop(connection, replay_id, by=who(), why=why)
@@ -125,11 +126,11 @@ def _health(connection: Connection, replay_id: UUID) -> Health:
         return plan.health(connection, replay_id)
 
 
-def _hurts(found: Health, pace: Pace, *, is_canary: bool) -> str:
+def _hurts(found: Health, pace: Pace, *, is_first: bool) -> str:
     closed = found.replayed + found.died_again
-    if is_canary and found.under_way:
+    if is_first and found.under_way:
         return f"{output.count(found.under_way, 'letter')} of the canary took no effect in {pace.patience:.0f} s"
-    if is_canary and found.died_again:
+    if is_first and found.died_again:
         return f"{found.died_again:,} of the canary died again"
     if closed and found.died_again / closed > pace.max_failures:
         return f"{found.died_again:,} of {closed:,} that were closed have died again"
