@@ -36,7 +36,7 @@ class Pace:
 
     Attributes:
         rate: letters a second; None is as fast as the database takes them.
-        first: letters that go first, the canary; the others wait until these are closed, and stay if one of them died again.
+        first: the canary: letters that go first; the others wait until these have taken effect, and stay if one died.
         patience: seconds to wait for the canary.
         max_failures: share of the letters closed so far that may have died again.
     """
