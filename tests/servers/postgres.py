@@ -18,7 +18,7 @@ from tests.servers import processes
 from tests.servers.local import LocalServer
 from tests.servers.server import Given, Unavailable
 
-__all__ = ["create_database", "drop_database", "given", "local", "private", "reachable", "server_version"]
+__all__ = ["connect", "create_database", "drop_database", "given", "local", "private", "reachable", "server_version"]
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -116,22 +116,22 @@ def _initdb(programs: Path, folder: Path, *, user: str | None, port: int) -> Non
         settings.write(_SETTINGS.format(port=port, folder=folder))
 
 
-def _connect(url: str) -> psycopg.Connection[tuple[str]]:
+def connect(url: str) -> psycopg.Connection[tuple[str]]:
     dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     return psycopg.connect(dsn, autocommit=True, connect_timeout=5)
 
 
 def server_version(url: str) -> str:
     """As the server says it; raises while it cannot be reached."""
-    with _connect(url) as connection:
+    with connect(url) as connection:
         (version,) = connection.execute("SHOW server_version").fetchone() or ("?",)
     return version
 
 
-def create_database(url: str) -> str:
+def create_database(url: str, suffix: str = "") -> str:
     """An empty database on the server of `url`; its own URL."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with _connect(url) as connection:
+    name = f"test_{uuid.uuid4().hex[:12]}{suffix}"
+    with connect(url) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
@@ -139,6 +139,6 @@ def create_database(url: str) -> str:
 def drop_database(url: str) -> None:
     """Drop the database of `url`, with whatever is still connected to it."""
     target = make_url(url)
-    with _connect(target.set(database="postgres").render_as_string(hide_password=False)) as connection:
+    with connect(target.set(database="postgres").render_as_string(hide_password=False)) as connection:
         name = sql.Identifier(target.database or "")
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
