@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -25,11 +25,14 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
 
+from outboxkit.rows import UNREADABLE, microseconds
+
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
     from sqlalchemy.types import TypeEngine
 
 __all__ = [
+    "MICROSECONDS_POSTGRESQL",
     "Array",
     "CurrentXid",
     "Instant",
@@ -37,6 +40,7 @@ __all__ = [
     "any_of",
     "array_literal",
     "database_now",
+    "microseconds_of",
 ]
 
 
@@ -150,6 +154,51 @@ def database_now(offset: timedelta | ColumnElement[float] | None = None) -> Colu
     if offset is None:
         return _DatabaseNow()
     return _DatabaseNow(literal(offset.total_seconds()) if isinstance(offset, timedelta) else offset)
+
+
+class _Microseconds(TypeDecorator[int]):
+    """An instant as a number; what is not between the years 1 and 9999 is `UNREADABLE`, and raises nothing."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        """PostgreSQL has counted already."""
+        del dialect
+        if value is None or isinstance(value, int):
+            return value
+        try:
+            return microseconds(datetime.fromisoformat(str(value)).replace(tzinfo=UTC))
+        except ValueError:
+            return UNREADABLE
+
+
+class _MicrosecondsOf(FunctionElement[int]):
+    type = _Microseconds()
+    inherit_cache = True
+
+
+#: {0}: a column. Up to the last day but one, so that no rounding leads out of the calendar.
+MICROSECONDS_POSTGRESQL: Final = (
+    "CASE WHEN {0} >= '0001-01-01 00:00+00' AND {0} < '9999-12-31 00:00+00' "
+    "THEN (date_part('epoch', {0}) * 1000000)::bigint "
+    f"WHEN {{0}} IS NOT NULL THEN {UNREADABLE} END"
+)
+
+
+@compiles(_MicrosecondsOf, "postgresql")
+def _postgresql_microseconds(element: _MicrosecondsOf, compiler: Any, **options: Any) -> str:
+    return MICROSECONDS_POSTGRESQL.format(compiler.process(element.clauses, **options))
+
+
+@compiles(_MicrosecondsOf, "sqlite")
+def _sqlite_microseconds(element: _MicrosecondsOf, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.clauses, **options))
+
+
+def microseconds_of(instant: ColumnElement[datetime] | ColumnElement[datetime | None]) -> ColumnElement[int]:
+    """The instant as microseconds since 1970, whatever a program has written there: reading it never raises."""
+    return _MicrosecondsOf(instant)
 
 
 class _AnyOf(FunctionElement[bool]):

@@ -24,6 +24,7 @@ __all__ = [
     "RESERVED_NAMES",
     "RESERVED_PREFIXES",
     "SCHEMA",
+    "are_packed",
     "check_limits",
     "format_instant",
     "from_wire",
@@ -171,12 +172,34 @@ def pack_headers(headers: Headers) -> bytes:
 
 
 def unpack_headers(data: bytes) -> list[tuple[str, bytes]]:
-    """The inverse of `pack_headers`."""
+    """The inverse of `pack_headers`.
+
+    Raises:
+        DecodeError: they were packed by somebody else, or cut short.
+    """
+    try:
+        if data[:1] == _NAMES_FIRST:
+            names, _, values = data.partition(_END)
+            return list(zip(_names(names), values.split(b"\0"), strict=True))
+        parts = _by_pairs(data) if data[:1] == _PAIRS else _by_lengths(data)
+        return [(name.decode(), value) for name, value in zip(parts[::2], parts[1::2], strict=True)]
+    except (ValueError, struct.error) as error:
+        raise DecodeError("the headers are not packed as outboxkit packs them") from error
+
+
+def are_packed(data: bytes) -> bool:
+    """Whether `unpack_headers` can read them: quick, because a relay asks it of every message."""
     if data[:1] == _NAMES_FIRST:
-        names, _, values = data.partition(_END)
-        return list(zip(_names(names), values.split(b"\0"), strict=True))
-    parts = data.split(b"\0")[1:] if data[:1] == _PAIRS else _by_lengths(data)
-    return [(name.decode(), value) for name, value in zip(parts[::2], parts[1::2], strict=True)]
+        names, end, values = data.partition(_END)
+        try:
+            return bool(end) and len(_names(names)) == values.count(b"\0") + 1
+        except ValueError:
+            return False
+    try:
+        unpack_headers(data)
+    except DecodeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)
@@ -184,12 +207,23 @@ def _names(packed: bytes) -> tuple[str, ...]:
     return tuple(packed[1:].decode().split("\0"))
 
 
+def _by_pairs(data: bytes) -> list[bytes]:
+    form, *parts = data.split(b"\0")
+    if form != _PAIRS:
+        raise ValueError("no form of ours")
+    return parts
+
+
 def _by_lengths(data: bytes) -> list[bytes]:
+    if data and data[:1] != _LENGTHS:
+        raise ValueError("no form of ours")
     parts, at = [], 1
     while at < len(data):
         (size,) = struct.unpack_from(">I", data, at)
         parts.append(data[at + 4 : at + 4 + size])
         at += 4 + size
+    if at > max(1, len(data)):
+        raise ValueError("cut short")
     return parts
 
 

@@ -314,7 +314,7 @@ def verdict(  # noqa: PLR0917  the five things a decision depends on; all are al
     spent = attempt >= (_TRIES_OF_A_FINAL_FAILURE if outcome.is_final else policy.attempts)
     if spent and policy.followers is not Followers.BLOCK:
         return Bury(outcome, policy.followers)
-    if attempt <= policy.immediate or outcome.is_final:
+    if attempt <= policy.immediate or (outcome.is_final and not spent):
         return Retry(now)
     return Retry(now + policy.delayed.delay(attempt - policy.immediate, rng))
 

@@ -14,8 +14,10 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 __all__ = [
+    "BEFORE_ALL",
     "LARGE",
     "NOTHING_PAUSED",
+    "UNREADABLE",
     "Evidence",
     "Page",
     "Part",
@@ -25,10 +27,13 @@ __all__ = [
     "Row",
     "StopReason",
     "WaitReason",
+    "microseconds",
     "shard_of",
 ]
 
 LARGE: Final = 4096  #: bytes; payloads above are counted by their size, all others by their number
+BEFORE_ALL: Final = -(2**63)  #: below every position, those of rows that others have inserted, too
+UNREADABLE: Final = -(2**62)  #: stands for an instant outside of the years 1 to 9999: no clock ever shows it
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -71,9 +76,10 @@ class Row(NamedTuple):
     payload: bytes
     headers: bytes
     recorded_us: int  # microseconds since 1970
-    expires_at: datetime | None
+    expires_us: int | None
     attempts: int = 0
     waiting_id: int | None = None  # set when it comes from outbox_waiting
+    size: int = 0  # bytes of its payload, when the page has left that out at first
 
     @classmethod
     def of(  # noqa: PLR0917  the columns in their order
@@ -92,9 +98,29 @@ class Row(NamedTuple):
         waiting_id: int | None = None,
     ) -> Row:
         """A row of decoded values, in the same order."""
-        recorded_us = (recorded_at - _EPOCH) // timedelta(microseconds=1)
+        expires_us = None if expires_at is None else microseconds(expires_at)
         sent = (topic, key, type, kind, payload, headers)
-        return cls(position, id.bytes, *sent, recorded_us, expires_at, attempts, waiting_id)
+        return cls(position, id.bytes, *sent, microseconds(recorded_at), expires_us, attempts, waiting_id)
+
+    @classmethod
+    def stored(  # noqa: PLR0917  the columns in their order
+        cls,
+        position: int,
+        id: UUID,  # noqa: A002
+        topic: str,
+        key: bytes | None,
+        type: str,  # noqa: A002
+        kind: str,
+        payload: bytes,
+        headers: bytes,
+        recorded_us: int,
+        expires_us: int | None,
+        attempts: int = 0,
+        waiting_id: int | None = None,
+    ) -> Row:
+        """A row of columns as SQLAlchemy returns them, in the same order; instants are numbers already."""
+        sent = (topic, key, type, kind, payload, headers)
+        return cls(position, id.bytes, *sent, recorded_us, expires_us, attempts, waiting_id)
 
     @property
     def id(self) -> UUID:
@@ -105,6 +131,16 @@ class Row(NamedTuple):
     def recorded_at(self) -> datetime:
         """When the row was inserted, by the database's clock."""
         return _EPOCH + timedelta(microseconds=self.recorded_us)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When it is no longer worth delivering."""
+        return None if self.expires_us is None else _EPOCH + timedelta(microseconds=self.expires_us)
+
+
+def microseconds(instant: datetime) -> int:
+    """Microseconds since 1970."""
+    return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def shard_of(topic: str, key: bytes | None, message_id: UUID, shards: int) -> int:
@@ -139,7 +175,7 @@ class Reading:
         shards: the shards it owns.
         parts: one or two.
         round: snapshot of the round's first page: what it did not see belongs to the next round; None on that page.
-        last: only positions above, 0 on the first page.
+        last: only positions above.
         limit: at most so many rows.
         max_bytes: no more large payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
         missed: the complement instead: rows that are present although the snapshots saw them.
@@ -148,7 +184,7 @@ class Reading:
     shards: frozenset[int]
     parts: tuple[Part, ...]
     round: str | None = None
-    last: int = 0
+    last: int = BEFORE_ALL
     limit: int
     max_bytes: int = 16 << 20
     missed: bool = False

@@ -40,7 +40,7 @@ def bury(connection: Connection, letter: DeadLetter) -> DeadLetter | None:
 
     Writes: ``dead_letters``, ``inbox_messages``. Index used: the primary key.
     """
-    headers = unpack_headers(letter.headers)
+    headers = _readable(letter.headers)
     parent = _replayed(connection, letter.consumer, letter.topic, headers=headers, payload=letter.payload)
     if not _block(connection, letter):
         return None
@@ -78,9 +78,11 @@ def store(connection: Connection, letter: DeadLetter) -> None:
 
 
 def of_row(row: Row, failure: Failure, text: str, attempts: int) -> DeadLetter:
-    """Makes the letter of an outbox row that the broker will never take."""
-    headers = tuple(unpack_headers(row.headers))
-    message = from_wire(row.topic, row.key, headers, row.payload)
+    """Makes the letter of an outbox row that the broker will never take, also of one whose headers are unreadable."""
+    try:
+        message = from_wire(row.topic, row.key, unpack_headers(row.headers), row.payload)
+    except DecodeError:
+        message = Message(id=str(row.id), type=row.type, topic=row.topic, payload=row.payload)
     return DeadLetter(
         id=uuid4(),
         side=Side.RELAY,
@@ -168,6 +170,14 @@ def _replayed(
     if found is None or bytes(found.payload or b"") != (payload or b""):
         return None
     return letter_of(found._asdict())
+
+
+def _readable(headers: bytes) -> list[tuple[str, bytes]]:
+    """The headers; none when somebody else has packed them."""
+    try:
+        return unpack_headers(headers)
+    except DecodeError:
+        return []
 
 
 def _uuid(value: bytes) -> UUID | None:

@@ -7,16 +7,16 @@ import operator
 import secrets
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from outboxkit._sql import array_literal
+from outboxkit._sql import MICROSECONDS_POSTGRESQL, array_literal
 from outboxkit.dialects import Features
 from outboxkit.errors import LeaseLost
-from outboxkit.rows import LARGE, Page, Reading, Row
+from outboxkit.rows import BEFORE_ALL, LARGE, Page, Reading, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,24 +45,36 @@ _SET_LOCK_TIMEOUT: Final = text("SELECT set_config('lock_timeout', :time, true)"
 
 # --- reading by snapshot rounds: every fragment is constant, the values are bound ------------------------------------
 
-# The first row tells of the statement: its snapshot and the session's marker. Then come rows as `Row` has them; what
-# the driver would make an object of (UUID, time) comes as bytes and number.
-_PAGE: Final = """
-SELECT 0::bigint AS position, NULL::bytea, pg_current_snapshot()::text, NULL::bytea,
-       current_setting('outboxkit.session', true), NULL, NULL::bytea, NULL::bytea, 0::bigint, NULL::timestamptz, 0, NULL
+
+class _Header(NamedTuple):
+    """The first row of a page: facts of the statement, in columns that later rows use as `Row` names them."""
+
+    position: int
+    raw_id: None
+    snapshot: str
+    key: None
+    session: str | None
+
+
+# A header, then rows as `Row` has them; what the driver would make an object of (UUID, time) comes as bytes and number.
+# Large payloads are left out, and only their size is told.
+_PAGE: Final = f"""
+SELECT {BEFORE_ALL} AS position, NULL::bytea, pg_current_snapshot()::text, NULL::bytea,
+       current_setting('outboxkit.session', true), NULL, NULL::bytea, NULL::bytea, NULL::bigint, NULL::bigint,
+       0, NULL, 0
 UNION ALL
 (SELECT position, uuid_send(message_id), topic, key, type, kind,
         CASE WHEN octet_length(payload) <= %(large)s THEN payload END, headers,
-        (date_part('epoch', recorded_at) * 1000000)::bigint, expires_at,
-        CASE WHEN octet_length(payload) <= %(large)s THEN 0 ELSE octet_length(payload) END, NULL
+        {MICROSECONDS_POSTGRESQL.format("recorded_at")}, {MICROSECONDS_POSTGRESQL.format("expires_at")},
+        0, NULL, CASE WHEN octet_length(payload) <= %(large)s THEN 0 ELSE octet_length(payload) END
  FROM outbox_messages
- WHERE shard = ANY(%(shards)s::smallint[]) AND {order} > %(last)s AND ({parts}){rest}
- ORDER BY {order}
+ WHERE shard = ANY(%(shards)s::smallint[]) AND {{order}} > %(last)s AND ({{parts}}){{rest}}
+ ORDER BY {{order}}
  LIMIT %(limit)s)
 ORDER BY position
 """
-# Large payloads are left out there, and their size stands in the place of the attempts, which fresh rows have none of.
-_SIZE: Final = operator.itemgetter(Row._fields.index("attempts"))
+_HEADER_FIELDS: Final = len(_Header._fields)
+_SIZE: Final = operator.attrgetter("size")
 _PAYLOADS: Final = "SELECT position, payload FROM outbox_messages WHERE position = ANY(%(positions)s)"
 _ALL_BUT: Final = "topic <> ALL(%({part}_topics)s::text[])"
 _ONLY: Final = "topic = ANY(%({part}_topics)s::text[])"
@@ -176,13 +188,16 @@ class PostgreSQL:
         marker = _session(connection)
         # The driver's own cursor, in binary: what SQLAlchemy adds to each row costs more than the row.
         with _driver(connection) as driver, driver.cursor(binary=True) as cursor:
-            told, *found = cursor.execute(sql, _values(reading)).fetchall()
-            if told[4] != marker:
+            first, *found = cursor.execute(sql, _values(reading)).fetchall()
+            header = _Header._make(first[:_HEADER_FIELDS])
+            if header.session != marker:
                 raise LeaseLost(
                     "the read connection has reached another server session; it must not go through a pooler"
                 )
             rows = list(map(_row, found))
-            return _with_large(cursor, rows, told[2], reading) if any(map(_SIZE, rows)) else Page(rows, told[2])
+            if any(map(_SIZE, rows)):
+                return _with_large(cursor, rows, header.snapshot, reading)
+            return Page(rows, header.snapshot)
 
     def confirm_lease(self, connection: Connection, relay: UUID) -> timedelta | None:
         """See `outboxkit.dialects.Dialect.confirm_lease`. Reads outbox_relays, writes one WAL record and no row."""
@@ -219,14 +234,14 @@ def _with_large(cursor: Any, rows: list[Row], snapshot: str, reading: Reading) -
     large: dict[int, int] = {}
     end = len(rows)
     for at, row in enumerate(rows):
-        if size := _SIZE(row):
+        if size := row.size:
             if large and sum(large.values()) + size > reading.max_bytes:
                 end = at
                 break
             large[row.position] = size
     payloads = dict(cursor.execute(_PAYLOADS, {"positions": list(large)}).fetchall())
     whole = [
-        row._replace(payload=payloads[row.position], attempts=0) if row.position in large else row
+        row._replace(payload=payloads[row.position]) if row.position in large else row
         for row in rows[:end]
         if row.position not in large or row.position in payloads
     ]

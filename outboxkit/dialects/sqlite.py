@@ -5,6 +5,7 @@ One writer at a time, so positions commit in order.
 
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -24,12 +25,15 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    type_coerce,
 )
 from sqlalchemy.dialects.sqlite import Insert, insert
+from sqlalchemy.types import NullType
 
 from outboxkit import tables
+from outboxkit._sql import microseconds_of
 from outboxkit.dialects import Features
-from outboxkit.rows import LARGE, Page, Part, Reading, Row
+from outboxkit.rows import LARGE, UNREADABLE, Page, Part, Reading, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,17 +44,13 @@ if TYPE_CHECKING:
 __all__ = ["dialect", "hidden", "lock_patience", "refusal"]
 
 _HOT: Final = tables.outbox_messages.c
+_MESSAGE: Final = (_HOT.message_id, _HOT.topic, _HOT.key, _HOT.type, _HOT.kind, _HOT.payload, _HOT.headers)
+# As they are stored: a column of a file holds any kind of value, whatever its type says.
 _ROW: Final = (
     _HOT.position,
-    _HOT.message_id,
-    _HOT.topic,
-    _HOT.key,
-    _HOT.type,
-    _HOT.kind,
-    _HOT.payload,
-    _HOT.headers,
-    _HOT.recorded_at,
-    _HOT.expires_at,
+    *(type_coerce(column, NullType()) for column in _MESSAGE),
+    microseconds_of(_HOT.recorded_at),
+    microseconds_of(_HOT.expires_at),
 )
 
 _UNUSABLE: Final = {
@@ -103,7 +103,7 @@ class SQLite:
         snapshot = max(int(part.seen or 0) for part in reading.parts)
         with connection.execute(statement) as found:  # one after the other: the file is not read into memory
             for told, *values in found:
-                snapshot, row = told, Row.of(*values)
+                snapshot, row = told, _row(*values)
                 size = len(row.payload)
                 if size > LARGE:
                     if large and sum(large.values()) + size > reading.max_bytes:
@@ -131,6 +131,21 @@ class SQLite:
         return insert(table)
 
 
+def _row(position: int, message_id: object, *values: Any) -> Row:
+    """The row, whatever kinds of values it has; one whose id is none has no time either, so that it is not sent."""
+    topic, key, kind_of_event, kind, payload, headers, recorded_us, expires_us = values
+    try:
+        raw_id = UUID(str(message_id)).bytes
+    except ValueError:
+        raw_id, recorded_us = bytes(16), UNREADABLE
+    texts = str(topic), None if key is None else _bytes(key), str(kind_of_event), str(kind)
+    return Row(position, raw_id, *texts, _bytes(payload), _bytes(headers), recorded_us, expires_us)
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
 def _of(reading: Reading) -> Callable[[Part], ColumnElement[bool]]:
     def condition(part: Part) -> ColumnElement[bool]:
         topics = sorted(part.topics)
@@ -146,6 +161,8 @@ def _of(reading: Reading) -> Callable[[Part], ColumnElement[bool]]:
 def _prepare(connection: Any, _record: object) -> None:
     # The driver must not begin transactions by itself: it would begin them too late and as readers.
     connection.isolation_level = None
+    # Else one text that is no UTF-8 would end every read that meets it.
+    connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 

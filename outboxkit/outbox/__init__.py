@@ -20,13 +20,13 @@ from uuid import UUID
 from sqlalchemy import delete, func, literal, select
 
 from outboxkit import tables
-from outboxkit._sql import database_now
+from outboxkit._sql import database_now, microseconds_of
 from outboxkit.dialects import dialect_of
 from outboxkit.errors import ConfigurationError, LeaseLost
 from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.message import Message
 from outboxkit.outbox.insert import insert_messages, insert_waiting, stored_id
-from outboxkit.rows import Evidence, Page, Reading, Row, shard_of
+from outboxkit.rows import UNREADABLE, Evidence, Page, Reading, Row, microseconds, shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -267,16 +267,18 @@ class Lag:
 
 
 def lag(connection: Connection) -> Lag:
-    """How far the relays are behind: cheap enough to ask before every bulk write.
+    """Tells how far the relays are behind: cheap enough to ask before every bulk write.
 
     Transaction: joins the caller's; reads only.
 
     Index used: the primary key, at both ends.
     """
     newest = select(func.max(_HOT.c.position)).scalar_subquery()
-    oldest = select(_HOT.c.position, newest, _HOT.c.recorded_at, database_now()).order_by(_HOT.c.position)
-    found = connection.execute(oldest.limit(1)).one_or_none()
+    recorded = microseconds_of(_HOT.c.recorded_at)
+    oldest = select(_HOT.c.position, newest, recorded, database_now()).order_by(_HOT.c.position).limit(1)
+    found = connection.execute(oldest).one_or_none()
     if found is None:
         return Lag(oldest=timedelta(0), depth=0)
     first, last, since, now = found
-    return Lag(oldest=max(timedelta(0), now - since), depth=last - first + 1)
+    age = 0 if since == UNREADABLE else max(0, microseconds(now) - since)
+    return Lag(oldest=timedelta(microseconds=age), depth=last - first + 1)

@@ -1,4 +1,4 @@
-"""Pauses: what operators have paused.
+"""Pauses: destinations, event types and keys that operators hold back.
 
 A pause names a destination, an event type, or a key, with a reason and, if wanted, an end. It is a row in
 ``outbox_control``; every change of it is a row in ``outbox_audit``. Relays look every third of their lease. What is
@@ -8,18 +8,20 @@ paused type the later ones of its key wait, too.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 from sqlalchemy import and_, delete, insert, or_, select
 
 from outboxkit import tables
-from outboxkit._sql import database_now
+from outboxkit._sql import database_now, microseconds_of
 from outboxkit.errors import ConfigurationError
-from outboxkit.rows import PauseSet
+from outboxkit.rows import UNREADABLE, PauseSet
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -35,7 +37,13 @@ __all__ = [
     "unescaped",
 ]
 
+_log: Final = logging.getLogger(__name__)
+
 _CONTROL: Final = tables.outbox_control
+_LONGEST: Final = timedelta(days=366)
+_MAX_TEXT: Final = 1024  # bytes of a name, a key or a reason
+_NEVER_SEEN: Final = datetime(1, 1, 1, tzinfo=UTC)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Scope(StrEnum):
@@ -63,13 +71,24 @@ class Target:
     def __post_init__(self) -> None:
         if (self.key is not None) != (self.scope is Scope.KEY):
             raise ConfigurationError("a pause of a key names a destination and a key, every other one no key")
+        if not self.name.strip() or not self.name.isprintable() or len(self.name.encode()) > _MAX_TEXT:
+            raise ConfigurationError(
+                f"the name of what is paused is text without control characters, at most {_MAX_TEXT:,} bytes"
+            )
+        if self.key is not None and len(self.key) > _MAX_TEXT:
+            raise ConfigurationError(f"a key has at most {_MAX_TEXT:,} bytes, got {len(self.key):,}")
 
     def __str__(self) -> str:
         return self.name if self.key is None else f"{_escaped(self.name.encode(), r' ')} {_escaped(self.key)}"
 
     @classmethod
     def parse(cls, scope: Scope, text: str) -> Self:
-        """The target that `str` shows like this."""
+        """Reads what `str` shows.
+
+        Raises:
+            ConfigurationError: no pause looks like this.
+            UnicodeDecodeError: the destination is no text.
+        """
         if scope is not Scope.KEY:
             return cls(scope, text)
         name, _, key = text.partition(" ")
@@ -112,8 +131,15 @@ def pause(connection: Connection, target: Target, *, by: str, reason: str, lasts
         target: what to pause.
         by: who asks.
         reason: why, for the people who find it paused.
-        lasts: ends by itself after so long, by the database's clock; None: it lasts until `resume`.
+        lasts: ends by itself after so long, by the database's clock, at most a year; None: it lasts until `resume`.
+
+    Raises:
+        ConfigurationError: no reason is given, or it lasts no time or more than a year.
     """
+    if not reason.strip() or len(reason.encode()) > _MAX_TEXT:
+        raise ConfigurationError(f"a pause has a reason, at most {_MAX_TEXT:,} bytes, for the people who find it")
+    if lasts is not None and not timedelta(0) < lasts <= _LONGEST:
+        raise ConfigurationError(f"a pause lasts at most a year, got {lasts}; without an end it lasts until resumed")
     connection.execute(delete(_CONTROL).where(_is(target)))
     until = None if lasts is None else database_now(lasts)
     values = {"scope": target.scope.value, "target": str(target), "reason": reason, "set_by": by, "until": until}
@@ -141,24 +167,48 @@ def pauses(connection: Connection) -> list[Pause]:
 
     Transaction: joins the caller's; reads only.
     """
-    found = connection.execute(select(_CONTROL).where(_in_force()).order_by(_CONTROL.c.set_at, _CONTROL.c.id))
+    columns = (_CONTROL.c.id, _CONTROL.c.scope, _CONTROL.c.target, _CONTROL.c.reason, _CONTROL.c.set_by)
+    times = (microseconds_of(_CONTROL.c.set_at).label("since"), microseconds_of(_CONTROL.c.until).label("until"))
+    found = connection.execute(select(*columns, *times).where(_in_force()).order_by(_CONTROL.c.set_at, _CONTROL.c.id))
     return [
         Pause(
-            target=Target.parse(Scope(row.scope), row.target),
+            target=target,
             reason=row.reason,
             by=row.set_by,
-            since=row.set_at,
-            until=row.until,
+            since=_instant(row.since) or _NEVER_SEEN,
+            until=_instant(row.until),
         )
         for row in found
+        if (target := _target(row.id, row.scope, row.target)) is not None
     ]
+
+
+def _target(number: int, scope: str, text: str) -> Target | None:
+    """What the row pauses; None when it says nothing that could be obeyed: it is told and left alone."""
+    try:
+        return Target.parse(Scope(scope), text)
+    except (ConfigurationError, ValueError):
+        _tell_once(number, scope)
+        return None
+
+
+@lru_cache(maxsize=1000)
+def _tell_once(number: int, scope: str) -> None:
+    _log.warning("pause.unreadable", extra={"id": number, "scope": scope})
+
+
+def _instant(microseconds: int | None) -> datetime | None:
+    """An end that is no instant of the calendar is none: the pause lasts until it is resumed."""
+    if microseconds is None or microseconds == UNREADABLE:
+        return None
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 # --- relays ------------------------------------------------------------------------------------------------------
 
 
 def pause_set(connection: Connection) -> PauseSet:
-    """All pauses in force.
+    """All pauses in force, as relays ask them.
 
     Transaction: joins the caller's; reads only.
     """

@@ -7,8 +7,10 @@ may hold many rows of a key, and batches count as acknowledged in the order in w
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +19,7 @@ from outboxkit.guards.token_bucket import TokenBucket
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from outboxkit.brokers import Receipts
     from outboxkit.rows import Row
@@ -83,6 +85,7 @@ class DestinationLimits:
 
 
 _NO_LIMITS: Final = DestinationLimits()
+_NO_FLAWS: Final[Mapping[int, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +187,13 @@ class Destination:
             else:
                 line.append(row)
 
-    def take(self, limit: int) -> list[Row]:
-        """Takes the next rows to hand over, all of one kind, out of the queue."""
+    def take(self, limit: int, flaws: Mapping[int, str] = _NO_FLAWS) -> list[Row]:
+        """Takes the next rows to hand over, all of one kind, out of the queue; none from the first flawed one on."""
         queue = self.queue
-        taken = [queue.popleft() for _ in range(min(limit, len(queue)))]
+        limit = min(limit, len(queue))
+        if flaws:
+            limit = next((at for at, row in enumerate(islice(queue, limit)) if row.position in flaws), limit)
+        taken = [queue.popleft() for _ in range(limit)]
         if len(set(map(_KIND, taken))) > 1:
             other = next(at for at, row in enumerate(taken) if row.kind != taken[0].kind)
             queue.extendleft(reversed(taken[other:]))

@@ -11,6 +11,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from outboxkit.rows import UNREADABLE, microseconds
 from outboxkit_relay.core.destinations import Key, by_topic, key_of
 from outboxkit_relay.core.outcomes import expiries, freed, keys_stopped_by
 from outboxkit_relay.core.protocol import Command, Settle
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 _POSITION: Final = attrgetter("position")
-_EXPIRES_AT: Final = attrgetter("expires_at")
+_EXPIRES_US: Final = attrgetter("expires_us")
 _WAITING_ID: Final = attrgetter("waiting_id")
 
 
@@ -54,9 +55,9 @@ def queue_fresh(state: State, rows: Sequence[Row], commands: list[Command], now:
         if state.stopped or state.paused.single_out:
             wanted, kept_back = _split_paused(state, group)
             to_waiting += kept_back
-        if any(map(_EXPIRES_AT, wanted)):
-            expired += [row for row in wanted if row.expires_at is not None and row.expires_at <= now]
-            wanted = [row for row in wanted if row.expires_at is None or row.expires_at > now]
+        if [*map(_EXPIRES_US, wanted)].count(None) < len(wanted):
+            expired += [row for row in wanted if _has_expired(row, now)]
+            wanted = [row for row in wanted if not _has_expired(row, now)]
         destination = state.destination(topic)
         destination.add(wanted)
         if destination.queued > state.config.budget or destination.large > state.config.page_bytes:
@@ -69,7 +70,7 @@ def queue_due(state: State, rows: Sequence[Row], commands: list[Command], now: d
     state.waiting.update(row.waiting_id for row in rows if row.waiting_id is not None)
     late: list[Row] = []
     for row in rows:
-        if row.expires_at is not None and row.expires_at <= now:
+        if _has_expired(row, now):
             late.append(row)
         else:
             state.destination(row.topic).add([row])
@@ -105,11 +106,12 @@ def settle(state: State, settlement: Settle, commands: list[Command]) -> None:
     commands.append(settlement)
 
 
-def note_settled(state: State, event: Settled) -> None:
+def note_settled(state: State, event: Settled, commands: list[Command], now: datetime) -> None:
     """Lets the rows of a committed settlement go, and learns which keys are stopped now."""
-    rows = list(event.settlement.rows())
+    left = set(map(_POSITION, event.left))
+    rows = [row for row in event.settlement.rows() if row.position not in left]
     state.settling -= 1
-    state.release_bytes(rows)
+    state.release(rows)
     waited = list(filter(None, map(_WAITING_ID, rows)))
     state.waiting.difference_update(waited)
     fresh = [row for row in rows if row.waiting_id is None] if waited else rows
@@ -118,6 +120,9 @@ def note_settled(state: State, event: Settled) -> None:
     state.moving_to_waiting = +state.moving_to_waiting
     if event.stopped is not None:
         _learn_stopped(state, event.settlement, event.stopped)
+    if event.left:
+        state.forget(event.left)
+        queue_fresh(state, event.left, commands, now)
     if not state.reading:
         state.reads += 1  # every read from now on begins after this settlement
         forget_settled(state)
@@ -136,6 +141,10 @@ def forget_settled(state: State) -> None:
 def stop_keys(state: State, stopped: frozenset[Key]) -> None:
     """Notes the stopped keys. Rows on their way to the waiting room stop theirs before the table says so."""
     state.stopped = frozenset(stopped) | frozenset(state.moving_to_waiting)
+
+
+def _has_expired(row: Row, now: datetime) -> bool:
+    return row.expires_us is not None and UNREADABLE < row.expires_us <= microseconds(now)
 
 
 def _split_paused(state: State, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:

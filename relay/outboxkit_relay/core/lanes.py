@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from outboxkit.rows import Page, Part, Reading
+from outboxkit.rows import BEFORE_ALL, Page, Part, Reading
 
 __all__ = ["MAIN", "Lane", "Lanes"]
 
@@ -32,7 +32,7 @@ class Lane:
 
     seen: str | None = None
     round: str | None = None
-    last: int = 0
+    last: int = BEFORE_ALL
 
     @property
     def has_scanned(self) -> bool:

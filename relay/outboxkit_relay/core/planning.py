@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final
 
-from outboxkit.brokers import Batch
+from outboxkit.brokers import Batch, Receipts, Refusal
+from outboxkit.policy import Failure
 from outboxkit.rows import Reading
 from outboxkit_relay.core import protocol
 from outboxkit_relay.core.destinations import InFlightBatch
+from outboxkit_relay.core.intake import settle
 from outboxkit_relay.core.lanes import MAIN
+from outboxkit_relay.core.outcomes import decide_outcomes
 from outboxkit_relay.core.state import LONG_AGO, State
 
 if TYPE_CHECKING:
+    from outboxkit.rows import Row
     from outboxkit_relay.core.destinations import Destination
 
 __all__ = ["give_up", "plan"]
@@ -27,7 +33,7 @@ _RESCAN_EVERY: Final = timedelta(minutes=1)
 _LAST_ANSWERS: Final = timedelta(seconds=5)  # after a stop has given up: an adapter that answers later is broken
 
 
-def plan(state: State, commands: list[protocol.Command], now: datetime) -> None:
+def plan(state: State, commands: list[protocol.Command], now: datetime, rng: random.Random) -> None:
     """Adds the commands that are due now."""
     if any(batch.deadline <= now for batch in state.batches()):
         give_up(state, commands, now)
@@ -41,6 +47,8 @@ def plan(state: State, commands: list[protocol.Command], now: datetime) -> None:
         if state.is_quiet:
             _rebalance(state, commands, release=True)
     else:
+        if state.flaws:
+            _refuse_flawed(state, commands, now, rng)
         _publish(state, commands, now)
         _read(state, commands, now)
 
@@ -114,7 +122,28 @@ def _next_batch(state: State, destination: Destination, now: datetime) -> Batch 
         return _Hindrance.WAITS
     if now >= state.lease_until:
         return _Hindrance.NEEDS_LEASE
-    return Batch(destination.topic, destination.take(count))
+    rows = destination.take(count, state.flaws)
+    return Batch(destination.topic, rows) if rows else _Hindrance.WAITS
+
+
+def _refuse_flawed(state: State, commands: list[protocol.Command], now: datetime, rng: random.Random) -> None:
+    """Refuses flawed rows that stand at the head of a queue, when all that was sent before them is answered."""
+    for destination in state.destinations.values():
+        if destination.batches or destination.failing:
+            continue
+        while destination.queue and destination.queue[0].position in state.flaws:
+            rows = _take_flawed(state, destination)
+            unsent = [-1] * len(rows)
+            refusals = (Refusal(at, Failure.INVALID, state.flaws[row.position]) for at, row in enumerate(rows))
+            refused = InFlightBatch(0, rows, now, now, Receipts(unsent, unsent, tuple(refusals)))
+            settle(state, decide_outcomes(state, destination, refused, now=now, rng=rng), commands)
+
+
+def _take_flawed(state: State, destination: Destination) -> list[Row]:
+    """The flawed rows at the head of the queue; they get no second try: it is not the broker that refuses them."""
+    flawed = takewhile(lambda row: row.position in state.flaws, islice(destination.queue, state.config.batch_size))
+    rows = destination.take(len(list(flawed)))
+    return [row._replace(attempts=max(1, row.attempts)) for row in rows]
 
 
 def _wait_for_pace(state: State, destination: Destination) -> None:

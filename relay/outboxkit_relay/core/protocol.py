@@ -5,7 +5,7 @@ One event or command stands for a batch or a page, never for a message.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from outboxkit.policy import Failure, Followers
 from outboxkit.rows import NOTHING_PAUSED, Page, PauseSet, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from outboxkit.rows import Evidence, Row
 
@@ -79,12 +79,14 @@ class Fetched:
         page: the rows, under a confirmed lease.
         due: rows of the waiting room that may go out now.
         until: until when the lease is safe; None when nothing was read.
+        flaws: reasons why rows among these can never be sent, by position.
     """
 
     lane: str
     page: Page
     due: Sequence[Row]
     until: datetime | None
+    flaws: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,12 @@ class RescanResult:
     Attributes:
         rows: present, although the lanes' memory says that they were read; under a confirmed lease.
         until: until when the lease is safe; None when nothing was found.
+        flaws: reasons why rows among these can never be sent, by position.
     """
 
     rows: Sequence[Row]
     until: datetime | None
+    flaws: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,12 @@ class Settled:
     Attributes:
         settlement: what was asked.
         stopped: the keys that are stopped now; None when that did not change.
+        left: fresh rows of it that could not be moved, and are still where they were.
     """
 
     settlement: Settle
     stopped: frozenset[StoppedKey] | None
+    left: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class State:
         positions: fresh rows in hand: queued, in flight or being settled. A scan that finds them again drops them.
         settled_but_maybe_read: settled positions, each with the number of the latest read that had begun by then:
             that read may still find them.
+        flaws: reasons why rows in hand can never be sent, by position.
         large: bytes of each large payload in hand, by position.
         large_bytes: their sum.
         waiting: ids of waiting rows in hand.
@@ -126,6 +127,7 @@ class State:
     moving_to_waiting: Counter[Key] = field(default_factory=Counter)
     positions: set[int] = field(default_factory=set)
     settled_but_maybe_read: list[tuple[int, list[int]]] = field(default_factory=list)
+    flaws: dict[int, str] = field(default_factory=dict)
     large: dict[int, int] = field(default_factory=dict)
     large_bytes: int = 0
     waiting: set[int] = field(default_factory=set)
@@ -194,7 +196,7 @@ class State:
     def forget(self, rows: Iterable[Row]) -> None:
         """Lets rows go that are still in the table: they will be read again."""
         rows = list(rows)
-        self.release_bytes(rows)
+        self.release(rows)
         for row in rows:
             if row.waiting_id is None:
                 self.positions.discard(row.position)
@@ -209,8 +211,11 @@ class State:
                 self.large_bytes += size
                 self.destination(row.topic).large += size
 
-    def release_bytes(self, rows: Iterable[Row]) -> None:
-        """Stops counting the large payloads of rows that leave the relay's hands."""
+    def release(self, rows: Iterable[Row]) -> None:
+        """Forgets what is known of rows that leave the relay's hands: flaws, and the size of large payloads."""
+        if self.flaws:
+            for row in rows:
+                self.flaws.pop(row.position, None)
         if not self.large:
             return
         for row in rows:

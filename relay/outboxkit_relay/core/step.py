@@ -51,7 +51,7 @@ def step(state: State, event: protocol.Event, now: datetime, rng: random.Random)
     else:
         _ON[type(event)](state, event, commands, now)
     if state.joined and not state.left:
-        plan(state, commands, now)
+        plan(state, commands, now, rng)
     return state, commands
 
 
@@ -78,6 +78,7 @@ def _fetched(state: State, event: protocol.Fetched, commands: Commands, now: dat
     state.lease_until = event.until or state.lease_until
     # A scan finds what is in hand, too; and every read finds rows with transaction ids from another cluster.
     rows = not_in_hand(state, event.page.rows)
+    state.flaws |= event.flaws
     if event.page.large:
         state.track_bytes([row for row in rows if state.lanes.reads(row.topic)], event.page.large)
     state.lanes.advance(event.lane, event.page, state.config.batch_size)
@@ -111,6 +112,7 @@ def _rescanned(state: State, event: protocol.RescanResult, commands: Commands, n
     state.busy = False
     state.lease_until = event.until or state.lease_until
     rows = not_in_hand(state, event.rows)
+    state.flaws |= event.flaws
     state.found_by_rescan += len(rows)
     queue_fresh(state, rows, commands, now)
 
@@ -137,8 +139,8 @@ def _answered(state: State, event: protocol.Answered, commands: Commands, *, now
         destination.broken.clear()
 
 
-def _settled(state: State, event: protocol.Settled, _commands: Commands, _now: datetime) -> None:
-    note_settled(state, event)
+def _settled(state: State, event: protocol.Settled, commands: Commands, now: datetime) -> None:
+    note_settled(state, event, commands, now)
 
 
 def _fenced(state: State, _event: protocol.Fenced, commands: Commands, _now: datetime) -> None:

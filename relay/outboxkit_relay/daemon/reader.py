@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -10,8 +11,9 @@ from outboxkit import outbox
 from outboxkit._failpoints import failpoint
 from outboxkit.outbox import pauses
 from outboxkit_relay.core import protocol
+from outboxkit_relay.core.flaws import flaws_of
 from outboxkit_relay.daemon.membership import Membership
-from outboxkit_relay.store import due, leases, operator_requests, stopped_keys
+from outboxkit_relay.store import due, leases, mending, operator_requests, stopped_keys
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reader"]
 
+_MEND_EVERY: Final = 60.0  # seconds
 _LEASE_MARGIN: Final = 0.8  # of what is left: clocks of two machines do not run at exactly one speed
 
 
@@ -38,6 +41,7 @@ class Reader:
     def __init__(self, engine: Engine, config: RelayConfig) -> None:
         self.member = Membership.none()
         self._engine, self._config = engine, config
+        self._mend_at = 0.0  # by the monotonic clock: a start looks at once
         self._verbs: Final[dict[type, Callable[[Connection, Any], protocol.Event]]] = {
             protocol.Fetch: self._fetch,
             protocol.ConfirmLease: self._confirm_lease,
@@ -56,11 +60,12 @@ class Reader:
     def _fetch(self, connection: Connection, command: protocol.Fetch) -> protocol.Fetched:
         waited = self._waiting_room(command) if command.look and due.is_due(connection) else []
         page = outbox.read(connection, command.reading)
-        return protocol.Fetched(command.lane, page, waited, self._confirmed(connection, page.rows or waited))
+        flaws = flaws_of([*page.rows, *waited])
+        return protocol.Fetched(command.lane, page, waited, self._confirmed(connection, page.rows or waited), flaws)
 
     def _rescan(self, connection: Connection, command: protocol.Rescan) -> protocol.RescanResult:
         rows = outbox.read(connection, command.reading).rows
-        return protocol.RescanResult(rows, self._confirmed(connection, rows))
+        return protocol.RescanResult(rows, self._confirmed(connection, rows), flaws_of(rows))
 
     def _confirm_lease(self, connection: Connection, _command: protocol.ConfirmLease) -> protocol.LeaseConfirmed:
         return protocol.LeaseConfirmed(self._safe_until(connection))
@@ -98,6 +103,9 @@ class Reader:
         with self._engine.begin() as connection:
             outbox.fence(connection, self.member.id)
             operator_requests.carry_out_requests(connection, shards)
+            if time.monotonic() >= self._mend_at:
+                mending.mend(connection, shards)
+                self._mend_at = time.monotonic() + _MEND_EVERY
             stopped, paused = stopped_keys.stopped_in(connection, shards), pauses.pause_set(connection)
             more = self._config.once and leases.is_anything_left(connection, shards, paused)
             return protocol.Owned(shards, surplus, stopped, paused, work_elsewhere=more)

@@ -21,8 +21,9 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from outboxkit import tables
-from outboxkit._sql import Instant, database_now
+from outboxkit._sql import database_now, microseconds_of
 from outboxkit.guards.circuit_breaker import CircuitState
+from outboxkit.rows import UNREADABLE, microseconds
 from outboxkit_relay.observe.stats import LIMITS, MAX_TOPICS, NOTHING_YET, Distribution, RelayStats, why_not_ready
 
 if TYPE_CHECKING:
@@ -158,12 +159,12 @@ def _backlog(connection: Connection) -> Iterator[Metric]:
 
     Transaction: reads only. Index used: none, the waiting messages are counted.
     """
-    now = connection.execute(select(database_now())).scalar_one()
-    oldest = func.min(_HOT.recorded_at, type_=Instant())
+    now = microseconds(connection.execute(select(database_now())).scalar_one())
+    oldest = func.min(func.nullif(microseconds_of(_HOT.recorded_at), UNREADABLE))
     count = func.count().label("count")
     by_topic = select(_HOT.topic, count, oldest).group_by(_HOT.topic).order_by(count.desc()).limit(MAX_TOPICS)
     rows = connection.execute(by_topic).all()
-    ages = {(topic,): max(0.0, (now - since).total_seconds()) for topic, _, since in rows}
+    ages = {(topic,): max(0.0, (now - since) / 1e6) for topic, _, since in rows if since is not None}
     pending = {(topic,): number for topic, number, _ in rows}
     yield _gauge("outbox_pending_messages", "Messages not published yet.", ("topic",), pending)
     yield _gauge("outbox_oldest_pending_age_seconds", "Age of the oldest of them.", ("topic",), ages)

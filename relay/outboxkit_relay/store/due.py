@@ -60,7 +60,7 @@ def due_rows(
     """
     due = _within(connection.execute(_due(shards, without, paused, whenever=whenever).limit(limit)), max_bytes)
     rows = select(*row_columns()).where(_WAITING.c.id.in_(due)).order_by(_WAITING.c.position)
-    return [Row.of(*row) for row in connection.execute(rows)] if due else []
+    return [Row.stored(*row) for row in connection.execute(rows)] if due else []
 
 
 def _due(shards: Collection[int], without: Collection[str], paused: PauseSet, *, whenever: bool) -> Select[Any]:

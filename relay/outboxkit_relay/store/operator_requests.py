@@ -10,10 +10,12 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
-from outboxkit import dead_letters, outbox, tables
+from outboxkit import dead_letters, dialects, outbox, tables
 from outboxkit._sql import any_of, database_now
 from outboxkit.dead_letters import DeadLetter, Filter, Side, State
+from outboxkit.errors import DecodeError
 from outboxkit.policy import Failure
 from outboxkit.rows import Request, StopReason
 from outboxkit_relay.store import stopped_keys
@@ -53,8 +55,17 @@ def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
         .with_for_update(skip_locked=True)
     )
     for row in connection.execute(asked).all():
-        if _carry_out(connection, row):
-            _log.info("key.released", extra={"topic": row.topic, "request": row.request, "position": row.position})
+        told = {"topic": row.topic, "request": row.request, "position": row.position}
+        try:
+            with connection.begin_nested():
+                done = _carry_out(connection, row)
+        except (DBAPIError, DecodeError) as error:
+            if isinstance(error, DBAPIError) and not dialects.is_about_the_row(error):
+                raise
+            _log.warning("request.failed", extra={**told, "error": type(error).__name__})
+        else:
+            if done:
+                _log.info("key.released", extra=told)
 
 
 def _carry_out(connection: Connection, asked: Row[Any]) -> bool:

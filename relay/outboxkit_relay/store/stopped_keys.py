@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import and_, case, delete, exists, func, insert, literal, select, update
 
 from outboxkit import tables
-from outboxkit._sql import any_of, database_now
+from outboxkit._sql import any_of, database_now, microseconds_of
 from outboxkit.dialects import dialect_of
 from outboxkit.outbox import shards_of
-from outboxkit.rows import Request, Row, StopReason, WaitReason, shard_of
+from outboxkit.rows import UNREADABLE, Request, Row, StopReason, WaitReason, shard_of
 from outboxkit_relay.core.protocol import FailedHead, StoppedKey
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def head_of(connection: Connection, topic: str, key: bytes) -> tuple[Row, str] |
     line = (_WAITING.c.topic == topic, _WAITING.c.key == key, _WAITING.c.reason != WaitReason.SCHEDULED)
     first = select(*row_columns(), _WAITING.c.error).where(*line).order_by(_WAITING.c.position).limit(1)
     found = connection.execute(first).one_or_none()
-    return None if found is None else (Row.of(*found[:-1]), found.error or "")
+    return None if found is None else (Row.stored(*found[:-1]), found.error or "")
 
 
 def retry_head(connection: Connection, topic: str, key: bytes) -> None:
@@ -266,10 +266,12 @@ def remove_dead(connection: Connection, head: Row) -> None:
 
     Transaction: the caller's, fenced.
     """
-    if head.waiting_id is None:
-        dialect_of(connection).remove(connection, [(head.position, head.raw_id)])
-    else:
+    if head.waiting_id is not None:
         connection.execute(delete(_WAITING).where(_WAITING.c.id == head.waiting_id))
+    elif head.recorded_us == UNREADABLE:
+        connection.execute(delete(_HOT).where(_HOT.c.position == head.position))  # its id may be none
+    else:
+        dialect_of(connection).remove(connection, [(head.position, head.raw_id)])
 
 
 def move_to_waiting(connection: Connection, rows: Iterable[Row], reason: WaitReason = WaitReason.FOLLOWER) -> None:
@@ -353,8 +355,8 @@ def row_columns() -> list[Any]:
         waits.position,
         waits.message_id,
         *message,
-        waits.recorded_at,
-        waits.expires_at,
+        microseconds_of(waits.recorded_at),
+        microseconds_of(waits.expires_at),
         waits.attempts,
         waits.id,
     ]

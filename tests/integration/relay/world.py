@@ -151,11 +151,11 @@ def relaying(
     assert not failures, failures
 
 
-def until(fact: Callable[[], object], what: str = "") -> None:
+def until(fact: Callable[[], object], what: str = "", *, within: float = DEADLINE) -> None:
     """Waits for a fact; fails when it does not come true in time."""
     never = threading.Event()
-    for _ in range(int(DEADLINE / 0.01)):
+    for _ in range(int(within / 0.01)):
         if fact():
             return
         never.wait(0.01)
-    raise AssertionError(f"did not come true within {DEADLINE} s: {what or fact}")
+    raise AssertionError(f"did not come true within {within} s: {what or fact}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from outboxkit import schema_store, tables
 from outboxkit.codecs import codec_named
 from outboxkit.dead_letters import DeadLetter, Group, Side, State, progress
-from outboxkit.errors import CodecError, ConfigurationError, SchemaError
+from outboxkit.errors import CodecError, ConfigurationError, DecodeError, SchemaError
 from outboxkit.events import EventType
 from outboxkit.headers import unpack_headers
 from outboxkit_relay.cli.console import output
@@ -163,7 +162,7 @@ def decoded(letter: DeadLetter, payload: bytes, schema_text: Callable[[str], str
 def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     try:
         return unpack_headers(letter.headers)
-    except (ValueError, struct.error):  # whatever is wrong with one letter, it must not hide the others
+    except DecodeError:  # whatever is wrong with one letter, it must not hide the others
         return [("(unreadable)", letter.headers)]
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from outboxkit.brokers import Receipts, Refusal
 from outboxkit.policy import Failure, Followers, Order, RetryPolicy
-from outboxkit.rows import Page, Row
+from outboxkit.rows import Page, Row, microseconds
 from outboxkit_relay.core.lanes import MAIN
 from outboxkit_relay.core.protocol import (
     Answered,
@@ -173,7 +173,7 @@ def test_a_due_message_of_a_topic_that_was_paused_meanwhile_is_left_where_it_is(
 
 def test_a_due_message_that_came_too_late_is_evidenced_and_frees_its_key() -> None:
     core = Core()
-    late = row(1, waiting_id=7)._replace(expires_at=NOW - timedelta(seconds=1))
+    late = row(1, waiting_id=7)._replace(expires_us=microseconds(NOW - timedelta(seconds=1)))
 
     commands = core.fetched(due=(late,))
 
