@@ -275,8 +275,9 @@ CONTENDERS: dict[str, Callable[[str, str, int], None]] = {
 def run_here(name: str, database: str, broker: str, count: int) -> None:
     """(in the contender's process) Prints seconds of wall clock and of CPU."""
     import confluent_kafka  # noqa: F401  imports are not part of the race
-    import outboxkit_relay.relay  # noqa: F401
     import sqlalchemy  # noqa: F401
+
+    import outboxkit_relay.daemon.relay  # noqa: F401
 
     began, cpu = time.perf_counter(), _cpu()
     CONTENDERS[name](database, broker, count)

@@ -1,10 +1,10 @@
 """Brokers: the two ports of the outside world, and how one is found.
 
 **Writing a broker.** One module with ``publisher(url, options) -> Publisher`` and
-``subscriber(url, subscription, options) -> Subscriber``, one entry point in the group ``outboxkit.brokers`` named after
-the URL scheme, and the conformance suite of ``outboxkit.testing.broker_conformance`` passed. An adapter knows the
-message and nothing of databases. It maps its client's errors to `Failure` in one table, by code, never by text. It
-never logs payloads or secrets.
+``subscriber(url, subscription, options) -> Subscriber`` (and ``credentials=None`` where it can log in), one entry point
+in the group ``outboxkit.brokers`` named after the URL scheme, and the conformance suite of
+``outboxkit.testing.broker_conformance`` passed. An adapter knows the message and nothing of databases. It maps its
+client's errors to `Failure` in one table, by code, never by text. It never logs payloads or secrets.
 
 `Publisher` is called from one dispatcher thread and never blocks it: ``publish`` returns a future at once. `Subscriber`
 belongs to one asyncio event loop.
@@ -15,14 +15,14 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+from outboxkit.brokers._urls import redacted
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from concurrent.futures import Future
     from datetime import datetime, timedelta
 
@@ -31,15 +31,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTENT_ENCODING",
+    "NO_PLACE",
     "REPLY_TO",
     "Batch",
+    "Credentials",
     "Delivery",
     "Features",
+    "Login",
     "Publisher",
     "Receipts",
     "Refusal",
     "Subscriber",
     "Subscription",
+    "Token",
     "open_publisher",
     "open_subscriber",
     "redacted",
@@ -48,6 +52,8 @@ __all__ = [
 ]
 
 _GROUP: Final = "outboxkit.brokers"
+
+NO_PLACE: Final = -1  #: in `Receipts`: the broker tells no partition and no offset
 
 # Headers that say what an AMQP property says.
 CONTENT_ENCODING: Final = "content-encoding"
@@ -95,11 +101,40 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Receipts:
-    """What became of a batch: evidence for each index (-1 where there is none) and the refusals, by index."""
+    """What became of a batch: evidence for each index (`NO_PLACE` where there is none) and the refusals, by index."""
 
     partitions: Sequence[int]
     offsets: Sequence[int]
     refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user and a password."""
+
+    user: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A bearer token (Kafka: OAUTHBEARER).
+
+    Attributes:
+        value: the token.
+        expires_at: aware; a new one is asked for in time.
+        principal: whose it is; Kafka shows it in its logs.
+        extensions: further facts for the broker (SASL extensions).
+    """
+
+    value: str = field(repr=False)
+    expires_at: datetime
+    principal: str = ""
+    extensions: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Gives what a new connection logs in with; asked again each time, so that what was rotated is found.
+Credentials: TypeAlias = "Callable[[], Login | Token]"
 
 
 class Publisher(Protocol):
@@ -230,34 +265,36 @@ class Subscriber(Protocol):
         ...
 
 
-def open_publisher(url: str, options: Mapping[str, str] | None = None) -> Publisher:
-    """The publisher for a broker URL; nothing is connected yet.
+def open_publisher(
+    url: str, options: Mapping[str, str] | None = None, *, credentials: Credentials | None = None
+) -> Publisher:
+    """Returns the publisher for a broker URL; nothing is connected yet.
 
     Args:
-        url: ``kafka://host:9092,host2:9092``, ``kafka+ssl://…``, ``amqp://user:password@host/vhost``, ``amqps://…``, ``memory://name``.
+        url: ``kafka://host:9092,host2:9092``, ``kafka+ssl://…``, ``amqp://user:password@host,host2/vhost``,
+            ``amqps://…``, ``memory://name``.
         options: client settings by their own names (``sasl.mechanism``); each adapter allows a list and refuses others.
+        credentials: gives the login or the token of each new connection, instead of what the URL says.
 
     Raises:
         ConfigurationError: unparsable URL, unknown scheme, missing extra, setting that is not allowed.
     """
-    publisher: Publisher = _module(url).publisher(url, dict(options or {}))
+    given = {} if credentials is None else {"credentials": credentials}
+    publisher: Publisher = _module(url).publisher(url, dict(options or {}), **given)
     return publisher
 
 
-def open_subscriber(url: str, subscription: Subscription, options: Mapping[str, str] | None = None) -> Subscriber:
-    """The subscriber for a broker URL; see `open_publisher`."""
-    subscriber: Subscriber = _module(url).subscriber(url, subscription, dict(options or {}))
+def open_subscriber(
+    url: str,
+    subscription: Subscription,
+    options: Mapping[str, str] | None = None,
+    *,
+    credentials: Credentials | None = None,
+) -> Subscriber:
+    """Returns the subscriber for a broker URL; see `open_publisher`."""
+    given = {} if credentials is None else {"credentials": credentials}
+    subscriber: Subscriber = _module(url).subscriber(url, subscription, dict(options or {}), **given)
     return subscriber
-
-
-def redacted(url: str) -> str:
-    """The URL without its password, query or anything else that may be secret; never raises."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return "(unparsable URL)"
-    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else "(unparsable URL)"
 
 
 def refuse_unknown(options: Mapping[str, str], allowed: Collection[str], broker: str) -> None:

@@ -20,19 +20,21 @@ from outboxkit.brokers.kafka.subscribe import KafkaSubscriber
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from outboxkit.brokers import Subscription
+    from outboxkit.brokers import Credentials, Subscription
 
 __all__ = ["KafkaPublisher", "KafkaSubscriber", "embedded_cluster", "publisher", "subscriber"]
 
 
-def publisher(url: str, options: Mapping[str, str]) -> KafkaPublisher:
-    """The plug's entry: a publisher that connects at its first use."""
-    return KafkaPublisher(parse(_resolved(url), options))
+def publisher(url: str, options: Mapping[str, str], credentials: Credentials | None = None) -> KafkaPublisher:
+    """Returns a publisher that connects at its first use: the plug's entry."""
+    return KafkaPublisher(parse(_resolved(url), options, credentials))
 
 
-def subscriber(url: str, subscription: Subscription, options: Mapping[str, str]) -> KafkaSubscriber:
-    """The plug's entry: a subscriber that connects at its first use."""
-    return KafkaSubscriber(parse(_resolved(url), options), subscription)
+def subscriber(
+    url: str, subscription: Subscription, options: Mapping[str, str], credentials: Credentials | None = None
+) -> KafkaSubscriber:
+    """Returns a subscriber that connects at its first use: the plug's entry."""
+    return KafkaSubscriber(parse(_resolved(url), options, credentials), subscription)
 
 
 def _resolved(url: str) -> str:

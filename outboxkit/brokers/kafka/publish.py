@@ -7,33 +7,37 @@ After `Failure.INDETERMINATE` the caller calls `reset` before it sends again: wh
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
-from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from outboxkit.brokers import Features, Receipts, Refusal
-from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove
+from outboxkit.brokers import Features, Refusal
+from outboxkit.brokers._in_flight import InFlight, Pending, unsendable
+from outboxkit.brokers.kafka.errors import login_trouble
+from outboxkit.brokers.kafka.login import connection_settings, renewed
+from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove, unknown
 from outboxkit.errors import ConfigurationError
 from outboxkit.headers import outgoing_headers
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from concurrent.futures import Future
     from datetime import timedelta
 
     from confluent_kafka import Message
 
-    from outboxkit.brokers import Batch
+    from outboxkit.brokers import Batch, Receipts
     from outboxkit.brokers.kafka.settings import Settings
 
 __all__ = ["FEATURES", "KafkaPublisher", "failure_of"]
+
+_log = logging.getLogger(__name__)
 
 FEATURES: Final = Features(name="kafka", order=Order.PIPELINED, evidence=True, max_message_bytes=1_048_588)
 
@@ -65,57 +69,26 @@ _FAILURES: Final[Mapping[int, Failure]] = {
     KafkaError._FENCED: Failure.FENCED,
 }
 
-_PAYLOAD: Final = attrgetter("payload")
 _POLL_SECONDS: Final = 0.005  # bounds how long a new batch waits while reports are awaited
 _LINGER_MS: Final = "2"  # 0.5 costs a sixth of throughput
 _TRICKLE: Final = 100  # messages under way, at most: they do not linger
 _IDLE_SECONDS: Final = 0.5  # serves librdkafka's log and error events while nothing is in flight
 _DRAIN_SECONDS: Final = 10.0  # after a purge every outcome is there within milliseconds
 _LOOKUP_SECONDS: Final = 5.0
-_SESSION_SECONDS: Final = 2.0  # for the first metadata of a session; not having it only costs latency
-_MESSAGES_PER_DESTINATION: Final = 10_000  # a window of 8 batches of 1,000, and some
-_BYTES_IN_FLIGHT: Final = 64 << 20  # bounds memory, whatever the size of the messages
+_SESSION_SECONDS: Final = 2.0  # for the first metadata of a session: without it nothing is produced
+_SILENCE_SECONDS: Final = 2.5  # without a report while some are owed: then the cluster is asked whether it is there
+_ANSWER_SECONDS: Final = 2.0
+_AWAY_SECONDS: Final = 1.0
+_GIVEN_UP: Final = "given up before it was sent"
 _BATCH_BYTES: Final = 1_000_000  # librdkafka's default for batch.size
 _BATCH_MARGIN: Final = 512  # batch.size counts a little less than the broker does
 _ANY_SIZE: Final = 1_000_000_000  # the most that librdkafka takes for message.max.bytes
-_TEXT_LIMIT: Final = 300
 
 
 def failure_of(error: KafkaError) -> Failure:
     """What an error in a delivery report says about its message."""
     code = error.code()
     return _FAILURES.get(code, Failure.REJECTED if code > 0 else Failure.INDETERMINATE)
-
-
-class _Pending:
-    """A batch under way: collects one outcome per row, then resolves the future."""
-
-    __slots__ = ("batch", "future", "left", "offsets", "partitions", "refusals", "size")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.future: Future[Receipts] = Future()
-        self.future.set_running_or_notify_cancel()  # from here on nobody can cancel it: the outcome is a fact
-        self.left = len(batch.rows)
-        self.partitions = [-1] * self.left
-        self.offsets = [-1] * self.left
-        self.refusals: list[Refusal] = []
-        self.size = sum(map(len, map(_PAYLOAD, batch.rows)))
-
-    def refuse(self, index: int, failure: Failure, text: str) -> None:
-        self.refusals.append(Refusal(index, failure, text[:_TEXT_LIMIT]))
-        self.left -= 1
-
-    def refuse_rest(self, failure: Failure, text: str) -> None:
-        """Ends every row that has no outcome yet."""
-        refused = {refusal.index for refusal in self.refusals}
-        for index, offset in enumerate(self.offsets):
-            if offset < 0 and index not in refused:
-                self.refuse(index, failure, text)
-
-    def resolve(self) -> None:
-        refusals = tuple(sorted(self.refusals, key=lambda refusal: refusal.index))
-        self.future.set_result(Receipts(self.partitions, self.offsets, refusals))
 
 
 class _Barrier:
@@ -137,15 +110,18 @@ class KafkaPublisher:
         prove(Producer, {**settings.common, **settings.publisher})
         self._settings = settings
         self._topics = Topics(settings)
-        self._jobs: queue.SimpleQueue[_Pending | _Barrier] = queue.SimpleQueue()
+        self._book = InFlight()
+        self._jobs: queue.SimpleQueue[Pending | _Barrier] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._open: dict[str, list[_Pending]] = {}  # by destination, in order; guarded by the lock
         self._barriers = 0  # asked for and not reached: until then nothing more is produced; guarded by the lock
-        self._closed = False  # guarded by the lock
         self._thread: threading.Thread | None = None
         # What follows belongs to the thread.
         self._producer: Producer | None = None
-        self._produced: set[_Pending] = set()
+        self._produced: set[Pending] = set()
+        self._under_way = 0
+        self._heard = 0.0  # when the number under way last changed
+        self._away_until = 0.0  # it did not answer a moment ago: until then nobody asks again
+        self._used: dict[str, Any] = {}  # its connection settings
         self._batch_bytes = 0
         self._fatal = ""
 
@@ -153,22 +129,14 @@ class KafkaPublisher:
         return f"KafkaPublisher({self._settings.address})"
 
     def publish(self, batch: Batch) -> Future[Receipts]:
-        pending = _Pending(batch)
-        with self._lock:
-            if not self._closed and batch.rows:
-                self._open.setdefault(batch.destination, []).append(pending)
-                self._start()
-                self._jobs.put(pending)
-                return pending.future
-        pending.refuse_rest(Failure.BROKER_DOWN, "the publisher is closed")
-        pending.resolve()
-        return pending.future
+        return self._book.take(batch, self._enqueue)
+
+    def _enqueue(self, pending: Pending) -> None:
+        self._start()
+        self._jobs.put(pending)
 
     def capacity(self, destination: str) -> int:
-        with self._lock:
-            mine = sum(pending.left for pending in self._open.get(destination, ()))
-            size = sum(pending.size for batches in self._open.values() for pending in batches)
-        return 0 if size >= _BYTES_IN_FLIGHT else max(0, _MESSAGES_PER_DESTINATION - mine)
+        return self._book.capacity(destination)
 
     def check(self, destinations: Collection[str], timeout: timedelta) -> Mapping[str, Refusal]:
         try:
@@ -177,7 +145,7 @@ class KafkaPublisher:
             if error.failure is Failure.UNAUTHORIZED:
                 raise ConfigurationError(str(error)) from error
             return {name: Refusal(-1, error.failure, str(error)) for name in destinations}
-        return {name: Refusal(-1, Failure.UNKNOWN_TOPIC, _unknown(name)) for name in missing}
+        return {name: Refusal(-1, Failure.UNKNOWN_TOPIC, unknown(name)) for name in missing}
 
     def reset(self) -> None:
         self._await_barrier(_Barrier(last=False))
@@ -187,8 +155,9 @@ class KafkaPublisher:
         self._topics.close()
 
     def _await_barrier(self, barrier: _Barrier) -> None:
+        if barrier.last:
+            self._book.close()
         with self._lock:
-            self._closed = self._closed or barrier.last
             thread = self._thread
             if thread is None or not thread.is_alive():
                 return
@@ -207,15 +176,21 @@ class KafkaPublisher:
     # From here on everything runs in the thread.
 
     def _run(self) -> None:
+        while self._survives():
+            pass
+        self._book.refuse_all("the publisher has ended")
+
+    def _survives(self) -> bool:
+        """Works until the end, or until a defect of ours: then all in flight is given up, and the work goes on."""
         try:
             while self._step():
                 pass
-        finally:  # also after a defect of ours: no future may stay open
-            with self._lock:
-                self._closed = True
-                left = [pending for batches in self._open.values() for pending in batches]
-            for pending in left:
-                self._refuse(pending, Failure.INDETERMINATE, "the publisher has ended")
+        except Exception as defect:  # noqa: BLE001  a dead thread would stop every topic
+            _log.exception("broker.publisher_failed", extra={"broker": "kafka", "address": self._settings.address})
+            self._end_session(f"the publisher failed: {type(defect).__name__}")
+            self._book.refuse_all(f"the publisher failed by a defect ({type(defect).__name__}); it is in the log")
+            return True
+        return False
 
     def _step(self) -> bool:
         """One job, or one poll; False at the end."""
@@ -223,43 +198,68 @@ class KafkaPublisher:
             job = self._jobs.get_nowait() if self._produced else self._jobs.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             self._serve()
+            self._watch()
             return True
         if isinstance(job, _Barrier):
-            self._end_session()
-            with self._lock:
-                self._barriers -= 1
-            job.done.set()
-            return not job.last
+            return self._reach(job)
         if job.left == 0:
             return True  # refused while it waited
         if self._barriers:
-            self._refuse(job, Failure.BROKER_DOWN, "given up before it was sent")
+            self._book.refuse(job, Failure.BROKER_DOWN, _GIVEN_UP)
         else:
             self._send(job)
         return True
+
+    def _reach(self, barrier: _Barrier) -> bool:
+        try:
+            self._end_session("given up while it was under way")
+        finally:
+            with self._lock:
+                self._barriers -= 1
+            barrier.done.set()
+        return not barrier.last
+
+    def _watch(self) -> None:
+        """Gives up on a cluster that is silent and does not answer a question either: it is named as away at once."""
+        if self._produced and time.monotonic() - self._heard > _SILENCE_SECONDS and self._producer is not None:
+            try:
+                self._producer.list_topics(timeout=_ANSWER_SECONDS)
+            except KafkaException:
+                self._end_session(f"Kafka at {self._settings.address} stopped answering while it was under way")
+                self._away_until = time.monotonic() + _AWAY_SECONDS
+            self._heard = time.monotonic()
 
     def _serve(self) -> None:
         """Serves reports. A few messages go out at once: they need not linger for company that does not come."""
         if self._producer is not None:
             under_way = sum(pending.left for pending in self._produced)
+            if under_way != self._under_way:
+                self._under_way, self._heard = under_way, time.monotonic()
             hurries = 0 < under_way <= _TRICKLE and "linger.ms" not in self._settings.publisher
             wait = self._producer.flush if hurries else self._producer.poll
             wait(_POLL_SECONDS if self._produced else 0)
 
-    def _send(self, pending: _Pending) -> None:
+    def _send(self, pending: Pending) -> None:
         destination = pending.batch.destination
         try:
             producer = self._session_for(destination)
         except LookupFailed as error:
-            self._refuse_waiting(destination, error.failure, str(error))
+            self._book.refuse_unsent(destination, error.failure, str(error))
             return
         except ConfigurationError as error:
-            self._refuse_waiting(destination, Failure.UNAUTHORIZED, str(error))
+            self._book.refuse_unsent(destination, Failure.UNAUTHORIZED, str(error))
             return
         if self._fatal:
-            self._refuse(pending, Failure.INDETERMINATE, self._fatal)
+            self._book.refuse(pending, Failure.INDETERMINATE, self._fatal)
             return
+        pending.sent = True
         self._produced.add(pending)
+        self._produce(producer, pending)
+        producer.poll(0)
+        self._finish_if_complete(pending)
+
+    def _produce(self, producer: Producer, pending: Pending) -> None:
+        destination = pending.batch.destination
         limit = self._topics.limit(destination) or 0
         report, produce = self._delivered, producer.produce
         for index, row in enumerate(pending.batch.rows):
@@ -268,17 +268,18 @@ class KafkaPublisher:
             if len(row.payload) + len(row.key or b"") > limit:
                 pending.refuse(index, Failure.TOO_LARGE, f"{destination} takes at most {limit:,} bytes")
                 continue
-            headers: Any = outgoing_headers(row)  # the stub asks for a wider list
+            told = partial(report, pending, index)
             try:
-                produce(destination, row.payload, row.key, on_delivery=partial(report, pending, index), headers=headers)
+                headers: Any = outgoing_headers(row)  # the stub asks for a wider list
+                produce(destination, row.payload, row.key, on_delivery=told, headers=headers)
             except (BufferError, KafkaException):
-                again = partial(produce, destination, row.payload, row.key, on_delivery=partial(report, pending, index))
-                if not self._insist(partial(again, headers=headers), pending, index):
+                again = partial(produce, destination, row.payload, row.key, on_delivery=told, headers=headers)
+                if not self._insist(again, pending, index):
                     break
-        producer.poll(0)
-        self._finish_if_complete(pending)
+            except Exception as error:  # noqa: BLE001  whatever one row holds, it must not stop the others
+                pending.refuse(index, Failure.INVALID, unsendable(error))
 
-    def _insist(self, record: Callable[[], None], pending: _Pending, index: int) -> bool:
+    def _insist(self, record: Callable[[], None], pending: Pending, index: int) -> bool:
         """Produces a record that was not taken; False when it and all later ones of the batch were given up."""
         while True:
             try:
@@ -287,7 +288,7 @@ class KafkaPublisher:
                 self._serve()
                 if self._barriers:
                     for unsent in range(index, len(pending.batch.rows)):
-                        pending.refuse(unsent, Failure.BROKER_DOWN, "given up before it was sent")
+                        pending.refuse(unsent, Failure.BROKER_DOWN, _GIVEN_UP)
                     return False
             except KafkaException as error:
                 self._note(pending, error.args[0])
@@ -302,23 +303,26 @@ class KafkaPublisher:
         Raises:
             LookupFailed: the topic is unknown, or the cluster does not answer.
         """
+        if time.monotonic() < self._away_until:
+            raise self._silent()
         if self._topics.limit(destination) is None and self._topics.look_up((destination,), _LOOKUP_SECONDS):
-            raise LookupFailed(Failure.UNKNOWN_TOPIC, _unknown(destination))
+            raise LookupFailed(Failure.UNKNOWN_TOPIC, unknown(destination))
         wanted = min(_BATCH_BYTES, max(1, self._topics.smallest_limit - _BATCH_MARGIN))
         if self._producer is not None and wanted < self._batch_bytes:
             while self._produced and not self._barriers:
                 self._serve()
-            self._end_session()
+            self._end_session(_GIVEN_UP)
         if self._producer is None:
             self._batch_bytes = wanted
             self._producer = self._open_producer()
         return self._producer
 
     def _open_producer(self) -> Producer:
+        self._used = connection_settings(self._settings)
         producer = open_client(
             Producer,
             {
-                **self._settings.common,
+                **self._used,
                 "linger.ms": _LINGER_MS,
                 **self._settings.publisher,
                 "acks": "all",
@@ -331,11 +335,16 @@ class KafkaPublisher:
                 "error_cb": self._on_error,
             },
         )
-        with suppress(KafkaException):
+        try:
             producer.list_topics(timeout=_SESSION_SECONDS)  # else the first acknowledgement takes half a second more
+        except KafkaException as error:
+            raise self._silent() from error
         return producer
 
-    def _end_session(self) -> None:
+    def _silent(self) -> LookupFailed:
+        return LookupFailed(Failure.BROKER_DOWN, f"Kafka at {self._settings.address} does not answer")
+
+    def _end_session(self, text: str) -> None:
         """Everything produced gets its outcome, then the producer is dropped.
 
         What is purged from the queue counts as indeterminate too: it may have been sent and be waiting for a retry.
@@ -347,53 +356,32 @@ class KafkaPublisher:
             while self._produced and time.monotonic() < deadline:
                 producer.poll(_POLL_SECONDS)
         for pending in list(self._produced):
-            self._refuse(pending, Failure.INDETERMINATE, "given up while it was under way")
+            pending.refuse_rest(Failure.INDETERMINATE, text)
+            self._finish_if_complete(pending)
 
-    def _delivered(self, pending: _Pending, index: int, error: KafkaError | None, message: Message) -> None:
-        if pending.left <= 0:
-            return  # its future has ended without it
+    def _delivered(self, pending: Pending, index: int, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            pending.partitions[index] = message.partition()  # type: ignore[assignment]  # a delivered message has both
-            pending.offsets[index] = message.offset()  # type: ignore[assignment]
-            pending.left -= 1
+            # a delivered message has both
+            pending.accept(index, message.partition(), message.offset())  # type: ignore[arg-type]
         else:
             self._note(pending, error)
             pending.refuse(index, failure_of(error), error.str())
         if not pending.left:
             self._finish_if_complete(pending)
 
-    def _note(self, pending: _Pending, error: KafkaError) -> None:
+    def _note(self, pending: Pending, error: KafkaError) -> None:
         if error.fatal():
             self._on_error(error)
         if failure_of(error) is Failure.UNKNOWN_TOPIC:
             self._topics.forget(pending.batch.destination)
 
     def _on_error(self, error: KafkaError) -> None:
+        if self._producer is not None and login_trouble(error, self._settings.address):
+            renewed(self._producer, self._settings, self._used)
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = f"the producer session is broken: {error.str()}"
 
-    def _refuse_waiting(self, destination: str, failure: Failure, text: str) -> None:
-        """Refuses all that waits for the destination: a later batch must not overtake the one that was refused."""
-        with self._lock:
-            waiting = [pending for pending in self._open.get(destination, ()) if pending not in self._produced]
-        for pending in waiting:
-            self._refuse(pending, failure, text)
-
-    def _refuse(self, pending: _Pending, failure: Failure, text: str) -> None:
-        pending.refuse_rest(failure, text)
-        self._finish_if_complete(pending)
-
-    def _finish_if_complete(self, pending: _Pending) -> None:
-        if pending.left or pending.future.done():
-            return
-        self._produced.discard(pending)
-        with self._lock:
-            batches = self._open[pending.batch.destination]
-            batches.remove(pending)
-            if not batches:
-                del self._open[pending.batch.destination]
-        pending.resolve()
-
-
-def _unknown(topic: str) -> str:
-    return f"Kafka has no topic {topic}; create it: outboxkit init --topology"
+    def _finish_if_complete(self, pending: Pending) -> None:
+        if not pending.left:
+            self._produced.discard(pending)
+            self._book.finish(pending)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
-from outboxkit.brokers import redacted, refuse_unknown
+from outboxkit.brokers import refuse_unknown
+from outboxkit.brokers._urls import ENCODE, read_url
 from outboxkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from outboxkit.brokers import Credentials
+    from outboxkit.brokers._urls import BrokerUrl
 
 __all__ = ["EMBEDDED", "Settings", "parse"]
 
@@ -51,24 +54,27 @@ _COMMON: Final = frozenset(
         "ssl.key.location",
         "ssl.key.password",
         "ssl.key.pem",
+        "topic.metadata.refresh.interval.ms",
     },
 )
 _PUBLISHER: Final = frozenset({"compression.level", "compression.type", "linger.ms"})
 _SUBSCRIBER: Final = frozenset(
     {
         "auto.offset.reset",
+        "fetch.max.bytes",
         "fetch.min.bytes",
         "fetch.wait.max.ms",
         "group.instance.id",
         "heartbeat.interval.ms",
         "isolation.level",
+        "max.partition.fetch.bytes",
         "max.poll.interval.ms",
         "queued.max.messages.kbytes",
         "session.timeout.ms",
     },
 )
-_TOPOLOGY: Final = frozenset({"partitions", "replication"})
-_SECURE: Final = {False: "SSL", True: "SASL_SSL"}  # by whether there are credentials
+_OURS: Final = frozenset({"partitions", "prefetch_bytes", "replication"})
+_PREFETCH_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +86,9 @@ class Settings:
         common: librdkafka settings of both sides.
         publisher: further settings of a producer.
         subscriber: further settings of a consumer.
+        credentials: gives the login or the token of each new client, instead of the URL's.
+        prefetch_bytes: bytes of payload that one receive returns at most, but one message; the client keeps as many
+            behind it.
         partitions: how many a created topic gets.
         replication: of a created topic, -1 is the broker's default.
     """
@@ -88,57 +97,52 @@ class Settings:
     common: Mapping[str, str] = field(repr=False)
     publisher: Mapping[str, str] = field(repr=False)
     subscriber: Mapping[str, str] = field(repr=False)
+    credentials: Credentials | None = field(repr=False)
+    prefetch_bytes: int
     partitions: int
     replication: int
 
 
-def parse(url: str, options: Mapping[str, str]) -> Settings:
-    """The settings that a URL and options ask for; options win over the query of the URL.
+def parse(url: str, options: Mapping[str, str], credentials: Credentials | None = None) -> Settings:
+    """Reads the settings that a URL and options ask for; options win over the query of the URL.
 
     Raises:
         ConfigurationError: unparsable URL, or a setting that is not on the allow-list.
     """
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigurationError(f"cannot read the broker URL {redacted(url)}") from error
-    wanted = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **options}
-    refuse_unknown(wanted, _COMMON | _PUBLISHER | _SUBSCRIBER | _TOPOLOGY, "kafka")
-    userinfo, _, hosts = parts.netloc.rpartition("@")
-    address = _servers(hosts, url)
-    security = _security(parts.scheme, userinfo)
+    read = read_url(url, "kafka://host:9092 or kafka+ssl://user:password@host:9093")
+    if read.path.strip("/"):
+        raise ConfigurationError(f"the broker URL {read.scheme}://… has a path, which Kafka has not: {ENCODE}")
+    wanted = {**read.query, **options}
+    refuse_unknown(wanted, _COMMON | _PUBLISHER | _SUBSCRIBER | _OURS, "kafka")
+    address = ",".join(host if _has_port(host) else f"{host}:{_DEFAULT_PORT}" for host in read.hosts)
     chosen = {name: value for name, value in wanted.items() if name in _COMMON}
+    prefetch_bytes = _number(wanted, "prefetch_bytes", _PREFETCH_BYTES)
+    kept = {"queued.max.messages.kbytes": str(max(1, prefetch_bytes // 1024))}
     return Settings(
         address=address,
-        common={"bootstrap.servers": address, **security, **chosen},
+        common={"bootstrap.servers": address, **_security(read), **chosen},
         publisher={name: value for name, value in wanted.items() if name in _PUBLISHER},
-        subscriber={name: value for name, value in wanted.items() if name in _SUBSCRIBER},
+        subscriber={**kept, **{name: value for name, value in wanted.items() if name in _SUBSCRIBER}},
+        credentials=credentials,
+        prefetch_bytes=prefetch_bytes,
         partitions=_number(wanted, "partitions", 6),
         replication=_number(wanted, "replication", -1),
     )
-
-
-def _servers(hosts: str, url: str) -> str:
-    names = [host.strip() for host in hosts.split(",") if host.strip()]
-    if not names:
-        raise ConfigurationError(f"the broker URL {redacted(url)} names no host; expected kafka://host:9092")
-    return ",".join(name if _has_port(name) else f"{name}:{_DEFAULT_PORT}" for name in names)
 
 
 def _has_port(host: str) -> bool:
     return host == EMBEDDED or host.rpartition(":")[2].isdigit()
 
 
-def _security(scheme: str, userinfo: str) -> dict[str, str]:
-    secure = scheme.endswith("+ssl")
-    if not userinfo:
-        return {"security.protocol": _SECURE[False]} if secure else {}
-    user, _, password = userinfo.partition(":")
+def _security(read: BrokerUrl) -> dict[str, str]:
+    if not read.login:
+        return {"security.protocol": "SSL"} if read.scheme.endswith("+ssl") else {}
+    user, password = (*read.login, "")[:2]
     return {
-        "security.protocol": _SECURE[True],  # never credentials in clear text, unless an option says so
+        "security.protocol": "SASL_SSL",  # never credentials in clear text, unless an option says so
         "sasl.mechanism": "PLAIN",
-        "sasl.username": unquote(user),
-        "sasl.password": unquote(password),
+        "sasl.username": user,
+        "sasl.password": password,
     }
 
 

@@ -22,7 +22,7 @@ from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO, Delivery, text_of
 from outboxkit.brokers.kafka.progress import Progress
 from outboxkit.brokers.kafka.publish import FEATURES
 from outboxkit.brokers.kafka.records import headers_of, place_of, timestamp_of
-from outboxkit.brokers.kafka.topics import LookupFailed, Topics, login_trouble, open_client, prove
+from outboxkit.brokers.kafka.topics import LookupFailed, Topics, login_trouble, open_client, prove, unknown
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 
 if TYPE_CHECKING:
@@ -294,8 +294,7 @@ class KafkaSubscriber:
         finally:
             topics.close()
         if missing:
-            names = ", ".join(sorted(missing))
-            raise ConfigurationError(f"Kafka has no topic {names}; create it: outboxkit init --topology")
+            raise ConfigurationError("; ".join(map(unknown, sorted(missing))))
 
     def _configuration(self) -> Mapping[str, object]:
         return {

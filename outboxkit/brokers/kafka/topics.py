@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
+from outboxkit.brokers.kafka.errors import login_trouble
+from outboxkit.brokers.kafka.login import connection_settings
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.policy import Failure
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers.kafka.settings import Settings
 
-__all__ = ["CLIENT_LOG", "LookupFailed", "Topics", "login_trouble", "open_client", "prove"]
+__all__ = ["CLIENT_LOG", "LookupFailed", "Topics", "open_client", "prove", "unknown"]
 
 CLIENT_LOG: Final = logging.getLogger("outboxkit.brokers.kafka.client")
 
@@ -29,15 +32,8 @@ DEFAULT_LIMIT: Final = 1_048_588  # Kafka's default for max.message.bytes
 _DESCRIBE_SECONDS: Final = 5.0
 _CREATE_SECONDS: Final = 15.0
 _LOOK_AGAIN_SECONDS: Final = 0.02
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _MOCK_CLUSTER: Final = "mockCluster"
-_LOGIN: Final = frozenset(
-    {
-        KafkaError._AUTHENTICATION,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.UNSUPPORTED_SASL_MECHANISM,
-        KafkaError._SSL,
-    },
-)
 
 
 class LookupFailed(Exception):
@@ -51,14 +47,6 @@ class LookupFailed(Exception):
         """The same as what callers of a subscriber know."""
         kind = ConfigurationError if self.failure is Failure.UNAUTHORIZED else TransientBrokerError
         return kind(str(self))
-
-
-def login_trouble(error: KafkaError, address: str) -> str:
-    """A text when the error says that the cluster refused us, else empty. Never holds a secret."""
-    if error.code() not in _LOGIN:
-        return ""
-    what = "TLS" if error.code() == KafkaError._SSL else "the login"
-    return f"{what} was refused by Kafka at {address}: check the credentials, sasl.mechanism and security.protocol"
 
 
 def open_client(kind: Callable[..., Client], conf: Mapping[str, object]) -> Client:
@@ -118,9 +106,11 @@ class Topics:
             cluster = admin.list_topics(timeout=timeout_seconds)
         except KafkaException as error:
             admin.poll(0)  # brings the event that says whether it was the login
-            failure = Failure.UNAUTHORIZED if self._login else Failure.BROKER_DOWN
-            raise LookupFailed(failure, self._login or f"Kafka at {self._settings.address} did not answer") from error
-        self._login = ""
+            refused, self._login = self._login, ""
+            if refused:
+                self.close()  # the next question comes with the credentials of that moment
+                raise LookupFailed(Failure.UNAUTHORIZED, refused) from error
+            raise LookupFailed(Failure.BROKER_DOWN, self._unanswered()) from error
         wanted = set(names)
         found = wanted & cluster.topics.keys()
         # The mock cluster does not answer to requests about configurations.
@@ -174,7 +164,9 @@ class Topics:
     def _client(self) -> AdminClient:
         with self._lock:
             if self._admin is None:
-                self._admin = open_client(AdminClient, {**self._settings.common, "error_cb": self._on_error})
+                self._heard_nothing = True
+                conf = {**connection_settings(self._settings), "error_cb": self._on_error}
+                self._admin = open_client(AdminClient, conf)
             return self._admin
 
     def _on_error(self, error: KafkaError) -> None:
@@ -190,3 +182,13 @@ class Topics:
             except (KafkaException, FutureTimeoutError, KeyError):  # not allowed to describe: assume the default
                 limits[resource.name] = DEFAULT_LIMIT
         return limits
+
+
+def unknown(topic: str) -> str:
+    """Words for a topic that the cluster does not have: missing, or of a name that it can never have."""
+    if _NAME.fullmatch(topic) and topic not in {".", ".."}:
+        return f"Kafka has no topic {topic}; create it: outboxkit init --topology"
+    return (
+        f"topic {topic}: no broker allows this name; Kafka takes letters, digits, '.', '_' and '-', "
+        "at most 249 of them: correct the destination"
+    )

@@ -1,4 +1,4 @@
-"""RabbitMQ: events go to a topic exchange by their type, commands straight to their queue.
+"""RabbitMQ, through aio-pika: events go to a topic exchange by their type, commands straight to their queue.
 
 A publisher has one channel per destination, with confirms; every message is mandatory and persistent. A consumer has
 one quorum queue per topic with a single active consumer: with several, later messages overtake a redelivered one.
@@ -15,16 +15,18 @@ from outboxkit.brokers.rabbitmq.subscribe import RabbitSubscriber
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from outboxkit.brokers import Subscription
+    from outboxkit.brokers import Credentials, Subscription
 
 __all__ = ["RabbitPublisher", "RabbitSubscriber", "publisher", "subscriber"]
 
 
-def publisher(url: str, options: Mapping[str, str]) -> RabbitPublisher:
-    """The plug's entry: a publisher that connects at its first use."""
-    return RabbitPublisher(parse(url, options))
+def publisher(url: str, options: Mapping[str, str], credentials: Credentials | None = None) -> RabbitPublisher:
+    """Returns a publisher that connects at its first use: the plug's entry."""
+    return RabbitPublisher(parse(url, options, credentials))
 
 
-def subscriber(url: str, subscription: Subscription, options: Mapping[str, str]) -> RabbitSubscriber:
-    """The plug's entry: a subscriber that connects at its first use."""
-    return RabbitSubscriber(parse(url, options), subscription)
+def subscriber(
+    url: str, subscription: Subscription, options: Mapping[str, str], credentials: Credentials | None = None
+) -> RabbitSubscriber:
+    """Returns a subscriber that connects at its first use: the plug's entry."""
+    return RabbitSubscriber(parse(url, options, credentials), subscription)

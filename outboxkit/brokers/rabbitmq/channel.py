@@ -1,4 +1,4 @@
-"""A channel with confirms, on the client's connection: batches go out in one write, outcomes come back by delivery tag.
+"""A channel with confirms, beneath aio-pika: batches go out in one write, outcomes come back by delivery tag.
 
 The client's own channel sends and awaits message by message and finds a returned message by its id; two of the same id
 then get each other's outcome.
@@ -7,16 +7,17 @@ then get each other's outcome.
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
 from pamqp import commands
 
-from outboxkit.brokers import Receipts, Refusal
-from outboxkit.brokers.rabbitmq.settings import TROUBLE
+from outboxkit.brokers import text_of
+from outboxkit.brokers._in_flight import unsendable
+from outboxkit.brokers.rabbitmq.connection import TROUBLE
+from outboxkit.brokers.rabbitmq.properties import RAW_PROPERTIES, read_properties
 from outboxkit.brokers.rabbitmq.wire import SEQUENCE, Unsendable, publish_frames
 from outboxkit.policy import Failure
 
@@ -24,52 +25,15 @@ if TYPE_CHECKING:
     from aiormq.connection import Connection
     from pamqp.header import ContentHeader
 
-    from outboxkit.brokers import Batch
+    from outboxkit.brokers._in_flight import Pending
 
-__all__ = ["ConfirmChannel", "Pending"]
+__all__ = ["ChannelOwner", "ConfirmChannel"]
 
-_TEXT_LIMIT: Final = 300
 _CLOSE_SECONDS: Final = 2.0
 
 
-class Pending:
-    """A batch under way: collects one outcome per row, then resolves the future."""
-
-    __slots__ = ("batch", "future", "left", "refused", "settled", "size", "written")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.future: Future[Receipts] = Future()
-        self.future.set_running_or_notify_cancel()  # from here on nobody can cancel it: the outcome is a fact
-        self.left = len(batch.rows)
-        self.settled = bytearray(self.left)
-        self.refused: list[Refusal] = []
-        self.size = sum(len(row.payload) for row in batch.rows)
-        self.written = False
-
-    def accept(self, index: int) -> None:
-        if not self.settled[index]:
-            self.settled[index] = 1
-            self.left -= 1
-
-    def refuse(self, index: int, failure: Failure, text: str) -> None:
-        if not self.settled[index]:
-            self.refused.append(Refusal(index, failure, text[:_TEXT_LIMIT]))
-            self.accept(index)
-
-    def refuse_rest(self, failure: Failure, text: str) -> None:
-        for index in range(len(self.settled)):
-            self.refuse(index, failure, text)
-
-    def resolve(self) -> None:
-        nowhere = (-1,) * len(self.settled)  # a confirm tells no place
-        self.future.set_result(
-            Receipts(nowhere, nowhere, tuple(sorted(self.refused, key=lambda refusal: refusal.index)))
-        )
-
-
 class ChannelOwner(Protocol):
-    """Who hears of outcomes."""
+    """Hears of outcomes."""
 
     def complete(self, pending: Pending) -> None:
         """Every row of the batch has its outcome."""
@@ -90,7 +54,7 @@ class ConfirmChannel(Channel):
         self._unconfirmed: dict[int, tuple[Pending, int]] = {}  # by delivery tag, ascending
         self._by_position: dict[int, tuple[Pending, int]] = {}
         self._last_progress = 0.0  # loop time of the last write into silence, or of the last confirm
-        self._closing.add_done_callback(lambda _: self._lose("the channel was closed"))
+        self._closing.add_done_callback(lambda _: self.lose("the channel was closed"))
 
     @classmethod
     async def opened(cls, connection: Connection, owner: ChannelOwner) -> Self:
@@ -105,7 +69,7 @@ class ConfirmChannel(Channel):
     async def send(self, pending: Pending, max_bytes: int) -> None:
         """Writes a batch at once and returns when the socket has taken it; the outcomes come later."""
         frames = self._frames(pending, max_bytes)
-        pending.written = True
+        pending.sent = True
         if not frames:
             self._owner.complete(pending)
             return
@@ -114,7 +78,7 @@ class ConfirmChannel(Channel):
             await self.write_queue.put(ChannelFrame(payload=b"".join(frames), should_close=False, drain_future=taken))
             await taken
         if self.is_closed:
-            self._lose("the channel was closed")
+            self.lose("the channel was closed")
 
     def silent_since(self) -> float | None:
         """The loop time since when confirms are owed and none came; None when none is owed."""
@@ -122,7 +86,7 @@ class ConfirmChannel(Channel):
 
     async def abandon(self, text: str) -> None:
         """Closes it; what is unconfirmed is indeterminate."""
-        self._lose(text)
+        self.lose(text)
         with suppress(*TROUBLE, asyncio.CancelledError):
             await self.close(timeout=_CLOSE_SECONDS)
 
@@ -139,6 +103,9 @@ class ConfirmChannel(Channel):
                 frames.append(publish_frames(row, self.number, frame_max))
             except Unsendable as error:
                 pending.refuse(index, error.failure, str(error))
+                continue
+            except Exception as error:  # noqa: BLE001  whatever one row holds, it must not stop the others
+                pending.refuse(index, Failure.INVALID, unsendable(error))
                 continue
             self._tag += 1
             self._unconfirmed[self._tag] = self._by_position[row.position] = (pending, index)
@@ -169,14 +136,16 @@ class ConfirmChannel(Channel):
     async def _on_return_frame(self, frame: commands.Basic.Return) -> None:
         header: ContentHeader = await self._get_frame()  # type: ignore[assignment]  # a return is followed by its header
         await self._read_content(frame, header)
-        position = (header.properties.headers or {}).get(SEQUENCE)
-        found = self._by_position.get(int(str(position)))
+        raw: Any = (header.properties.headers or {}).get(RAW_PROPERTIES)
+        position = text_of(read_properties(bytes(raw)).headers, SEQUENCE)
+        found = self._by_position.get(int(position)) if position else None
         if found is not None:  # its ack, which follows, changes nothing any more
             pending, index = found
             where = frame.exchange or "the default exchange"
             pending.refuse(index, Failure.UNROUTABLE, f"no queue takes {frame.routing_key} from {where}")
 
-    def _lose(self, text: str) -> None:
+    def lose(self, text: str) -> None:
+        """Ends everything that is unconfirmed: it is indeterminate."""
         lost, self._unconfirmed, self._by_position = self._unconfirmed, {}, {}
         if lost:
             self._owner.lost(text)

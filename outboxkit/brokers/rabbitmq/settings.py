@@ -1,65 +1,29 @@
-"""From a URL and options to a connection. Secrets stay inside `Settings`: out of its repr and of every error text."""
+"""From a URL and options to what a connection needs. Secrets stay inside `Settings`: out of its repr and all texts."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urlunsplit
 
-from aiormq.connection import Connection, FrameReceiver
-from aiormq.exceptions import (
-    AMQPConnectionError,
-    AMQPError,
-    AuthenticationError,
-    ChannelAccessRefused,
-    ChannelNotFoundEntity,
-    ConnectionClosed,
-    ProbableAuthenticationError,
-)
-from pamqp import commands
-from pamqp.base import Frame
-from pamqp.frame import FrameTypes, marshal
-
-from outboxkit.brokers import Features, redacted, refuse_unknown
+from outboxkit.brokers import Features, Login, refuse_unknown
+from outboxkit.brokers._urls import read_url
 from outboxkit.errors import ConfigurationError
-from outboxkit.policy import Failure, Order
+from outboxkit.policy import Order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FEATURES", "TROUBLE", "ChannelError", "Settings", "connect", "parse", "trouble_of"]
+    from outboxkit.brokers import Credentials
+
+__all__ = ["FEATURES", "Settings", "parse"]
 
 # RabbitMQ 4 takes 16 MiB by default (max_message_size), older ones 128 MiB.
 FEATURES: Final = Features(name="rabbitmq", order=Order.STRICT, evidence=False, max_message_bytes=16 << 20)
 
-# What a failed question to the broker means; the first class that fits.
-_FAILURES: Final[Mapping[type[BaseException], Failure]] = {
-    AuthenticationError: Failure.UNAUTHORIZED,
-    ProbableAuthenticationError: Failure.UNAUTHORIZED,
-    ChannelAccessRefused: Failure.UNAUTHORIZED,
-    ChannelNotFoundEntity: Failure.UNKNOWN_TOPIC,
-    AMQPConnectionError: Failure.BROKER_DOWN,
-    AMQPError: Failure.BROKER_DOWN,
-    OSError: Failure.BROKER_DOWN,
-    TimeoutError: Failure.BROKER_DOWN,
-    RuntimeError: Failure.BROKER_DOWN,  # aiormq: the connection was closed meanwhile
-}
-TROUBLE: Final = (AMQPError, OSError, TimeoutError, RuntimeError)
-_ACCESS_REFUSED: Final = 403
-_NOT_ALLOWED: Final = 530  # AMQP: no such virtual host, or no access to it
-_CONNECT_SECONDS: Final = 5.0
-
 _CLIENT: Final = frozenset({"cadata", "cafile", "capath", "certfile", "heartbeat", "keyfile", "name", "no_verify_ssl"})
-_OURS: Final = frozenset({"blocked_timeout", "confirm_timeout", "max_message_bytes"})
-
-
-class ChannelError(Exception):
-    """The broker did not do what was asked; says what that means."""
-
-    def __init__(self, failure: Failure, text: str) -> None:
-        super().__init__(text)
-        self.failure = failure
+_OURS: Final = frozenset({"blocked_timeout", "confirm_timeout", "max_message_bytes", "prefetch", "prefetch_bytes"})
+_PREFETCH: Final = 65_535  # the most that the protocol can say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,105 +32,89 @@ class Settings:
 
     Attributes:
         address: the URL without secrets, for people and error texts.
-        url: the URL for the client, with its secrets.
+        nodes: ``host:port`` of each node.
+        scheme: ``amqp`` or ``amqps``.
+        path: the virtual host, quoted.
+        query: settings of the client.
+        login: user and password of the URL, as far as it has them.
+        credentials: gives the login at each connection, instead of the URL's.
         confirm_seconds: a message that is not confirmed after this long is indeterminate.
         blocked_seconds: how long a blocked connection is waited for before anything is written.
         max_message_bytes: larger payloads are refused before they are sent.
+        prefetch: messages that a consumer holds at most, None for twice what it receives at once.
+        prefetch_bytes: bytes of payload that a consumer holds at most, but one message.
     """
 
     address: str
-    url: str = field(repr=False)
+    nodes: tuple[str, ...]
+    scheme: str
+    path: str
+    query: str
+    login: tuple[str, ...] = field(repr=False)
+    credentials: Credentials | None = field(repr=False)
     confirm_seconds: float
     blocked_seconds: float
     max_message_bytes: int
+    prefetch: int | None
+    prefetch_bytes: int
+
+    def urls(self) -> list[str]:
+        """The URL of each node with the login of this moment; for the client only.
+
+        Raises:
+            ConfigurationError: the credentials are a token, which RabbitMQ's login does not take.
+        """
+        login = self.login if self.credentials is None else _login(self.credentials())
+        before = ":".join(quote(part, safe="") for part in login) + "@" if login else ""
+        return [urlunsplit((self.scheme, before + node, self.path, self.query, "")) for node in self.nodes]
 
 
-def parse(url: str, options: Mapping[str, str]) -> Settings:
-    """The settings that a URL and options ask for; options win over the query of the URL.
+def _login(given: object) -> tuple[str, ...]:
+    if not isinstance(given, Login):
+        raise ConfigurationError("RabbitMQ takes a user and a password: let the credentials return a Login")
+    return given.user, given.password
+
+
+def parse(url: str, options: Mapping[str, str], credentials: Credentials | None = None) -> Settings:
+    """Reads the settings that a URL and options ask for; options win over the query of the URL.
 
     Raises:
         ConfigurationError: unparsable URL, or a setting that is not on the allow-list.
     """
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"cannot read the broker URL {redacted(url)}") from error
-    if not host:
-        raise ConfigurationError(
-            f"the broker URL {redacted(url)} names no host; expected amqp://user:password@host/vhost",
-        )
-    wanted = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **options}
+    read = read_url(url, "amqp://user:password@host/vhost")
+    wanted = {**read.query, **options}
     refuse_unknown(wanted, _CLIENT | _OURS, "rabbitmq")
     # Ten seconds of heartbeat: a silent partition is found within half a minute.
     client = {"heartbeat": "10", **{name: value for name, value in wanted.items() if name in _CLIENT}}
-    scheme = "amqp" if parts.scheme == "rabbitmq" else parts.scheme
+    prefetch = _whole(wanted, "prefetch", 0)
+    if prefetch > _PREFETCH:
+        raise ConfigurationError(f"the rabbitmq option prefetch must be at most {_PREFETCH:,}, got {prefetch:,}")
     return Settings(
-        address=redacted(url),
-        url=urlunsplit((scheme, parts.netloc, parts.path, urlencode(client), "")),
+        address=read.shown,
+        nodes=read.hosts,
+        scheme="amqps" if read.scheme in {"amqps", "rabbitmq+ssl", "amqp+ssl"} else "amqp",
+        path=read.path,
+        query=urlencode(client),
+        login=read.login,
+        credentials=credentials,
         confirm_seconds=_number(wanted, "confirm_timeout", 30.0),
         blocked_seconds=_number(wanted, "blocked_timeout", 10.0),
-        max_message_bytes=int(_number(wanted, "max_message_bytes", float(FEATURES.max_message_bytes or 0))),
+        max_message_bytes=_whole(wanted, "max_message_bytes", FEATURES.max_message_bytes or 0),
+        prefetch=prefetch or None,
+        prefetch_bytes=_whole(wanted, "prefetch_bytes", 64 << 20),
     )
+
+
+def _whole(wanted: Mapping[str, str], name: str, default: int) -> int:
+    return int(_number(wanted, name, default))
 
 
 def _number(wanted: Mapping[str, str], name: str, default: float) -> float:
     text = wanted.get(name, str(default))
     try:
-        return float(text)
+        number = float(text)
     except ValueError as error:
         raise ConfigurationError(f"the rabbitmq option {name} must be a number, got {text!r}") from error
-
-
-class _Connection(Connection):
-    """The client's connection, with one repair: a broker that closes during the handshake is told by its reply code."""
-
-    @staticmethod
-    async def _rpc(
-        request: Frame,
-        writer: asyncio.StreamWriter,
-        frame_receiver: FrameReceiver,
-        wait_response: bool = True,  # noqa: FBT001, FBT002  the client's signature
-    ) -> FrameTypes | None:
-        if wait_response:
-            writer.write(marshal(request, 0))
-            await writer.drain()
-            _, _, answer = await frame_receiver.get_frame()
-            if isinstance(answer, commands.Connection.Close):
-                raise _closed(answer)
-            return answer
-        return await Connection._rpc(request, writer, frame_receiver, wait_response=False)  # noqa: SLF001
-
-
-def _closed(frame: commands.Connection.Close) -> AMQPConnectionError:
-    refused = frame.reply_code == _ACCESS_REFUSED
-    return (ProbableAuthenticationError if refused else ConnectionClosed)(frame.reply_code, frame.reply_text)
-
-
-async def connect(settings: Settings) -> Connection:
-    """An open connection.
-
-    Raises:
-        ChannelError: the broker is away (``broker-down``) or refused the login (``unauthorized``).
-    """
-    connection = _Connection(settings.url)
-    try:
-        await asyncio.wait_for(connection.connect(), _CONNECT_SECONDS)
-    except TROUBLE as error:
-        raise trouble_of(error, f"RabbitMQ at {settings.address}") from error
-    return connection
-
-
-def trouble_of(error: BaseException, what: str) -> ChannelError:
-    """The meaning of an error of the client; its text is ours, because the client's may hold secrets."""
-    failure = next(failure for kind, failure in _FAILURES.items() if isinstance(error, kind))
-    if isinstance(error, ConnectionClosed) and error.args[:1] == (_NOT_ALLOWED,):
-        failure = Failure.UNAUTHORIZED
-    return ChannelError(failure, _TEXTS[failure].format(what=what))
-
-
-_TEXTS: Final[Mapping[Failure, str]] = {
-    Failure.UNAUTHORIZED: "{what} refused us: check user, password, virtual host, permissions and limits",
-    Failure.UNKNOWN_TOPIC: "{what} does not exist; create it: outboxkit init --topology",
-    Failure.BROKER_DOWN: "{what} is away",
-}
+    if not 0 <= number < float("inf"):
+        raise ConfigurationError(f"the rabbitmq option {name} must be a positive number, got {text!r}")
+    return number

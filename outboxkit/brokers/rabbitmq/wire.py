@@ -1,4 +1,4 @@
-"""The message as AMQP bytes and back. Pure.
+"""Writes a row as AMQP frames. Pure.
 
 Frames are written by hand: through the client's own encoder a message costs ten times as much. Header names are the
 CloudEvents AMQP spelling on the wire (``cloudEvents:id``) and ours inside (``ce_id``).
@@ -6,11 +6,9 @@ CloudEvents AMQP spelling on the wire (``cloudEvents:id``) and ours inside (``ce
 
 from __future__ import annotations
 
-import json
 import struct
-from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO
 from outboxkit.headers import CONTENT_TYPE, outgoing_headers
@@ -18,36 +16,21 @@ from outboxkit.message import Kind
 from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from pamqp.commands import Basic
-
-    from outboxkit.message import Headers
     from outboxkit.rows import Row
 
-__all__ = ["SEQUENCE", "Unsendable", "headers_of", "publish_frames"]
+__all__ = ["SEQUENCE", "Unsendable", "publish_frames"]
 
-SEQUENCE: Final = "cloudEvents:sequence"
+SEQUENCE: Final = "ce_sequence"  #: the header by which a returned message is found
 
 _OURS: Final = "ce_"
 _AMQP: Final = "cloudEvents:"
-_FOREIGN: Final = ("cloudEvents:", "cloudEvents_")
 _SHORT: Final = 255  # bytes of an AMQP short string
 _PERSISTENT: Final = b"\x02"
 _NOTHING: Final = (b"",)
 _FRAME_END: Final = b"\xce"
 _FRAME_OVERHEAD: Final = 8
-
-# Property -> the header it repeats: for foreign consumers that read properties, from foreign producers that set them.
-_PROPERTIES: Final = {
-    "content_type": CONTENT_TYPE,
-    "correlation_id": "ce_correlationid",
-    "message_id": "ce_id",
-    "message_type": "ce_type",
-    "app_id": "ce_source",
-    "content_encoding": CONTENT_ENCODING,
-    "reply_to": REPLY_TO,
-}
 
 
 class Unsendable(Exception):
@@ -72,42 +55,6 @@ def publish_frames(row: Row, channel: int, frame_max: int) -> bytes:
     room = frame_max - _FRAME_OVERHEAD
     parts += [_frame(3, channel, payload[at : at + room]) for at in range(0, len(payload), room)]
     return b"".join(parts)
-
-
-def headers_of(properties: Basic.Properties) -> Headers:
-    """The headers of a delivered message in our spelling; what only the properties say comes first."""
-    carried = list(_spelled_ours(properties.headers or {}))
-    names = {name for name, _ in carried}
-    implied = [
-        (header, str(value).encode())
-        for attribute, header in _PROPERTIES.items()
-        if header not in names and (value := getattr(properties, attribute))
-    ]
-    return (*implied, *carried)
-
-
-def _spelled_ours(table: Mapping[str, Any]) -> Iterable[tuple[str, bytes]]:
-    for raw, value in table.items():
-        prefix = next((prefix for prefix in _FOREIGN if raw.startswith(prefix)), "")
-        name = _OURS + raw[len(prefix) :] if prefix else raw
-        for single in value if isinstance(value, list) else (value,):
-            yield name, _to_bytes(single)
-
-
-def _to_bytes(value: object) -> bytes:
-    match value:
-        case bytes() | bytearray():
-            return bytes(value)
-        case None:
-            return b""
-        case str():
-            return value.encode()
-        case datetime():
-            return value.isoformat().encode()
-        case bool() | dict() | list():
-            return json.dumps(value, default=str).encode()
-        case _:
-            return str(value).encode()
 
 
 @lru_cache(maxsize=4096)

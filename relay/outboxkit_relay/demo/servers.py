@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Final
@@ -135,20 +136,21 @@ def _remove_from_kafka(url: str, topics: Sequence[str], consumers: Sequence[str]
 
 
 def _remove_from_rabbitmq(url: str, topics: Sequence[str], consumers: Sequence[str]) -> None:
-    from outboxkit.brokers.rabbitmq import settings
+    from outboxkit.brokers.rabbitmq import connection, settings
+    from outboxkit.brokers.rabbitmq.subscribe import queue_of
 
     async def remove() -> None:
-        connection = await settings.connect(settings.parse(url, {}))
-        channel = await connection.channel(publisher_confirms=False)
+        opened = await connection.connect(settings.parse(url, {}), random.Random())  # noqa: S311  which node answers
+        channel = await opened.channel(publisher_confirms=False)
         for topic in topics:
             for consumer in consumers:  # what does not exist is deleted without an error
-                await channel.queue_delete(f"{topic}.{consumer}", timeout=_ANSWER_SECONDS)
+                await channel.queue_delete(queue_of(topic, consumer), timeout=_ANSWER_SECONDS)
             await channel.exchange_delete(topic, timeout=_ANSWER_SECONDS)
-        await connection.close()
+        await opened.close()
 
     try:
         asyncio.run(remove())
-    except (settings.ChannelError, *settings.TROUBLE) as error:
+    except (connection.ChannelError, *connection.TROUBLE) as error:
         raise OutboxKitError(f"{', '.join(topics)} are left at your broker: {type(error).__name__}") from None
 
 

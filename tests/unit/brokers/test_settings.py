@@ -71,7 +71,7 @@ def test_a_kafka_setting_with_a_wrong_value_is_refused_at_once() -> None:
 def test_an_amqp_url_keeps_its_credentials_and_virtual_host_and_gets_a_heartbeat() -> None:
     settings = rabbitmq_settings.parse(f"rabbitmq://relay:p%40{CANARY}@host:5673/orders", {"cafile": "/ca.pem"})
 
-    assert settings.url == f"amqp://relay:p%40{CANARY}@host:5673/orders?heartbeat=10&cafile=%2Fca.pem"
+    assert settings.urls() == [f"amqp://relay:p%40{CANARY}@host:5673/orders?heartbeat=10&cafile=%2Fca.pem"]
 
 
 def test_rabbitmq_settings_that_are_not_known_are_refused() -> None:
