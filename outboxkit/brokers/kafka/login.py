@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from outboxkit.brokers import Login, Token
 from outboxkit.errors import ConfigurationError
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from outboxkit.brokers import Credentials
     from outboxkit.brokers.kafka.settings import Settings
 
-__all__ = ["connection_settings", "renewed"]
-
-_SECURE: Final = "SASL_SSL"  # never credentials in clear text, unless an option says so
+__all__ = ["connection_settings", "provable_settings", "renewed"]
 
 
 def connection_settings(settings: Settings) -> dict[str, Any]:
@@ -30,11 +28,19 @@ def connection_settings(settings: Settings) -> dict[str, Any]:
         return dict(settings.common)
     given = settings.credentials()
     if isinstance(given, Login):
-        login: dict[str, Any] = {"sasl.mechanism": "PLAIN", "security.protocol": _SECURE}
-        return {**login, **settings.common, "sasl.username": given.user, "sasl.password": given.password}
+        login = {"sasl.username": given.user, "sasl.password": given.password}
+        return {"sasl.mechanism": "PLAIN", **settings.common, **login}
     _token(given)
-    login = {"security.protocol": _SECURE, **settings.common, "sasl.mechanism": "OAUTHBEARER"}
-    return {**login, "oauth_cb": _token_source(settings.credentials)}
+    source = _token_source(settings.credentials)
+    return {**settings.common, "sasl.mechanism": "OAUTHBEARER", "oauth_cb": source}
+
+
+def provable_settings(settings: Settings) -> dict[str, str]:
+    """Returns what can be read without an address, and without the login that only the credentials know."""
+    known = {name: value for name, value in settings.common.items() if name != "bootstrap.servers"}
+    if settings.credentials is None:
+        return known
+    return {name: value for name, value in known.items() if not name.startswith(("sasl.", "security."))}
 
 
 def renewed(client: Producer | Consumer, settings: Settings, used: Mapping[str, Any]) -> bool:

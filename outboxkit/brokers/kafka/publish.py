@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from outboxkit.brokers import Features, Refusal
 from outboxkit.brokers._in_flight import InFlight, Pending, unsendable
 from outboxkit.brokers.kafka.errors import login_trouble
-from outboxkit.brokers.kafka.login import connection_settings, renewed
+from outboxkit.brokers.kafka.login import connection_settings, provable_settings, renewed
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove, unknown
 from outboxkit.errors import ConfigurationError
 from outboxkit.headers import outgoing_headers
@@ -107,7 +107,7 @@ class KafkaPublisher:
     features = FEATURES
 
     def __init__(self, settings: Settings) -> None:
-        prove(Producer, {**settings.common, **settings.publisher})
+        prove(Producer, {**provable_settings(settings), **settings.publisher})
         self._settings = settings
         self._topics = Topics(settings)
         self._book = InFlight()

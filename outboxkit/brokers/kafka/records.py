@@ -33,7 +33,10 @@ def timestamp_of(message: Message) -> datetime | None:
         return None
 
 
-def headers_of(message: Message) -> Headers:
-    """The record's headers; a null value becomes an empty one."""
-    raw: Iterable[tuple[str, bytes | None]] = message.headers() or ()  # type: ignore[assignment]  # it is a list of pairs
-    return tuple((name, value or b"") for name, value in raw)
+def headers_of(message: Message) -> tuple[Headers, str | None]:
+    """The record's headers, and why they cannot be read. A null value becomes an empty one."""
+    try:
+        raw: Iterable[tuple[str, bytes | None]] = message.headers() or ()  # type: ignore[assignment]  # a list of pairs
+    except (SystemError, UnicodeDecodeError):  # the client has no form for such a name, and gives no bytes
+        return (), "the name of a header is not UTF-8"
+    return tuple((name, value or b"") for name, value in raw), None

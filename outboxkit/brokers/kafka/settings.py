@@ -117,12 +117,11 @@ def parse(url: str, options: Mapping[str, str], credentials: Credentials | None 
     address = ",".join(host if _has_port(host) else f"{host}:{_DEFAULT_PORT}" for host in read.hosts)
     chosen = {name: value for name, value in wanted.items() if name in _COMMON}
     prefetch_bytes = _number(wanted, "prefetch_bytes", _PREFETCH_BYTES)
-    kept = {"queued.max.messages.kbytes": str(max(1, prefetch_bytes // 1024))}
     return Settings(
         address=address,
-        common={"bootstrap.servers": address, **_security(read), **chosen},
+        common={"bootstrap.servers": address, **_security(read, logs_in=credentials is not None), **chosen},
         publisher={name: value for name, value in wanted.items() if name in _PUBLISHER},
-        subscriber={**kept, **{name: value for name, value in wanted.items() if name in _SUBSCRIBER}},
+        subscriber={name: value for name, value in wanted.items() if name in _SUBSCRIBER},
         credentials=credentials,
         prefetch_bytes=prefetch_bytes,
         partitions=_number(wanted, "partitions", 6),
@@ -134,7 +133,9 @@ def _has_port(host: str) -> bool:
     return host == EMBEDDED or host.rpartition(":")[2].isdigit()
 
 
-def _security(read: BrokerUrl) -> dict[str, str]:
+def _security(read: BrokerUrl, *, logs_in: bool) -> dict[str, str]:
+    if not read.login and logs_in:
+        return {"security.protocol": "SASL_SSL"}
     if not read.login:
         return {"security.protocol": "SSL"} if read.scheme.endswith("+ssl") else {}
     user, password = (*read.login, "")[:2]

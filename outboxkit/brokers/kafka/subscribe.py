@@ -14,16 +14,18 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO, Delivery, text_of
+from outboxkit.brokers.kafka.errors import Meaning, error_of, meaning_of
+from outboxkit.brokers.kafka.login import connection_settings, provable_settings, renewed
 from outboxkit.brokers.kafka.progress import Progress
 from outboxkit.brokers.kafka.publish import FEATURES
 from outboxkit.brokers.kafka.records import headers_of, place_of, timestamp_of
-from outboxkit.brokers.kafka.topics import LookupFailed, Topics, login_trouble, open_client, prove, unknown
-from outboxkit.errors import ConfigurationError, TransientBrokerError
+from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove, unknown
+from outboxkit.errors import ConfigurationError, OutboxKitError, TransientBrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,23 +45,8 @@ _PROOF_SECONDS: Final = 0.5  # an acknowledgement may wait behind it, once after
 _SLICE_SECONDS: Final = 0.05  # bounds how long an acknowledgement waits behind an idle receive
 _KEEP_ALIVE_SECONDS: Final = 1.0
 _LOOKUP_SECONDS: Final = 5.0
-# The membership ended or moves: what was settled here is handed out again elsewhere, and the inbox knows it.
-_MOVED: Final = frozenset(
-    {
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError.FENCED_INSTANCE_ID,
-        KafkaError.STALE_MEMBER_EPOCH,
-        KafkaError._ASSIGNMENT_LOST,
-        KafkaError._NO_OFFSET,
-        KafkaError._STATE,
-    },
-)
-_MISSING: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
-_REFUSED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED})
-# auto.offset.reset=error: the position is gone, and going on would skip messages silently.
-_GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
+_RECREATION_SECONDS: Final = 30.0  # between two looks whether the topics are still the same
+_RECONNECT_MS: Final = "3000"  # with the client's jitter at most 4.5 s, and not the default's 15
 
 
 class _Token(NamedTuple):
@@ -73,7 +60,7 @@ class KafkaSubscriber:
     features = FEATURES
 
     def __init__(self, settings: Settings, subscription: Subscription) -> None:
-        prove(Consumer, {**settings.common, **settings.subscriber, "group.id": "proof"})
+        prove(Consumer, {**provable_settings(settings), **settings.subscriber, "group.id": "proof"})
         self._settings = settings
         self._subscription = subscription
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -83,8 +70,13 @@ class KafkaSubscriber:
         self._consumer: Consumer | None = None
         self._progress: dict[tuple[str, int], Progress] = {}
         self._paused: list[TopicPartition] = []
-        self._trouble: Exception | None = None
+        self._trouble: OutboxKitError | None = None
+        self._told: set[int] = set()  # codes that were logged because they are in no table
         self._away = False
+        self._used: dict[str, Any] = {}  # the consumer's connection settings
+        self._topics = Topics(settings)
+        self._ids: dict[str, str] = {}  # of the topics, as they were when we joined
+        self._look_again_at = 0.0
 
     def __repr__(self) -> str:
         return f"KafkaSubscriber({self._settings.address}, {self._subscription.consumer})"
@@ -150,6 +142,7 @@ class KafkaSubscriber:
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
+        self._topics.close()
 
     def _keep_alive(self) -> None:
         if self._consumer is None or not self._progress:
@@ -169,13 +162,25 @@ class KafkaSubscriber:
         while True:
             first = consumer.poll(max(0.0, min(_SLICE_SECONDS, deadline - time.monotonic())))
             if first is not None:  # before any trouble is raised: what was polled does not come again
-                rest = consumer.consume(limit - 1, timeout=0) if limit > 1 else []
-                return self._handed_out([first, *rest])
+                return self._handed_out(self._with_more(consumer, first, limit))
+            self._look_whether_recreated(consumer)
             self._raise_trouble()
             if time.monotonic() >= deadline:
                 self._prove_back(consumer)
                 return ()
             self._run_waiting()
+
+    def _with_more(self, consumer: Consumer, first: Message, limit: int) -> list[Message]:
+        """What the client has already, up to the bounds of number and bytes; chunks as large as the mean allows."""
+        messages, size = [first], len(first.value() or b"")
+        while len(messages) < limit and (room := self._settings.prefetch_bytes - size) > 0:
+            fitting = room * len(messages) // (size + 1) + 1
+            more = consumer.consume(min(limit - len(messages), fitting), timeout=0)
+            if not more:
+                break
+            messages += more
+            size += sum(len(message.value() or b"") for message in more)
+        return messages
 
     def _prove_back(self, consumer: Consumer) -> None:
         """After the broker was away, silence may be emptiness or absence: only an answer tells."""
@@ -215,7 +220,7 @@ class KafkaSubscriber:
     def _delivery(self, message: Message) -> Delivery:
         topic, partition, offset = place_of(message)
         progress = self._progress.setdefault((topic, partition), Progress())
-        headers = headers_of(message)
+        headers, fault = headers_of(message)
         return Delivery(
             topic=topic,
             key=message.key(),
@@ -226,6 +231,7 @@ class KafkaSubscriber:
             timestamp=timestamp_of(message),
             reply_to=text_of(headers, REPLY_TO),
             content_encoding=text_of(headers, CONTENT_ENCODING),
+            fault=fault,
             origin=f"{topic}[{partition}]@{offset}",
             token=_Token(progress, progress.hand_out(offset)),
         )
@@ -254,9 +260,10 @@ class KafkaSubscriber:
                     self._commit_failed(result.error)
 
     def _commit_failed(self, error: KafkaError) -> None:
-        if error.code() not in _MOVED:
-            raise TransientBrokerError(f"Kafka did not take the offsets: {error.str()}")
-        _log.info("kafka_commit_after_rebalance", extra={"consumer": self._subscription.consumer})
+        if meaning_of(error) is not Meaning.MOVED:
+            trouble = error_of(error, self._settings.address, self._subscription.consumer)
+            raise trouble or TransientBrokerError(f"Kafka did not take the offsets: {error.str()} ({error.name()})")
+        _log.info("consumer.commit_after_rebalance", extra={"consumer": self._subscription.consumer})
 
     def _rewind(self, deliveries: Sequence[Delivery]) -> None:
         lowest: dict[tuple[str, int], int] = {}
@@ -285,20 +292,39 @@ class KafkaSubscriber:
             self._consumer = consumer
         return self._consumer
 
+    def _look_whether_recreated(self, consumer: Consumer) -> None:
+        """Reads a topic from its beginning when it was deleted and created again: the old position is of no use."""
+        if time.monotonic() < self._look_again_at:
+            return
+        self._look_again_at = time.monotonic() + _RECREATION_SECONDS
+        found = self._topics.ids(list(self._ids))
+        again = {name for name, found_id in found.items() if found_id != self._ids[name]}
+        self._ids.update(found)
+        if not again:
+            return
+        facts = {"consumer": self._subscription.consumer, "topics": sorted(again)}
+        _log.warning("consumer.topic_created_again", extra=facts)
+        for partition in consumer.assignment():
+            if partition.topic in again:
+                self._progress.pop((partition.topic, partition.partition), None)
+                self._seek(partition.topic, partition.partition, OFFSET_BEGINNING)
+
     def _require(self, names: Sequence[str]) -> None:
-        topics = Topics(self._settings)
         try:
-            missing = topics.look_up(names, _LOOKUP_SECONDS)
+            missing = self._topics.look_up(names, _LOOKUP_SECONDS)
+            self._ids = self._topics.ids(sorted(set(names) - missing))
         except LookupFailed as error:
             raise error.seen_by_users() from error
-        finally:
-            topics.close()
+        self._look_again_at = time.monotonic() + _RECREATION_SECONDS
         if missing:
             raise ConfigurationError("; ".join(map(unknown, sorted(missing))))
 
     def _configuration(self) -> Mapping[str, object]:
+        self._used = connection_settings(self._settings)
         return {
-            **self._settings.common,
+            "reconnect.backoff.max.ms": _RECONNECT_MS,
+            "queued.max.messages.kbytes": max(1, self._settings.prefetch_bytes // 1024),
+            **self._used,
             "auto.offset.reset": "earliest",
             "partition.assignment.strategy": "cooperative-sticky",
             **self._settings.subscriber,
@@ -314,20 +340,23 @@ class KafkaSubscriber:
             self._progress.pop((partition.topic, partition.partition), None)
 
     def _on_error(self, error: KafkaError) -> None:
-        login = login_trouble(error, self._settings.address)
-        code = error.code()
-        if login or code in _REFUSED:
-            self._trouble = ConfigurationError(login or f"not allowed to read: {error.str()}")
-        elif code in _MISSING:
-            # It was there when we joined: a broker that starts again may not know it yet, a deleted one may come back.
-            self._trouble = TransientBrokerError(f"{error.str()}; is it gone? create it: outboxkit init --topology")
-        elif code in _GONE:
-            self._trouble = ConfigurationError(
-                f"the position of consumer {self._subscription.consumer} is gone from the topic: {error.str()}; "
-                "messages were removed before they were read",
-            )
-        elif code == KafkaError._ALL_BROKERS_DOWN:
-            self._trouble = TransientBrokerError(f"Kafka at {self._settings.address} is away")
+        meaning = meaning_of(error)
+        if (
+            meaning is Meaning.LOGIN
+            and self._consumer is not None
+            and renewed(self._consumer, self._settings, self._used)
+        ):
+            self._trouble = TransientBrokerError(f"Kafka at {self._settings.address} wants the new password")
+            return
+        if meaning is Meaning.MISSING:
+            self._look_again_at = 0.0
+        trouble = error_of(error, self._settings.address, self._subscription.consumer)
+        if trouble is not None:
+            self._trouble = trouble
+        elif meaning is Meaning.UNKNOWN and error.code() not in self._told:
+            self._told.add(error.code())
+            facts = {"consumer": self._subscription.consumer, "code": error.code(), "code_name": error.name()}
+            _log.warning("consumer.broker_error", extra={**facts, "error": error.str()})
 
     def _raise_trouble(self) -> None:
         trouble, self._trouble = self._trouble, None

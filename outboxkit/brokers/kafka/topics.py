@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from outboxkit.brokers.kafka.errors import login_trouble
@@ -30,7 +32,9 @@ Client = TypeVar("Client")
 
 DEFAULT_LIMIT: Final = 1_048_588  # Kafka's default for max.message.bytes
 _DESCRIBE_SECONDS: Final = 5.0
+_IDS_SECONDS: Final = 1.0  # an acknowledgement may wait behind it
 _CREATE_SECONDS: Final = 15.0
+_KNOCK_SECONDS: Final = 0.5
 _LOOK_AGAIN_SECONDS: Final = 0.02
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _MOCK_CLUSTER: Final = "mockCluster"
@@ -67,7 +71,7 @@ def prove(kind: Callable[..., object], conf: Mapping[str, object]) -> None:
     Raises:
         ConfigurationError: a setting has a value that librdkafka does not take.
     """
-    open_client(kind, {**{name: value for name, value in conf.items() if name != "bootstrap.servers"}, "log_level": 0})
+    open_client(kind, {**conf, "log_level": 0})
 
 
 class Topics:
@@ -164,10 +168,32 @@ class Topics:
     def _client(self) -> AdminClient:
         with self._lock:
             if self._admin is None:
-                self._heard_nothing = True
                 conf = {**connection_settings(self._settings), "error_cb": self._on_error}
                 self._admin = open_client(AdminClient, conf)
             return self._admin
+
+    def _unanswered(self) -> str:
+        """Words for silence; one look tells a host that is away from one that speaks something else."""
+        text = f"Kafka at {self._settings.address} did not answer"
+        if "SSL" in self._settings.common.get("security.protocol", "") or not _accepts(self._settings.address):
+            return text
+        return f"{text}, though it takes connections (is it a TLS port? then use kafka+ssl://)"
+
+    def ids(self, names: Collection[str]) -> dict[str, str]:
+        """Returns the cluster's own ids of topics: a topic that is deleted and created again has another one.
+
+        What is not told (an old broker, no permission, no answer) is left out.
+        """
+        if self._is_mock or not names:
+            return {}
+        admin = self._client()
+        admin.poll(0)  # nobody else serves its events
+        futures = admin.describe_topics(TopicCollection(list(names)), request_timeout=_IDS_SECONDS)
+        found = {}
+        for name, future in futures.items():
+            with suppress(KafkaException, FutureTimeoutError):
+                found[name] = str(future.result(_IDS_SECONDS).topic_id)
+        return found
 
     def _on_error(self, error: KafkaError) -> None:
         self._login = login_trouble(error, self._settings.address) or self._login
@@ -192,3 +218,12 @@ def unknown(topic: str) -> str:
         f"topic {topic}: no broker allows this name; Kafka takes letters, digits, '.', '_' and '-', "
         "at most 249 of them: correct the destination"
     )
+
+
+def _accepts(address: str) -> bool:
+    """Whether any of the hosts takes a connection."""
+    for place in address.split(","):
+        host, _, port = place.rpartition(":")
+        with suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS):
+            return True
+    return False
