@@ -28,7 +28,7 @@ _CAPPED: Final = (
     *("httpcore", "httpx", "requests", "urllib3"),
 )
 # They repeat for every attempt what we say once for every change of state: said on request only.
-_TALKATIVE: Final = ("aiormq", "outboxkit.brokers.kafka.client", "sqlalchemy.engine", "sqlalchemy.pool")
+_TALKATIVE: Final = ("aio_pika", "aiormq", "outboxkit.brokers.kafka.client", "sqlalchemy.engine", "sqlalchemy.pool")
 
 
 def configure(level: str, form: str, *, secrets: Collection[str] = (), stream: TextIO | None = None) -> None:

@@ -42,6 +42,7 @@ def test_it_works_in_a_program_of_its_own(tmp_path: Path) -> None:
 def test_it_asks_for_no_optional_package() -> None:
     optional = [
         "aiosqlite",
+        "aio_pika",
         "aiormq",
         "click",
         "confluent_kafka",

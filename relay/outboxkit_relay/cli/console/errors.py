@@ -16,6 +16,7 @@ __all__ = ["report"]
 
 _INTERRUPTED = 130
 _EXTRAS = {  # modules that an extra brings; any other belongs to the application that was loaded
+    "aio_pika",
     "aiormq",
     "aiosqlite",
     "confluent_kafka",

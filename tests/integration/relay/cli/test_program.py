@@ -33,13 +33,13 @@ def test_help_imports_neither_the_library_nor_its_dependencies() -> None:
         ("pydantic_settings", "this command needs the module pydantic_settings; run: pip install 'outboxkit[all]'"),
         ("psycopg", "postgresql needs the module psycopg; install it: pip install 'outboxkit[postgres]'"),
         ("confluent_kafka", "kafka needs the module confluent_kafka; install it: pip install 'outboxkit[kafka]'"),
-        ("aiormq", "amqp needs the module aiormq.abc; install it: pip install 'outboxkit[rabbitmq]'"),
+        ("aio_pika", "amqp needs the module aio_pika; install it: pip install 'outboxkit[rabbitmq]'"),
     ],
 )
 def test_without_an_extra_one_line_says_what_to_install(missing: str, said: str, tmp_path: Path) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; from outboxkit_relay.cli import main; main(['relay', 'run'])"
     database = f"sqlite:///{tmp_path / 'outbox.db'}" if missing != "psycopg" else "postgresql://nobody@127.0.0.1:1/none"
-    broker = "amqp://127.0.0.1:1/" if missing == "aiormq" else "kafka://127.0.0.1:1"
+    broker = "amqp://127.0.0.1:1/" if missing == "aio_pika" else "kafka://127.0.0.1:1"
     settings = {"OUTBOXKIT_DATABASE_URL": database, "OUTBOXKIT_BROKER_URL": broker}
 
     done = subprocess.run(
