@@ -11,6 +11,7 @@ OutboxKitError
 │   ├── IncompatibleSchema     reader and writer disagree: says which rule broke and where
 │   └── RegistryUnavailable    the registry is away: trying again later may work
 ├── TransientBrokerError       the broker is away: try again, no attempt is spent
+├── PermanentBrokerError       the broker ended this consumer's membership for good: start a new one
 ├── LeaseLost                  another relay owns the shards now
 ├── InboxConflict              the same message id came with other content
 ├── GuardRefused               a guard's limit was met: the call was not made
@@ -43,6 +44,7 @@ __all__ = [
     "IncompatibleSchema",
     "LeaseLost",
     "OutboxKitError",
+    "PermanentBrokerError",
     "RegistryUnavailable",
     "ReplayError",
     "SagaNotFound",
@@ -153,6 +155,12 @@ class TransientBrokerError(OutboxKitError):
     """The broker is away or busy: trying again later may work."""
 
     code = "broker-transient"
+
+
+class PermanentBrokerError(OutboxKitError):
+    """The broker refuses this consumer for good: another one took its place, or the group does not take it."""
+
+    code = "broker-permanent"
 
 
 class LeaseLost(OutboxKitError):

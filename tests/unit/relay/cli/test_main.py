@@ -27,33 +27,6 @@ def test_the_version_is_that_of_the_distribution(outboxkit: Outboxkit) -> None:
     assert outboxkit("--version").out == f"outboxkit {version('outboxkit')}\n"
 
 
-<<<<<<< HEAD
-=======
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        ("click", "the command line needs click; run: pip install 'outboxkit[relay]'"),
-        ("structlog", "the command line needs structlog; run: pip install 'outboxkit[relay]'"),
-        ("pydantic_settings", "this command needs the module pydantic_settings; run: pip install 'outboxkit[all]'"),
-        ("psycopg", "postgresql needs the module psycopg; install it: pip install 'outboxkit[postgres]'"),
-        ("confluent_kafka", "kafka needs the module confluent_kafka; install it: pip install 'outboxkit[kafka]'"),
-        ("aio_pika", "amqp needs the module aio_pika; install it: pip install 'outboxkit[rabbitmq]'"),
-    ],
-)
-def test_without_an_extra_one_line_says_what_to_install(missing: str, said: str, tmp_path: Path) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; from outboxkit_relay.cli import main; main(['relay', 'run'])"
-    database = f"sqlite:///{tmp_path / 'outbox.db'}" if missing != "psycopg" else "postgresql://nobody@127.0.0.1:1/none"
-    broker = "amqp://127.0.0.1:1/" if missing == "aio_pika" else "kafka://127.0.0.1:1"
-    settings = {"OUTBOXKIT_DATABASE_URL": database, "OUTBOXKIT_BROKER_URL": broker}
-
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | settings
-    )
-
-    assert (done.returncode, done.stderr) == (2, f"outboxkit: {said}\n")
-
-
->>>>>>> 0e16376 (The extra rabbitmq is aio-pika)
 @pytest.mark.parametrize("arguments", [["no-such-command"], ["status", "--no-such-option"], ["dlq", "show"]])
 def test_a_wrong_command_line_is_usage(outboxkit: Outboxkit, arguments: list[str]) -> None:
     done = outboxkit(*arguments)
