@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from outboxkit import context
+from outboxkit import context, tables
 from outboxkit.capture.emit import send
 from outboxkit.codecs import codec_named
 from outboxkit.codecs.plain import from_plain
@@ -91,36 +91,57 @@ def timers_of(saga: str) -> str:
     return f"{saga}.timers"
 
 
-def resume(connection: Connection | Session, saga: str, key: str) -> None:
+def resume(connection: Connection | Session, saga: str, key: str, *, by: str, why: str = "") -> None:
     """Asks for the current command of an instance to be sent again; the saga's consumer does it.
 
     Transaction: joins the caller's; does not commit.
     Guarantee: the request goes through the outbox, in order with the saga's own timers of this instance.
 
+    Writes: ``outbox_messages``, ``outbox_audit``.
+
+    Args:
+        connection: of the saga's database.
+        saga: its name.
+        key: of the instance.
+        by: who asks, for the audit.
+        why: the reason, for the audit.
+
     Raises:
         SagaNotFound: there is no such instance.
     """
-    _ask(connection, saga, key, "resume")
+    _ask(connection, SagaRequest(saga, key, "resume"), by=by, why=why)
 
 
-def compensate(connection: Connection | Session, saga: str, key: str) -> None:
+def compensate(connection: Connection | Session, saga: str, key: str, *, by: str, why: str = "") -> None:
     """Asks for what was done to be undone; a saga that has ended, or is being undone, is left as it is.
 
     Transaction: joins the caller's; does not commit.
     Guarantee: as `resume`.
 
+    Writes: as `resume`.
+
+    Args:
+        connection: of the saga's database.
+        saga: its name.
+        key: of the instance.
+        by: who asks, for the audit.
+        why: the reason, for the audit.
+
     Raises:
         SagaNotFound: there is no such instance.
     """
-    _ask(connection, saga, key, "compensate")
+    _ask(connection, SagaRequest(saga, key, "compensate"), by=by, why=why)
 
 
-def _ask(where: Connection | Session, saga: str, key: str, wish: str) -> None:
+def _ask(where: Connection | Session, request: SagaRequest, *, by: str, why: str) -> None:
     session = where if isinstance(where, Session) else Session(where)
-    if store.get(session.connection(), saga, key) is None:
-        raise SagaNotFound(f"there is no instance {key} of the saga {saga}")
-    send(session, SagaRequest(saga, key, wish), to=timers_of(saga), key=key)
+    connection = session.connection()
+    if store.get(connection, request.saga, request.key) is None:
+        raise SagaNotFound(f"there is no instance {request.key} of the saga {request.saga}")
+    send(session, request, to=timers_of(request.saga), key=request.key)
     session.flush()
+    entry = {"who": by, "action": f"saga.{request.wish}", "target": f"{request.saga} {request.key}", "why": why}
+    connection.execute(tables.outbox_audit.insert().values(**entry))
 
 
 Handle = Callable[[Any, Session], None]

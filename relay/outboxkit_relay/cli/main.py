@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "dlq": ("outboxkit_relay.cli.dlq.commands", "Understand, replay, repair or discard dead letters."),
     "quarantine": ("outboxkit_relay.cli.quarantine", "See stopped keys, let them go on, or skip their heads."),
+    "saga": ("outboxkit_relay.cli.saga", "See sagas; send a step again, or undo what was done."),
     "schema": ("outboxkit_relay.cli.schema.commands", "Check, compare and register Avro schemas; look into messages."),
     "prune": ("outboxkit_relay.cli.prune", "Delete what its retention no longer keeps."),
 }

@@ -245,7 +245,7 @@ async def test_an_operator_compensates_or_resumes_through_the_outbox(world: Worl
 
     async def ask(verb: Callable[..., None]) -> list[str]:
         with Session(world.engine) as session, session.begin():
-            verb(session.connection(), "checkout", "1")
+            verb(session.connection(), "checkout", "1", by="ana", why="ticket 7")
         with world.engine.begin() as connection:
             row = connection.execute(select(tables.outbox_messages)).one()
         world.left()
