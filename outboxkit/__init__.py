@@ -4,7 +4,7 @@ A map of the house, in the order in which a message passes through it:
 
 - `capture/` turns what an application emits into rows of its transaction; `events`, `context` say what it inherits.
 - `message`, `headers` are what travels; `codecs/` turn events into bytes and back, `avro/` is a library of its own.
-- `outbox/`, `rows`, `tables`, `_letter_tables`, `_sql` are the stored side; `dialects/` how databases differ.
+- `outbox/`, `rows`, `tables/`, `_sql` are the stored side; `dialects/` how databases differ.
 - `outboxkit_relay` publishes what the outbox holds: `core/` decides, `store/` is its SQL, `daemon/` runs it, `observe/`
   tells how it is; `settings`, `logs`, `redaction`, `exit_codes`; `cli/` are the commands, `demo/` shows it all.
 - `brokers/` carry messages; `registries/` and `schema_store` know the schemas that they were written with.

@@ -14,6 +14,8 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     ColumnElement,
+    Float,
+    Integer,
     SmallInteger,
     String,
     TypeDecorator,
@@ -39,8 +41,12 @@ __all__ = [
     "Xid8",
     "any_of",
     "array_literal",
+    "byte_length",
     "database_now",
+    "in_calendar",
+    "is_packed",
     "microseconds_of",
+    "seconds_between",
 ]
 
 
@@ -58,7 +64,8 @@ class Instant(TypeDecorator[datetime]):
         """UTC, always."""
         if value is None or dialect.name != "sqlite":
             return value
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+        # Not strftime, whose years before 1000 have fewer than four digits.
+        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Aware, always."""
@@ -105,7 +112,7 @@ class Xid8(UserDefinedType[int]):
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
-        return "xid8"
+        return "pg_catalog.xid8"
 
 
 ischema_names["xid8"] = Xid8  # so that reflection, and with it Alembic, knows the type of our column
@@ -221,3 +228,98 @@ def _sqlite_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
 def any_of(column: ColumnElement[int], numbers: Collection[int]) -> ColumnElement[bool]:
     """``column IN numbers`` with one bound value: a list of as many values would be compiled again and again."""
     return _AnyOf(column, bindparam(None, sorted(numbers), Array(SmallInteger())))
+
+
+# --- what constraints say ----------------------------------------------------------------------------------------
+
+
+class _ByteLength(FunctionElement[int]):
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(_ByteLength)
+def _byte_length(element: _ByteLength, compiler: Any, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+@compiles(_ByteLength, "sqlite")
+def _sqlite_byte_length(element: _ByteLength, compiler: Any, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+def byte_length(column: ColumnElement[Any]) -> ColumnElement[int]:
+    """The number of bytes of a text or of bytes."""
+    return _ByteLength(column)
+
+
+class _IsPacked(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_IsPacked, "postgresql")
+def _postgresql_is_packed(element: _IsPacked, compiler: Any, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    return f"(get_byte({value} || '\\x01'::bytea, 0) BETWEEN 0 AND 3)"  # no byte at all is fine, too
+
+
+@compiles(_IsPacked, "sqlite")
+def _sqlite_is_packed(element: _IsPacked, compiler: Any, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    return f"(substr({value}, 1, 1) IN (x'', x'00', x'01', x'02', x'03'))"
+
+
+def is_packed(headers: ColumnElement[bytes]) -> ColumnElement[bool]:
+    """True for headers that begin as `outboxkit.headers.pack_headers` begins them, or are empty."""
+    return _IsPacked(headers)
+
+
+class _InCalendar(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_InCalendar, "postgresql")
+def _postgresql_in_calendar(element: _InCalendar, compiler: Any, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    return f"({value} >= '0001-01-01 00:00:00+00' AND {value} < '10000-01-01 00:00:00+00')"
+
+
+@compiles(_InCalendar, "sqlite")
+def _sqlite_in_calendar(element: _InCalendar, compiler: Any, **options: Any) -> str:
+    # As `Instant` writes it, which sorts as text. Not the fraction, which SQLite would round up to the next second. And
+    # only a calculation notices the 31st of February.
+    value = compiler.process(element.clauses, **options)
+    second = f"substr({value}, 1, 19)"
+    return (
+        f"({value} >= '0001' AND datetime({second}, '+0 days') IS {second} "
+        f"AND (length({value}) = 19 OR substr({value}, 20) GLOB '.[0-9]*'))"
+    )
+
+
+def in_calendar(instant: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """True for an instant of the years 1 to 9999, which Python can hold; false for ``infinity``. Null stays null."""
+    return _InCalendar(instant)
+
+
+class _SecondsBetween(FunctionElement[float]):
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(_SecondsBetween, "postgresql")
+def _postgresql_seconds_between(element: _SecondsBetween, compiler: Any, **options: Any) -> str:
+    earlier, later = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"extract(epoch FROM {later} - {earlier})"
+
+
+@compiles(_SecondsBetween, "sqlite")
+def _sqlite_seconds_between(element: _SecondsBetween, compiler: Any, **options: Any) -> str:
+    earlier, later = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"((julianday({later}) - julianday({earlier})) * 86400.0)"
+
+
+def seconds_between(earlier: ColumnElement[datetime], later: ColumnElement[datetime]) -> ColumnElement[float]:
+    """The time from one instant to another, negative when it is the other way round."""
+    return _SecondsBetween(earlier, later)

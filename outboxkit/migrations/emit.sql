@@ -2,12 +2,12 @@
 -- languages. SECURITY INVOKER: who emits needs INSERT on outbox_messages and SELECT on outbox_version, nothing else.
 
 -- As outboxkit.message.pack_headers: text has no NUL, so the form that splits at NUL always serves.
-CREATE OR REPLACE FUNCTION outboxkit_header(name text, value bytea) RETURNS bytea
-LANGUAGE sql IMMUTABLE AS $$
+CREATE OR REPLACE FUNCTION {at}outboxkit_header(name text, value bytea) RETURNS bytea
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT '\x00'::bytea || convert_to(name, 'UTF8') || '\x00'::bytea || value
 $$;
 
-CREATE OR REPLACE FUNCTION outboxkit_emit(
+CREATE OR REPLACE FUNCTION {at}outboxkit_emit(
     topic text,
     type text,
     payload jsonb,
@@ -18,7 +18,7 @@ CREATE OR REPLACE FUNCTION outboxkit_emit(
     kind text DEFAULT 'event',
     correlation_id text DEFAULT ''
 ) RETURNS uuid
-LANGUAGE plpgsql SECURITY INVOKER SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path {path} AS $$
 #variable_conflict use_column
 DECLARE
     now_utc timestamptz := clock_timestamp();
@@ -74,12 +74,13 @@ BEGIN
     ) AS pair (place, name, value) WHERE pair.value IS NOT NULL ORDER BY place LOOP
         packed := packed || outboxkit_header(own.name, own.value);
     END LOOP;
-    SELECT v.shards INTO STRICT shards FROM outbox_version AS v;
+    SELECT v.shards INTO shards FROM outbox_version AS v;
     digest := sha256(convert_to(outboxkit_emit.topic, 'UTF8') || '\x00'::bytea || coalesce(raw_key, uuid_send(id)));
     INSERT INTO outbox_messages
         (shard, message_id, topic, key, type, kind, payload, headers, content_type, occurred_at)
     VALUES (
-        (get_byte(digest, 0) * 256 + get_byte(digest, 1)) % shards, id, outboxkit_emit.topic, raw_key,
+        (get_byte(digest, 0) * 256 + get_byte(digest, 1)) % coalesce(shards, 64), id,  -- as outboxkit.tables.SHARDS
+        outboxkit_emit.topic, raw_key,
         outboxkit_emit.type, outboxkit_emit.kind, body,
         '\x01'::bytea || packed || extra, 'application/json', now_utc
     );
@@ -90,8 +91,8 @@ $$;
 -- CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON orders
 --     FOR EACH ROW EXECUTE FUNCTION outboxkit_capture('orders', 'order', 'id');
 -- Arguments: topic, the beginning of the type (order.created …), the columns of the ordering key, comma-separated.
-CREATE OR REPLACE FUNCTION outboxkit_capture() RETURNS trigger
-LANGUAGE plpgsql SECURITY INVOKER SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION {at}outboxkit_capture() RETURNS trigger
+LANGUAGE plpgsql SECURITY INVOKER SET search_path {path} AS $$
 DECLARE
     before jsonb := CASE WHEN TG_OP = 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
     after jsonb := CASE WHEN TG_OP = 'DELETE' THEN '{}' ELSE to_jsonb(NEW) END;
@@ -124,5 +125,13 @@ BEGIN
         key
     );
     RETURN NULL;
+END
+$$;
+
+-- In a script that somebody runs elsewhere: the path of the moment, with temporary tables last.
+DO $$
+BEGIN
+    EXECUTE format('ALTER FUNCTION outboxkit_emit SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION outboxkit_capture SET search_path = %I, pg_temp', current_schema());
 END
 $$;

@@ -20,9 +20,11 @@ from sqlalchemy import (
     Inspector,
     MetaData,
     Table,
+    exists,
     func,
     insert,
     inspect,
+    not_,
     select,
     table,
     text,
@@ -30,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy import column as named
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import AddConstraint, CreateColumn, DropIndex, ExecutableDDLElement
+from sqlalchemy.schema import CreateColumn, DropIndex, ExecutableDDLElement, SetTableComment
 
 from outboxkit import tables
 
@@ -41,8 +43,6 @@ RENAMED: Final[dict[tuple[str, str], str]] = {
     ("dead_letters", "fingerprint"): "group",
     ("dead_letters", "position"): "source_position",
 }
-#: Indexes of older versions whose columns have changed; a new one has a new name.
-DROPPED_INDEXES: Final[dict[str, tuple[str, ...]]] = {}
 
 
 def expand(connection: Connection) -> None:
@@ -59,13 +59,13 @@ def expand(connection: Connection) -> None:
                 _rebuild(connection, inspector, wanted)
         else:
             _widen(connection, inspector, wanted)
+    if connection.dialect.name != "sqlite":
+        _prove(connection)
 
 
 def lacking(inspector: Inspector, wanted: Table) -> list[str]:
     """Lists the columns, indexes and constraints that a table lacks: ``the column due_at``, …"""
-    columns = {column["name"] for column in inspector.get_columns(wanted.name)}
-    indexes = {index["name"] for index in inspector.get_indexes(wanted.name)}
-    checks = {check["name"] for check in inspector.get_check_constraints(wanted.name)}
+    columns, indexes, checks = _present(inspector, wanted)
     lacks = [f"the column {column.name}" for column in wanted.c if column.name not in columns]
     lacks += [f"the index {index.name}" for index in wanted.indexes if index.name not in indexes]
     return lacks + [f"the constraint {check.name}" for check in _checks(wanted) if check.name not in checks]
@@ -76,10 +76,11 @@ def unproven(connection: Connection) -> list[tuple[str, str]]:
 
     Transaction: joins the caller's; only reads.
     """
-    names = [str(check.name) for wanted in tables.METADATA.sorted_tables for check in _checks(wanted)]
-    if connection.dialect.name != "postgresql" or not names:
-        return []
-    found = connection.execute(_UNPROVEN, {"names": names})
+    every = [(wanted, check) for wanted in tables.METADATA.sorted_tables for check in _checks(wanted)]
+    if connection.dialect.name != "postgresql":  # where nothing tells, so that the rows must
+        broken = [pair for pair in every if connection.scalar(select(exists().where(not_(pair[1].sqltext))))]
+        return [(wanted.name, str(check.name)) for wanted, check in broken]
+    found = connection.execute(_UNPROVEN, {"names": [str(check.name) for _, check in every]})
     return [(row.relation, row.name) for row in found]
 
 
@@ -91,6 +92,15 @@ _UNPROVEN: Final = text(
     ORDER BY 1, 2
     """
 )
+
+
+def _present(inspector: Inspector, wanted: Table) -> tuple[set[str], set[str | None], set[str | None]]:
+    """The names of the columns, indexes and checks that the database has."""
+    return (
+        {column["name"] for column in inspector.get_columns(wanted.name)},
+        {index["name"] for index in inspector.get_indexes(wanted.name)},
+        {check["name"] for check in inspector.get_check_constraints(wanted.name)},
+    )
 
 
 def _checks(wanted: Table) -> list[CheckConstraint]:
@@ -111,28 +121,26 @@ def _widen(connection: Connection, inspector: Inspector, wanted: Table) -> None:
     for old, new in _renamed(inspector, wanted).items():
         connection.execute(_Alter(wanted, "RENAME COLUMN {name} TO {to}", name=old, to=new))
     inspector = inspect(connection)
-    present = {column["name"] for column in inspector.get_columns(wanted.name)}
-    indexes = {index["name"] for index in inspector.get_indexes(wanted.name)}
-    checks = {check["name"] for check in inspector.get_check_constraints(wanted.name)}
-    for column in wanted.c:
-        if column.name not in present:
-            connection.execute(_Alter(wanted, "ADD COLUMN {column}", column=column))
-    for index in wanted.indexes:
-        if index.name not in indexes:
-            index.create(connection)
-    for check in _checks(wanted):
-        if check.name not in checks:
-            _add_check(connection, wanted, check)
+    columns, indexes, checks = _present(inspector, wanted)
+    for column in (column for column in wanted.c if column.name not in columns):
+        connection.execute(_Alter(wanted, "ADD COLUMN {column}", column=column))
+    for index in (index for index in wanted.indexes if index.name not in indexes):
+        index.create(connection)
+    for check in (check for check in _checks(wanted) if check.name not in checks):
+        connection.execute(_Alter(wanted, "ADD {check} NOT VALID", check=check))  # `_prove` looks at the old rows
+    if inspector.get_table_comment(wanted.name)["text"] != wanted.comment:
+        connection.execute(SetTableComment(wanted))
 
 
-def _add_check(connection: Connection, wanted: Table, check: CheckConstraint) -> None:
-    """For new rows at once; for those that are there only when all of them keep it."""
-    connection.execute(_Alter(wanted, "{add} NOT VALID", check=check))
-    try:
-        with connection.begin_nested():
-            connection.execute(_Alter(wanted, "VALIDATE CONSTRAINT {name}", name=str(check.name)))
-    except IntegrityError:
-        return  # `check` tells of it, and the old rows stay
+def _prove(connection: Connection) -> None:
+    """Declares the constraints that all rows keep by now as kept; the others go on holding for new rows only."""
+    for name, constraint in unproven(connection):
+        try:
+            with connection.begin_nested():
+                wanted = tables.METADATA.tables[name]
+                connection.execute(_Alter(wanted, "VALIDATE CONSTRAINT {name}", name=constraint))
+        except IntegrityError:
+            continue  # `check` tells of it, and the old rows stay
 
 
 class _Alter(ExecutableDDLElement):
@@ -154,10 +162,11 @@ class _Alter(ExecutableDDLElement):
 @compiles(_Alter)
 def _alter(element: _Alter, compiler: Any, **_: Any) -> str:
     prepare = compiler.preparer
-    if element.check is not None:
-        return element.what.format(add=compiler.process(AddConstraint(element.check)))
     column = "" if element.column is None else compiler.process(CreateColumn(element.column))
-    what = element.what.format(name=prepare.quote(element.name), to=prepare.quote(element.to), column=column)
+    # Not AddConstraint, which takes the constraint out of every later CREATE TABLE.
+    check = "" if element.check is None else compiler.process(element.check)
+    names = {"name": prepare.quote(element.name), "to": prepare.quote(element.to)}
+    what = element.what.format(column=column, check=check, **names)
     return f"ALTER TABLE {prepare.format_table(element.altered)} {what}"
 
 

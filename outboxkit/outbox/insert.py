@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from sqlalchemy import ARRAY, Float, Integer, MetaData, Text, bindparam, cast, column, func, select
+from sqlalchemy import ARRAY, Float, Integer, MetaData, Text, bindparam, cast, column, func, literal_column, select
 from sqlalchemy.types import UserDefinedType
 
 from outboxkit import tables
@@ -124,7 +124,8 @@ class _Raw(UserDefinedType[Any]):
 
 
 def _shard(spread: Any, version: Table = tables.outbox_version) -> Any:
-    return cast(spread, Integer) % select(version.c.shards).scalar_subquery()
+    stored = select(version.c.shards).scalar_subquery()
+    return cast(spread, Integer) % func.coalesce(stored, literal_column(str(tables.SHARDS)))
 
 
 def _statement(table: Table, type_of: Any, version: Table = tables.outbox_version, **more: Any) -> Insert:

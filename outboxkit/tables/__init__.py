@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sqlalchemy import (
-    DDL,
     JSON,
     BigInteger,
     Column,
@@ -27,15 +26,17 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    event,
     text,
 )
 
-from outboxkit._letter_tables import letter_tables
 from outboxkit._sql import Array, CurrentXid, Instant, Xid8, database_now
+from outboxkit.tables.completion import complete, simplify, store_small
+from outboxkit.tables.letters import letter_tables
+from outboxkit.tables.rules import MAX_SHARDS, constrain
 
 __all__ = [
     "METADATA",
+    "MISSING",
     "SHARDS",
     "VERSION",
     "WRITABLE_FROM",
@@ -66,7 +67,9 @@ __all__ = [
 VERSION: Final = 2  #: of these tables; stored in ``outbox_version``
 #: Tables from this version on take what applications write: an application may be deployed before its tables.
 WRITABLE_FROM: Final = 1
-SHARDS: Final = 64  #: default number of shards; stored in ``outbox_version`` and read from there by everyone
+MISSING: Final = "the outbox tables are missing in this database: run `outboxkit init` (or your migration)"
+SHARDS: Final = MAX_SHARDS  #: default number of shards; stored in ``outbox_version`` and read from there by everyone
+
 METADATA: Final = MetaData()
 _Big: Final = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up only an INTEGER PRIMARY KEY
 _EMPTY: Final = text("''")  # not "", whose quotes Alembic does not recognise on SQLite
@@ -108,13 +111,7 @@ outbox_messages = Table(
     comment="unpublished messages; a relay deletes what the broker acknowledged",
 )
 
-event.listen(  # as DDL, because SQLAlchemy 2.0 has no storage parameters of tables
-    outbox_messages,
-    "after_create",
-    DDL(  # type: ignore[no-untyped-call]
-        "ALTER TABLE %(fullname)s SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000)"
-    ).execute_if(dialect="postgresql"),
-)
+store_small(outbox_messages)
 
 outbox_waiting = Table(
     "outbox_waiting",
@@ -346,18 +343,30 @@ outbox_version = Table(
     Column("id", SmallInteger, primary_key=True, autoincrement=False),
     Column("version", Integer, nullable=False),
     Column("shards", SmallInteger, nullable=False),
-    comment="one row: the version of these tables and the number of shards",
+    comment="one row: the version of these tables and the number of shards; without it, those of this outboxkit",
 )
+
+
+for _table in METADATA.sorted_tables:
+    constrain(_table)
 
 
 def outbox_tables(metadata: MetaData) -> None:
     """Adds outboxkit's tables to an application's metadata, so that ``create_all`` and Alembic include them.
 
-    Calling it twice adds nothing.
+    Calling it twice adds nothing. ``create_all`` makes them as ``outboxkit init`` does, first rows and SQL functions
+    included. They are where the connection's search path says (or a ``schema_translate_map`` for None), also when the
+    metadata has a schema of its own: relays and commands find them by the path, too.
 
     Args:
         metadata: usually ``Base.metadata``.
     """
-    for table in METADATA.sorted_tables:
-        if table.name not in metadata.tables:
-            table.to_metadata(metadata)
+    new = [table for table in METADATA.sorted_tables if table.name not in metadata.tables]
+    schema, metadata.schema = metadata.schema, None  # which a copy would take over
+    try:
+        for table in new:
+            simplify(table.to_metadata(metadata))
+    finally:
+        metadata.schema = schema
+    if new:
+        complete(metadata, VERSION)
