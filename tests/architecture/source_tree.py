@@ -18,6 +18,7 @@ __all__ = [
     "identifiers",
     "imported",
     "lines_without_docstring",
+    "nodes",
     "place",
     "syntax",
 ]
@@ -28,11 +29,12 @@ PACKAGES = (ROOT / "outboxkit", ROOT / "relay" / "outboxkit_relay")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def files(*parts: str) -> list[Path]:
+@functools.cache
+def files(*parts: str) -> tuple[Path, ...]:
     """All modules of both packages, or those at the given places under the root (missing ones are left out)."""
     roots = [ROOT / part for part in parts] if parts else PACKAGES
     found = {file for root in roots for file in (root.rglob("*.py") if root.is_dir() else [root]) if file.is_file()}
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def place(file: Path, node: ast.AST | None = None) -> str:
@@ -46,8 +48,14 @@ def syntax(file: Path) -> ast.Module:
     return ast.parse(file.read_text())
 
 
+@functools.cache
+def nodes(file: Path) -> tuple[ast.AST, ...]:
+    """Every node of the module, walked once for all rules."""
+    return tuple(ast.walk(syntax(file)))
+
+
 def functions(file: Path) -> Iterator[Function]:
-    return (node for node in ast.walk(syntax(file)) if isinstance(node, Function))
+    return (node for node in nodes(file) if isinstance(node, Function))
 
 
 def lines_without_docstring(function: Function) -> int:
@@ -71,7 +79,7 @@ def exported(file: Path) -> list[str] | None:
 def imported(file: Path) -> set[str]:
     """Dotted names of everything the module imports, at any depth of its code."""
     names: set[str] = set()
-    for node in ast.walk(syntax(file)):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -79,15 +87,21 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+@functools.cache
+def calls(file: Path) -> tuple[tuple[str, ast.Call], ...]:
     """Every call with the dotted text of what is called: `datetime.now`, `text`, `random.random`."""
-    return ((ast.unparse(node.func), node) for node in ast.walk(syntax(file)) if isinstance(node, ast.Call))
+    return tuple((ast.unparse(node.func), node) for node in nodes(file) if isinstance(node, ast.Call))
 
 
-def identifiers(file: Path) -> Iterator[str]:
+@functools.cache
+def identifiers(file: Path) -> frozenset[str]:
     """Every name that the module defines or uses, and the parts of its own."""
+    return frozenset(_identifiers(file))
+
+
+def _identifiers(file: Path) -> Iterator[str]:
     yield from file.relative_to(ROOT).with_suffix("").parts
-    for node in ast.walk(syntax(file)):
+    for node in nodes(file):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.source_tree import ROOT, calls, files, functions, imported, place, syntax
+from tests.architecture.source_tree import ROOT, calls, files, functions, imported, nodes, place
 
 CORES = files(
     "outboxkit/avro",
@@ -48,7 +48,7 @@ def test_a_core_takes_time_and_chance_as_arguments(file: Path) -> None:
 
 def _only_types_of(file: Path, module: str) -> bool:
     """A parameter `rng: random.Random` names the type; calling anything of the module would be a second source."""
-    used = {ast.unparse(node) for node in ast.walk(syntax(file)) if isinstance(node, ast.Attribute)}
+    used = {ast.unparse(node) for node in nodes(file) if isinstance(node, ast.Attribute)}
     return not {name for name in used if name.startswith(f"{module}.")} - {f"{module}.Random"} and not any(
         name.startswith(f"{module}.") for name, _ in calls(file)
     )
@@ -58,7 +58,7 @@ def test_broad_excepts_stand_at_the_named_boundaries_only() -> None:
     found = {
         place(file)
         for file in files()
-        for node in ast.walk(syntax(file))
+        for node in nodes(file)
         if isinstance(node, ast.ExceptHandler) and _is_broad(node)
     }
 
@@ -99,8 +99,8 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
 
 def test_the_environment_is_read_in_one_place() -> None:
     def reads(file: Path) -> Iterator[str]:
-        names = {"os.environ", "os.getenv"}
-        return (place(file, node) for node in ast.walk(syntax(file)) if ast.unparse(node) in names)
+        names = {"environ", "getenv"}
+        return (place(file, node) for node in nodes(file) if isinstance(node, ast.Attribute) and node.attr in names)
 
     settings = ROOT / "relay" / "outboxkit_relay" / "settings.py"
     assert not [where for file in files() if file != settings for where in reads(file)]

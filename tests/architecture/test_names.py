@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from tests.architecture.source_tree import ROOT, exported, files, place, syntax
+from tests.architecture.source_tree import ROOT, exported, files, nodes, place, syntax
 
 EMPTY_WORDS = r"utils?|helpers?|common|misc|managers?|services?|processors?|impl|abstract|dto"
 
@@ -26,10 +26,7 @@ def test_no_module_or_folder_has_a_name_that_says_nothing() -> None:
 
 def test_no_class_has_a_name_that_says_nothing() -> None:
     classes = [
-        (node.name, place(file, node))
-        for file in files()
-        for node in ast.walk(syntax(file))
-        if isinstance(node, ast.ClassDef)
+        (node.name, place(file, node)) for file in files() for node in nodes(file) if isinstance(node, ast.ClassDef)
     ]
 
     assert not [c for c in classes if _says_nothing(c[0]) or re.match(r"I[A-Z][a-z]", c[0])]

@@ -6,7 +6,15 @@ import ast
 import statistics
 from collections import Counter
 
-from tests.architecture.source_tree import ROOT, Function, files, functions, lines_without_docstring, place, syntax
+from tests.architecture.source_tree import (
+    ROOT,
+    Function,
+    files,
+    functions,
+    lines_without_docstring,
+    nodes,
+    place,
+)
 
 PLUGS = ("brokers", "codecs", "dialects", "registries")
 
@@ -56,7 +64,7 @@ def test_a_port_has_at_most_five_methods() -> None:
     wide = {
         f"{place(file, node)} {node.name}": names
         for file in files(*(f"outboxkit/{plug}/__init__.py" for plug in PLUGS))
-        for node in ast.walk(syntax(file))
+        for node in nodes(file)
         if isinstance(node, ast.ClassDef)
         if any(ast.unparse(base).split("[")[0].endswith("Protocol") for base in node.bases)
         if len(names := [part.name for part in node.body if isinstance(part, Function) and not _is_fact(part)]) > 5

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.architecture.source_tree import ROOT, files, identifiers, place, syntax
+from tests.architecture.source_tree import ROOT, files, identifiers, nodes, place
 
 QUESTION = re.compile(r"(What|Who|Whose|How|Where|Which)\b")
 
@@ -78,7 +79,7 @@ WORDS_LEFT = {
 def _docstrings() -> Iterator[tuple[str, str]]:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for file in files():
-        for node in ast.walk(syntax(file)):
+        for node in nodes(file):
             if isinstance(node, documented) and (text := ast.get_docstring(node)):
                 yield place(file, node), text
 
@@ -89,6 +90,7 @@ def test_a_docstring_begins_with_a_verb_or_a_noun_and_no_question_word() -> None
     assert len(questions) <= QUESTIONS_LEFT, "\n".join(questions)
 
 
+@functools.cache
 def _retired(name: str) -> str | None:
     """The words that took a name's place; None when the name is in use."""
     if replacement := RETIRED_NAMES.get(name.lstrip("_")):
