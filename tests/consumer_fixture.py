@@ -126,12 +126,13 @@ class Until:
 class ConsumerFixture:
     """One database with our tables and the application's, and one broker in memory."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, has_tables: bool = False) -> None:
         self.url = url
         self.engine: Engine = create_engine(url, pool_pre_ping=True)
         self.exchange_name = f"test-{uuid4().hex}"
-        with self.engine.begin() as connection:
-            create_tables(connection)
+        if not has_tables:
+            with self.engine.begin() as connection:
+                create_tables(connection)
         self._async: AsyncEngine | None = None
 
     @property

@@ -15,11 +15,13 @@ environment where outboxkit is installed.
 
 from __future__ import annotations
 
+import functools
+import sqlite3
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine
+from sqlalchemy import Connection, Engine, MetaData, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
@@ -53,11 +55,29 @@ def outbox_engine(outbox_metadata: MetaData) -> Iterator[Engine]:
     """An empty database for one test: SQLite in memory, which several connections and threads can share."""
     engine = create_engine(f"sqlite:///file:/outboxkit-{uuid4().hex}?vfs=memdb&uri=true")
     with engine.connect() as keeper:  # the database lives as long as somebody is connected
-        outbox_metadata.create_all(keeper)
-        migrations.upgrade(keeper)
-        keeper.commit()
+        _template(outbox_metadata, frozenset(outbox_metadata.tables)).backup(_driver(keeper))
         yield engine
     engine.dispose()
+
+
+@functools.lru_cache(maxsize=8)
+def _template(metadata: MetaData, _names: frozenset[str]) -> sqlite3.Connection:
+    """Makes the tables once: a copy for each test takes a hundredth of the time."""
+    kept = sqlite3.connect(":memory:", check_same_thread=False)
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        metadata.create_all(connection)
+        migrations.upgrade(connection)
+        connection.commit()
+        _driver(connection).backup(kept)
+    engine.dispose()
+    return kept
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    found = connection.connection.driver_connection
+    assert isinstance(found, sqlite3.Connection)  # noqa: S101  pysqlite is what these URLs mean
+    return found
 
 
 @pytest.fixture

@@ -32,6 +32,6 @@ def _no_connection_is_left() -> Iterator[None]:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[ConsumerFixture]:
-    found = ConsumerFixture(copied(tmp_path / "test.db", create_tables))
+    found = ConsumerFixture(copied(tmp_path / "test.db", create_tables), has_tables=True)
     yield found
     await found.close()

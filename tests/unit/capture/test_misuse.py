@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 from uuid import UUID
 
 import pytest
-from sqlalchemy import ForeignKey, create_engine, delete, select
+from sqlalchemy import Connection, ForeignKey, create_engine, delete, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column
-from sqlalchemy.pool import StaticPool
 
 from outboxkit import (
     Backoff,
@@ -42,6 +42,7 @@ from outboxkit.events import event_type
 from outboxkit.headers import unpack_headers
 from outboxkit.message import Limits
 from outboxkit.policy import Followers, duration
+from tests.sqlite_template import copied
 
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001  that is the point
 ID = UUID("0192d3a4-0000-7000-8000-000000000001")
@@ -78,12 +79,14 @@ class Happened:
     what: str = "it"
 
 
+def create_tables(connection: Connection) -> None:
+    Base.metadata.create_all(connection)
+    migrations.upgrade(connection)
+
+
 @pytest.fixture
-def session() -> Iterator[Session]:
-    engine = create_engine("sqlite://", poolclass=StaticPool)
-    Base.metadata.create_all(engine)
-    with engine.begin() as connection:
-        migrations.upgrade(connection)
+def session(tmp_path: Path) -> Iterator[Session]:
+    engine = create_engine(copied(tmp_path / "app.db", create_tables))
     with Session(engine) as opened:
         yield opened
         opened.rollback()

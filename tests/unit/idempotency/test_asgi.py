@@ -12,8 +12,9 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from outboxkit.idempotency import SESSION, IdempotencyMiddleware
-from tests.consumer_fixture import Effect
-from tests.unit.idempotency.test_keys import effects, prepare
+from tests.consumer_fixture import Effect, create_tables
+from tests.sqlite_template import copied
+from tests.unit.idempotency.test_keys import effects
 
 
 class Shop:
@@ -60,10 +61,8 @@ class Client:
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    plain = create_engine(f"sqlite:///{tmp_path}/keys.db")
-    prepare(plain)
-    plain.dispose()
-    found = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/keys.db")
+    url = copied(tmp_path / "keys.db", create_tables)
+    found = create_async_engine(url.replace("sqlite", "sqlite+aiosqlite", 1))
     yield found
     await found.dispose()
 

@@ -10,11 +10,12 @@ import pytest
 from sqlalchemy import Engine, create_engine, func, select, update
 from sqlalchemy.orm import Session
 
-from outboxkit import migrations, tables
+from outboxkit import tables
 from outboxkit._sql import database_now
 from outboxkit.errors import ConfigurationError, IdempotencyConflict, IdempotencyOutcomeUnknown
 from outboxkit.idempotency import Outcome, idempotent
-from tests.consumer_fixture import Base, Effect
+from tests.consumer_fixture import Effect, create_tables
+from tests.sqlite_template import copied
 
 SCOPE = "ana POST /orders"
 CREATED = Outcome(status=201, headers=(("location", "/orders/7"),), body=b'{"id": 7}')
@@ -22,16 +23,14 @@ CREATED = Outcome(status=201, headers=(("location", "/orders/7"),), body=b'{"id"
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    found = create_engine(f"sqlite:///{tmp_path}/keys.db")
-    prepare(found)
+    found = create_engine(copied(tmp_path / "keys.db", create_tables))
     yield found
     found.dispose()
 
 
 def prepare(engine: Engine) -> None:
     with engine.begin() as connection:
-        Base.metadata.create_all(connection)
-        migrations.upgrade(connection)
+        create_tables(connection)
 
 
 def place(engine: Engine, key: str = "k-1", *, request: bytes = b"order", answer: Outcome | None = CREATED) -> Outcome:

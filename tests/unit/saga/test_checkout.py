@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, delete, select
+from sqlalchemy import Connection, Engine, create_engine, delete, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from outboxkit import Consumer, event, outbox_tables, publish, tables
+from outboxkit import Consumer, event, migrations, outbox_tables, publish, tables
 from outboxkit.errors import ConfigurationError
 from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.message import Message
 from outboxkit.saga import Saga, Status, compensate, find, get, pause, register, resume, started_by, step, wait
 from outboxkit.testing.delivery import ConsumerHarness
 from tests.consumer_fixture import Base, impatient
+from tests.sqlite_template import copied
 
 
 @event("order.placed")
@@ -168,15 +169,15 @@ class World:
         return found.instance.status
 
 
+def create_tables(connection: Connection) -> None:
+    outbox_tables(Base.metadata)
+    Base.metadata.create_all(connection)
+    migrations.upgrade(connection)
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    outbox_tables(Base.metadata)
-    engine = create_engine(f"sqlite:///{tmp_path}/saga.db")
-    Base.metadata.create_all(engine)
-    with engine.begin() as connection:
-        from outboxkit import migrations  # noqa: PLC0415
-
-        migrations.upgrade(connection)
+    engine = create_engine(copied(tmp_path / "saga.db", create_tables))
     yield engine
     engine.dispose()
 
