@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Integer,
+    LargeBinary,
     SmallInteger,
     String,
     TypeDecorator,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MICROSECONDS_POSTGRESQL",
     "Array",
+    "ClaimedHere",
     "CurrentXid",
     "Instant",
     "Xid8",
@@ -131,6 +133,28 @@ def _no_xid(_element: CurrentXid, _compiler: Any, **_options: Any) -> str:
 @compiles(CurrentXid, "postgresql")
 def _postgresql_xid(_element: CurrentXid, _compiler: Any, **_options: Any) -> str:
     return "pg_current_xact_id()"
+
+
+class ClaimedHere(FunctionElement[bytes]):
+    """The mark of a claim that the current transaction has not finished.
+
+    On PostgreSQL it names the transaction, so that an end of the transaction by any door is noticed; elsewhere it is
+    the parameter that was given.
+    """
+
+    type = LargeBinary()
+    inherit_cache = True
+
+
+@compiles(ClaimedHere)
+def _given_claim(element: ClaimedHere, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.clauses, **options))
+
+
+@compiles(ClaimedHere, "postgresql")
+def _postgresql_claim(element: ClaimedHere, compiler: Any, **options: Any) -> str:
+    given = compiler.process(element.clauses, **options)
+    return f"({given}::bytea || convert_to(pg_current_xact_id()::text, 'UTF8'))"
 
 
 class _DatabaseNow(FunctionElement[datetime]):

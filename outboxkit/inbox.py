@@ -1,22 +1,27 @@
 """The inbox: a message takes effect once, because its inbox row commits with the effect or not at all.
 
-Invariants: one row per (consumer, source, message id); the row is inserted before the effect and its outcome is
-written as the last statement before the commit; a row with other content under the same id is a conflict.
+Invariants: one row per (consumer, source, message id). The row is inserted before the effect, as *unfinished*, and
+finished by the last statement before the commit. A committed row that is unfinished belongs to a transaction that was
+ended from inside: it is no duplicate, the message is handled again. A row with other content under the same id is a
+conflict.
 """
 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
-from sqlalchemy import and_, func, select, tuple_
+from sqlalchemy import and_, bindparam, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from outboxkit import tables
 from outboxkit._failpoints import failpoint
-from outboxkit.dialects import insert_ignoring
+from outboxkit._sql import ClaimedHere
+from outboxkit.dialects import commits_by_itself, insert_ignoring
 from outboxkit.errors import ConfigurationError, InboxConflict, OutboxKitError
 from outboxkit.message import content_hash
 
@@ -26,10 +31,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection
     from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import SessionTransaction
 
     from outboxkit.message import Message
 
 __all__ = [
+    "MAX_ID_BYTES",
     "MAX_OUTCOME_BYTES",
     "Admission",
     "Admitted",
@@ -38,13 +45,19 @@ __all__ = [
     "admit",
     "block",
     "claim",
+    "fault_of",
     "finish",
     "handled",
     "unblock",
 ]
 
 MAX_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
-_DEAD: Final = b"\0outboxkit: dead"  # the outcome of a message that had no effect and became a dead letter
+MAX_ID_BYTES: Final = 1024  #: of an id and of a source: an index entry has no room for much more
+_OURS: Final = b"\0outboxkit: "  # begins the outcomes that say something of the row itself
+_DEAD: Final = _OURS + b"dead"  # of a message that had no effect and became a dead letter
+_UNFINISHED: Final = _OURS + b"claimed by "
+_REPLAY: Final = _UNFINISHED + b"its replay"  # of a dead message that was sent again
+_tokens: weakref.WeakKeyDictionary[SessionTransaction, bytes] = weakref.WeakKeyDictionary()
 _KEYS_AT_ONCE: Final = 500  # in one statement: databases bound the number of values
 _MAX_TRIES: Final = 10  # each means that another transaction rolled back, or a purge ran, between two statements
 
@@ -83,11 +96,28 @@ def admit(session: Session, consumer: str, message: Message) -> Admission:
     """Claims a message for a consumer, or tells what became of it.
 
     Transaction: joins the caller's; does not commit. A concurrent claim of the same message waits for the other one.
-    Guarantee: FIRST holds only if the transaction commits; then nobody else is told FIRST.
+    Guarantee: FIRST holds only if the transaction commits after `finish`; then nobody else is told FIRST.
 
     Writes: ``inbox_messages``. Reads: the same, by primary key. Locks: the inserted row.
+
+    Raises:
+        ConfigurationError: the connection is in AUTOCOMMIT mode.
     """
     return _admit(session, _entry(consumer, message))
+
+
+def fault_of(message_id: str, source: str) -> str:
+    """Returns why the inbox cannot keep this identity; empty when it can."""
+    for name, text in (("id", message_id), ("source", source)):
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            return f"the {name} holds half of a character (a lone surrogate), which is no text"
+        if size > MAX_ID_BYTES:
+            return f"the {name} has {size:,} bytes, at most {MAX_ID_BYTES:,} are kept"
+        if "\0" in text:
+            return f"the {name} holds a NUL character, which no database can store"
+    return ""
 
 
 def finish(session: Session, consumer: str, message: Message, outcome: bytes | None = None) -> None:
@@ -97,7 +127,7 @@ def finish(session: Session, consumer: str, message: Message, outcome: bytes | N
     Guarantee: if it returns, the row of `admit` is still in this transaction, and the effect commits with it.
 
     Raises:
-        OutboxKitError: the row is gone, because the handler rolled back or committed by itself.
+        OutboxKitError: the row is gone or no longer ours, because the handler rolled back or committed by itself.
     """
     _finish(session, _entry(consumer, message), outcome)
 
@@ -110,7 +140,11 @@ def block(connection: Connection, consumer: str, *, source: str, message_id: str
     inbox = tables.inbox_messages
     insert = insert_ignoring(connection, inbox).returning(inbox.c.message_id)
     values = {"consumer": consumer, "source": source, "message_id": message_id}
-    return connection.execute(insert.values(content_hash=digest, outcome=_DEAD, **values)).one_or_none() is not None
+    if connection.execute(insert.values(content_hash=digest, outcome=_DEAD, **values)).one_or_none() is not None:
+        return True
+    is_unfinished = func.substr(inbox.c.outcome, 1, len(_UNFINISHED)) == _UNFINISHED
+    mine = and_(_Entry(consumer, source, message_id, None).where(), is_unfinished)
+    return connection.execute(inbox.update().where(mine).values(outcome=_DEAD)).rowcount == 1
 
 
 def unblock(connection: Connection, messages: Collection[tuple[str, str, str]]) -> None:
@@ -126,7 +160,7 @@ def unblock(connection: Connection, messages: Collection[tuple[str, str, str]]) 
     which = tuple_(inbox.c.consumer, inbox.c.source, inbox.c.message_id)
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         these = which.in_(keys[start : start + _KEYS_AT_ONCE])
-        connection.execute(inbox.delete().where(these, inbox.c.outcome == _DEAD))
+        connection.execute(inbox.update().where(these, inbox.c.outcome == _DEAD).values(outcome=_REPLAY))
 
 
 def handled(connection: Connection, messages: Collection[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
@@ -139,7 +173,7 @@ def handled(connection: Connection, messages: Collection[tuple[str, str, str]]) 
     found: set[tuple[str, str, str]] = set()
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         these = tuple_(*identity).in_(keys[start : start + _KEYS_AT_ONCE])
-        is_effect = func.coalesce(inbox.c.outcome, b"") != _DEAD
+        is_effect = or_(inbox.c.outcome.is_(None), func.substr(inbox.c.outcome, 1, len(_OURS)) != _OURS)
         found |= {tuple(row) for row in connection.execute(select(*identity).where(these, is_effect))}
     return found
 
@@ -247,35 +281,73 @@ def _entry(consumer: str, message: Message) -> _Entry:
     return _Entry(consumer, message.source, message.id, content_hash(message))
 
 
+def _mark(session: Session, connection: Connection) -> ClaimedHere:
+    """The mark of this transaction's claims. PostgreSQL knows its transactions by number; elsewhere we keep a token."""
+    transaction = session.get_transaction()
+    token = b""
+    if connection.dialect.name != "postgresql" and transaction is not None:
+        token = _tokens.setdefault(transaction, uuid4().bytes)
+    return ClaimedHere(bindparam("unfinished", _UNFINISHED + token, tables.inbox_messages.c.outcome.type))
+
+
 def _admit(session: Session, entry: _Entry) -> Admission:
     connection, inbox = session.connection(), tables.inbox_messages
+    if commits_by_itself(connection):
+        raise ConfigurationError(
+            f"{entry.consumer}: the connection is in AUTOCOMMIT mode, where a failed handler takes nothing back and "
+            "its message counts as handled; use an engine with a transactional isolation level"
+        )
+    mark = _mark(session, connection)
     insert = insert_ignoring(connection, inbox).returning(inbox.c.message_id)
     values = {"consumer": entry.consumer, "source": entry.source, "message_id": entry.message_id}
-    known = select(inbox.c.content_hash, inbox.c.outcome).where(entry.where())
+    known = select(inbox.c.content_hash, inbox.c.outcome, mark.label("mine")).where(entry.where())
     for _ in range(_MAX_TRIES):
         # RETURNING tells what was inserted; psycopg's rowcount does not.
-        if connection.execute(insert.values(content_hash=entry.digest, **values)).one_or_none() is not None:
+        row = values | {"content_hash": entry.digest, "outcome": mark}
+        if connection.execute(insert.values(row)).one_or_none() is not None:
             failpoint("inbox.inserted")
             return Admission(Admitted.FIRST)
         if (found := connection.execute(known).one_or_none()) is not None:
-            differs = None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest
-            return Admission(Admitted.CONFLICT if differs else Admitted.DUPLICATE, found.outcome)
+            if None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest:
+                return Admission(Admitted.CONFLICT)
+            if not _is_unfinished(found):
+                return Admission(Admitted.DUPLICATE, _of_user(found.outcome))
+            if _take_over(connection, entry, found.outcome, mark):
+                return Admission(Admitted.FIRST)
     raise OutboxKitError(
         f"{entry.consumer}: the inbox row of {entry.message_id!r} appears and disappears; is a purge running?"
     )
 
 
+def _is_unfinished(found: Any) -> bool:
+    """True if another transaction claimed the message, was ended from inside, and never finished."""
+    outcome = bytes(found.outcome or b"")
+    return outcome.startswith(_UNFINISHED) and outcome != bytes(found.mine)
+
+
+def _of_user(outcome: bytes | None) -> bytes | None:
+    return None if outcome is None or bytes(outcome).startswith(_OURS) else outcome
+
+
+def _take_over(connection: Connection, entry: _Entry, unfinished: bytes, mark: ClaimedHere) -> bool:
+    this = and_(entry.where(), tables.inbox_messages.c.outcome == unfinished)
+    return connection.execute(tables.inbox_messages.update().where(this).values(outcome=mark)).rowcount == 1
+
+
 def _finish(session: Session, entry: _Entry, outcome: bytes | None) -> None:
+    connection = session.connection()
     values = {"outcome": None if outcome is None else _bounded(outcome)}
-    update = tables.inbox_messages.update().where(entry.where()).values(values)
-    if session.connection().execute(update).rowcount != 1:
+    mine = and_(entry.where(), tables.inbox_messages.c.outcome == _mark(session, connection))
+    if connection.execute(tables.inbox_messages.update().where(mine).values(values)).rowcount != 1:
         raise OutboxKitError(
             f"{entry.consumer}: the inbox row of {entry.message_id!r} is gone before the commit: the handler must not "
-            "roll back or commit; use session.begin_nested() for what may fail",
+            "roll back or commit, by any door; use session.begin_nested() for what may fail",
         )
 
 
 def _bounded(outcome: bytes) -> bytes:
+    if outcome.startswith(_OURS):
+        raise OutboxKitError(f"an outcome cannot begin with {_OURS!r}: such outcomes are ours")
     if len(outcome) > MAX_OUTCOME_BYTES:
         raise OutboxKitError(
             f"an outcome has at most {MAX_OUTCOME_BYTES:,} bytes, got {len(outcome):,}; store a reference"

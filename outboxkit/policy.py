@@ -251,7 +251,8 @@ class RetryPolicy:
         delayed: the backoff after them; its ``attempts`` counts delayed retries.
         poison: more exception classes for which no retry can help, one or several. `DecodeError`, `SchemaError` and
             `InboxConflict` always are such, and come first when it is read.
-        followers: what happens to the key's later messages when a head dies.
+        followers: what happens to the key's later messages when a head dies; None parks them. For the relay: a consumer
+            has ``on_dead``.
 
     Raises:
         ConfigurationError: an argument is of another kind, or negative.
@@ -259,10 +260,10 @@ class RetryPolicy:
 
     immediate: int = 0
     delayed: Backoff = field(
-        default=Backoff(base=timedelta(milliseconds=100), cap=timedelta(seconds=5), attempts=8),
+        default=Backoff(base=timedelta(milliseconds=100), cap=timedelta(minutes=5), attempts=22),
     )
     poison: type[BaseException] | Collection[type[BaseException]] = ()
-    followers: Followers = Followers.PARK
+    followers: Followers | None = None
 
     def __post_init__(self) -> None:
         _whole("RetryPolicy(immediate=…)", self.immediate)
@@ -272,7 +273,8 @@ class RetryPolicy:
                 f"got {self.delayed!r:.80}"
             )
         object.__setattr__(self, "poison", tuple(dict.fromkeys((*_ALWAYS_POISON, *_classes(self.poison)))))
-        object.__setattr__(self, "followers", _followers(self.followers))
+        if self.followers is not None:
+            object.__setattr__(self, "followers", _followers(self.followers))
 
     @property
     def poison_classes(self) -> tuple[type[BaseException], ...]:
@@ -313,7 +315,7 @@ def verdict(  # noqa: PLR0917  the five things a decision depends on; all are al
         return PauseDestination(now + policy.delayed.delay(attempt, rng))
     spent = attempt >= (_TRIES_OF_A_FINAL_FAILURE if outcome.is_final else policy.attempts)
     if spent and policy.followers is not Followers.BLOCK:
-        return Bury(outcome, policy.followers)
+        return Bury(outcome, policy.followers or Followers.PARK)
     if attempt <= policy.immediate or (outcome.is_final and not spent):
         return Retry(now)
     return Retry(now + policy.delayed.delay(attempt - policy.immediate, rng))

@@ -15,8 +15,8 @@ class DeadLetterRequested(Exception):
 
 
 class RetryRequested(Exception):
-    """The handler wants the message again after a delay."""
+    """The handler wants the message again after a delay; ``is_free`` means that no try is spent."""
 
-    def __init__(self, delay: timedelta) -> None:
+    def __init__(self, delay: timedelta, *, is_free: bool = False) -> None:
         super().__init__(f"again after {delay}")
-        self.delay = delay
+        self.delay, self.is_free = delay, is_free

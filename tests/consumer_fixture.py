@@ -97,6 +97,8 @@ class Until:
     idle: timedelta = timedelta(milliseconds=5)
     received: list[Delivery] = field(default_factory=list)
     acknowledged: list[Delivery] = field(default_factory=list)
+    released: list[Delivery] = field(default_factory=list)
+    in_hand: set[int] = field(default_factory=set)
 
     @property
     def features(self) -> Any:
@@ -105,16 +107,20 @@ class Until:
     async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
         found = await self.inner.receive(limit, min(timeout, self.idle))
         self.received += found
-        if not found and self.fact():
+        self.in_hand.update(id(delivery) for delivery in found)
+        if not found and not self.in_hand and self.fact():
             self.stop.set()
         return found
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         await self.inner.acknowledge(deliveries)
         self.acknowledged += deliveries
+        self.in_hand.difference_update(id(delivery) for delivery in deliveries)
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
         await self.inner.release(deliveries)
+        self.released += deliveries
+        self.in_hand.difference_update(id(delivery) for delivery in deliveries)
 
     async def declare(self, subscription: Any) -> Sequence[str]:
         return await self.inner.declare(subscription)

@@ -72,6 +72,13 @@ class MessageContext:
         """Rolls back and tries again after the delay, as often as the consumer's policy allows."""
         raise RetryRequested(duration(delay))
 
+    def later(self, after: timedelta | str) -> NoReturn:
+        """Rolls back and tries again after the delay without spending a try, for example when a service says 429.
+
+        The message becomes a failed one when it is older than the consumer's ``patience``.
+        """
+        raise RetryRequested(duration(after), is_free=True)
+
 
 class Want(StrEnum):
     """What a parameter of a handler is given."""

@@ -1,37 +1,44 @@
-"""HandleOnce: one message, once, in one transaction: admit → decode → handler → finish → commit."""
+"""One message, once, in one transaction: admit → decode → handler → finish → commit."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import event
-from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
-from outboxkit import context, dead_letters, inbox, schema_store
+from outboxkit import context, dead_letters, dialects, inbox, schema_store
 from outboxkit._failpoints import failpoint
-from outboxkit.brokers import Delivery
-from outboxkit.consumer import retries
-from outboxkit.consumer.handlers import Handler, Handlers, MessageContext, Want, decode
-from outboxkit.consumer.retries import WaitingDelivery
-from outboxkit.consumer.transactions import TransactionScope, trouble_of
+from outboxkit.consumer import replays, retries
+from outboxkit.consumer.handlers import Handler, MessageContext, Want, decode
+from outboxkit.consumer.protocol import Failed
+from outboxkit.consumer.reading import Cause
+from outboxkit.consumer.transactions import (
+    ConnectionBroken,
+    TransactionEnded,
+    TransactionScope,
+    trouble_of,
+)
 from outboxkit.dead_letters import Stage
+from outboxkit.dead_letters.cause import place_of
 from outboxkit.dialects import DatabaseTrouble
-from outboxkit.errors import DecodeError, InboxConflict, OutboxKitError, RegistryUnavailable
-from outboxkit.headers import LETTER, REPLAY_FOR, from_wire
+from outboxkit.errors import InboxConflict, OutboxKitError, RegistryUnavailable
+from outboxkit.headers import LETTER, REPLAY_FOR
 from outboxkit.inbox import Admitted
-from outboxkit.message import Message
 from outboxkit.policy import Failure
 from outboxkit.signals import DeadLetterRequested, RetryRequested
 
-__all__ = ["Failed", "HandleOnce", "HandlerLookup", "Job", "Result", "Try", "failure_of", "job_of"]
+if TYPE_CHECKING:
+    from outboxkit.consumer.protocol import Job
+    from outboxkit.consumer.reading import Subject
+    from outboxkit.message import Message
+
+__all__ = ["MessageTransaction", "Result", "Try", "failure_of", "subject_of"]
 
 
 class Result(StrEnum):
@@ -41,27 +48,15 @@ class Result(StrEnum):
     DUPLICATE = "duplicate"
     IGNORED = "ignored"  #: no handler here knows its type, or it is a replay for another consumer
     GONE = "gone"  #: another process took the waiting delivery
+    EXPIRED = "expired"  #: its time was over
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One delivery to handle.
-
-    Attributes:
-        delivery: as the broker handed it out, now or before it waited.
-        identity: its name in the marker.
-        message: what its headers say; None when they cannot be read.
-        unreadable: why not.
-        handler: who handles it; None when nobody here does.
-        waiting: its row in the waiting room.
-    """
-
-    delivery: Delivery
-    identity: str
-    message: Message | None
-    unreadable: OutboxKitError | None = None
-    handler: Handler | None = None
-    waiting: WaitingDelivery | None = None
+_MAX_BUSY: Final = 10  # a handler that is always in somebody's way has failed
+_MAX_BROKEN: Final = 3  # a message whose handler breaks its connection so often has failed
+_ENDED_BY_SERVER: Final = {
+    "25P03": "the server ended the session: idle_in_transaction_session_timeout (25P03); the handler waited too long",
+    "25P04": "the server ended the session: transaction_timeout (25P04); the handler took too long",
+}
 
 
 @dataclass(slots=True)
@@ -72,38 +67,28 @@ class Try:
     number: int
     stage: Stage = Stage.READ
     is_foreign: bool = False  # trouble with a database of the handler's own says nothing about ours
+    broken: int = 0  # how often the connection broke while the handler had it
 
     def gives_up(self, trouble: DatabaseTrouble, times: int) -> bool:
-        """Whether trouble with the database is the handler's own."""
-        return self.is_foreign or (trouble is DatabaseTrouble.BUSY and times > _MAX_BUSY)
+        """Whether trouble with the database is the handler's own.
 
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Why an attempt failed; ``delay`` is what the handler asked for."""
-
-    failure: Failure
-    stage: Stage
-    error: Exception
-    delay: timedelta | None = None
+        A connection that broke under the handler is an outage at first. But each further attempt begins with an answer
+        of the database on a new connection, so when it breaks again and again, the message is what breaks it.
+        """
+        is_breaking = self.broken >= (_MAX_BROKEN if self.number == 1 else 1)
+        return self.is_foreign or is_breaking or (trouble is DatabaseTrouble.BUSY and times > _MAX_BUSY)
 
 
 class _OutOfTime(OutboxKitError):
     """The handler did not end in time."""
 
 
-class _Cancelled(OutboxKitError):
-    """The handler was cancelled from inside."""
-
-
-_MAX_BUSY: Final = 10  # a handler that is always in somebody's way has failed
-_ENDED: Final = (
-    "the handler must not commit: its effect commits together with the inbox row; use session.begin_nested()"
-)
+class _Left(OutboxKitError):
+    """The handler was cancelled from inside, or tried to end the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HandleOnce:
+class MessageTransaction:
     """How a consumer handles a message.
 
     Attributes:
@@ -127,17 +112,31 @@ class HandleOnce:
         Raises:
             Exception: whatever went wrong; `failure_of` says what it means.
         """
-        job, session = tried.job, given.session
-        if job.waiting is not None and not retries.take(session, job.waiting):
+        connection = given.session.connection()
+        try:
+            return self._attempt(given, tried)
+        except Exception as error:
+            if connection.invalidated or dialects.sqlstate_of(error) in _ENDED_BY_SERVER:
+                tried.broken += tried.stage in (Stage.HANDLER, Stage.COMMIT)
+                raise ConnectionBroken from error
+            raise
+
+    def _attempt(self, given: TransactionScope, tried: Try) -> Result:
+        subject = subject_of(tried.job)
+        if subject.waiting is not None and not retries.take(given.session, subject.waiting):
             return Result.GONE
-        if job.unreadable is not None:
-            raise job.unreadable
-        result = Result.IGNORED
-        if job.message is not None and job.handler is not None:
-            result = self._once(given, tried, job.message, job.handler)
-        elif job.waiting is not None:
-            retries.remove(session, self.consumer, job.waiting)
-        return result
+        if subject.message is None or subject.handler is None:
+            raise OutboxKitError("an attempt needs a message and its handler")
+        if self._is_for_another(given, subject.message):
+            if subject.waiting is not None:
+                retries.remove(given.session, self.consumer, subject.waiting)
+            return Result.IGNORED
+        return self._once(given, tried, subject.message, subject.handler)
+
+    def _is_for_another(self, given: TransactionScope, message: Message) -> bool:
+        """True if it is the replay of another consumer's letter. A header alone says nothing: anybody may set it."""
+        name = message.header(REPLAY_FOR)
+        return name not in (None, self.consumer) and replays.is_replay(given.session.connection(), str(name), message)
 
     def _once(self, given: TransactionScope, tried: Try, message: Message, handler: Handler) -> Result:
         tried.stage = Stage.ADMIT
@@ -149,8 +148,9 @@ class HandleOnce:
         tried.stage = Stage.COMMIT
         if message.header(LETTER) is not None:
             dead_letters.mark_replayed(given.session.connection(), self.consumer, message)
-        if tried.job.waiting is not None:
-            retries.remove(given.session, self.consumer, tried.job.waiting)
+        waiting = subject_of(tried.job).waiting
+        if waiting is not None:
+            retries.remove(given.session, self.consumer, waiting)
         if is_first:
             given.session.flush()  # so that nothing of the handler's comes after the last statement
             inbox.finish(given.session, self.consumer, message, outcome)
@@ -160,21 +160,25 @@ class HandleOnce:
     def _call(self, given: TransactionScope, tried: Try, message: Message, handler: Handler) -> bytes | None:
         connection = given.session.connection()
         tried.stage = Stage.DECODE
-        subject = message if handler.event_type is None else decode(message, handler.event_type, self._resolver(given))
+        value = message if handler.event_type is None else decode(message, handler.event_type, self._resolver(given))
         tried.stage = Stage.HANDLER
         about = self._context(tried, message)
         failpoint("handler.before")
         parameters = {
-            Want.MESSAGE: subject,
+            Want.MESSAGE: value,
             Want.SESSION: given.session,
             Want.ASYNC_SESSION: given.asynchronous,
             Want.CONTEXT: about,
         }
         try:
-            with context.handling(message), _no_commit(given.session):
+            with context.handling(message), _in_handler(given):
                 outcome = handler.call(parameters)
                 if inspect.isawaitable(outcome):
                     outcome = await_only(_in_time(outcome, self.timeout))
+        except SystemExit as error:
+            raise _Left("the handler called sys.exit(): an exception says what is wrong") from error
+        except TransactionEnded as error:
+            raise OutboxKitError(f"{error.message} ({place_of(error)})") from error
         except Exception as error:
             tried.is_foreign = trouble_of(error) is DatabaseTrouble.DOWN and not connection.invalidated
             raise
@@ -184,7 +188,7 @@ class HandleOnce:
         return outcome if isinstance(outcome, bytes) else None
 
     def _context(self, tried: Try, message: Message) -> MessageContext:
-        now, waiting = datetime.now(UTC), tried.job.waiting
+        now = datetime.now(UTC)
         return MessageContext(
             id=message.id,
             type=message.type,
@@ -192,7 +196,7 @@ class HandleOnce:
             key=message.key,
             headers=message.headers,
             attempt=tried.number,
-            first_seen=waiting.first_failed_at if waiting else now,
+            first_seen=tried.job.first_failed_at or now,
             deadline=now + self.timeout,
             correlation_id=message.correlation_id or message.id,
         )
@@ -206,60 +210,59 @@ class HandleOnce:
         return resolve
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandlerLookup:
-    """Who handles what.
-
-    Attributes:
-        name: of the consumer.
-        handlers: by topic and type.
-        message_id: finds the id of a foreign message without one.
-    """
-
-    name: str
-    handlers: Handlers
-    message_id: Callable[[Message], str] | None
+def subject_of(job: Job) -> Subject:
+    """Returns what the shell knows of a job."""
+    subject: Subject = job.subject  # type: ignore[assignment]  # made by `Reading.job`
+    return subject
 
 
-def job_of(delivery: Delivery, waiting: WaitingDelivery | None, consumer: HandlerLookup) -> Job:
-    """What a consumer has to do with a delivery. Never raises: what cannot be read is told in the job."""
-    identity = retries.identity(delivery)
-    try:
-        message = from_wire(delivery.topic, delivery.key, delivery.headers, delivery.payload or b"")
-    except DecodeError as error:
-        return Job(delivery=delivery, identity=identity, message=None, unreadable=error, waiting=waiting)
-    is_ours = message.header(REPLAY_FOR) in (None, consumer.name)
-    handler = consumer.handlers.find(delivery.topic, message.type) if is_ours else None
-    if handler is None:
-        return Job(delivery=delivery, identity=identity, message=message, waiting=waiting)
-    found = message.id or (consumer.message_id(message) if consumer.message_id else "")
-    fault = _fault_of(found, message.source)
-    message = replace(message, id=found) if fault is None else replace(message, id="", source="")
-    return Job(
-        delivery=delivery, identity=identity, message=message, unreadable=fault, handler=handler, waiting=waiting
-    )
+def failure_of(error: Exception, tried: Try, poison: tuple[type[BaseException], ...]) -> Failed:
+    """Returns what an error in a message's own transaction means."""
+    links, cause = list(_signals(error)), Cause(tried.stage, _cause_of(error))
+    for link in links:
+        if isinstance(link, RetryRequested):
+            return Failed(failure=Failure.HANDLER, delay=link.delay, is_free=link.is_free, cause=cause)
+        if isinstance(link, _OutOfTime):
+            return Failed(failure=Failure.TIMEOUT, cause=cause)
+        if tried.stage is Stage.ADMIT and isinstance(link, InboxConflict):
+            return Failed(failure=Failure.CONFLICT, cause=cause)
+        is_outage = isinstance(link, RegistryUnavailable)  # although it is a `SchemaError`
+        if isinstance(link, (DeadLetterRequested, *poison)) and not is_outage:
+            return Failed(failure=Failure.POISON, cause=Cause(tried.stage, link))
+    return Failed(failure=Failure.HANDLER, cause=cause)
 
 
-def _fault_of(message_id: str, source: str) -> DecodeError | None:
-    """Why an inbox cannot keep this identity."""
-    if not message_id:
-        return DecodeError("the message has no id: nothing tells it from its copies; give the Consumer message_id=…")
-    if "\0" in message_id + source:
-        return DecodeError("the id or the source holds a NUL character, which no database can store")
-    return None
+def _signals(error: BaseException) -> list[BaseException]:
+    """An error, or the members of a group: a task group wraps what its tasks raise."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [link for member in error.exceptions for link in _signals(member)]
 
 
-def failure_of(error: Exception, stage: Stage, poison: tuple[type[BaseException], ...]) -> Failed:
-    """What an error in a message's own transaction means."""
-    if isinstance(error, RetryRequested):
-        return Failed(Failure.HANDLER, stage, error, error.delay)
-    if isinstance(error, _OutOfTime):
-        return Failed(Failure.TIMEOUT, stage, error)
-    if stage is Stage.ADMIT and isinstance(error, InboxConflict):
-        return Failed(Failure.CONFLICT, stage, error)
-    is_poison = stage is Stage.READ or isinstance(error, (DeadLetterRequested, *poison))
-    is_poison &= not isinstance(error, RegistryUnavailable)  # an outage, although it is a `SchemaError`
-    return Failed(Failure.POISON if is_poison else Failure.HANDLER, stage, error)
+def _cause_of(error: BaseException) -> BaseException:
+    """The error to tell of: in a group the first member, and words of ours where the server ended the session."""
+    if isinstance(error, ConnectionBroken):
+        words = _ENDED_BY_SERVER.get(dialects.sqlstate_of(error), "")
+        text = words or f"the connection to the database broke {_MAX_BROKEN} times while this message was handled"
+        told = OutboxKitError(text)
+        told.__cause__ = error.__cause__
+        return told
+    return _signals(error)[0]
+
+
+class _in_handler:  # noqa: N801  reads as a statement: with _in_handler(given)
+    """Guards the session's transaction while the handler has it."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, given: TransactionScope) -> None:
+        self._session: Any = given.session
+
+    def __enter__(self) -> None:
+        self._session.in_handler = True
+
+    def __exit__(self, *_: object) -> None:
+        self._session.in_handler = False
 
 
 async def _in_time(work: Awaitable[Any], timeout: timedelta) -> Any:
@@ -274,18 +277,4 @@ async def _in_time(work: Awaitable[Any], timeout: timedelta) -> Any:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise _Cancelled from error
-
-
-@contextlib.contextmanager
-def _no_commit(session: Session) -> Iterator[None]:
-    event.listen(session, "before_commit", _refuse)
-    try:
-        yield
-    finally:
-        event.remove(session, "before_commit", _refuse)
-
-
-def _refuse(session: Session) -> None:
-    if session.get_nested_transaction() is None:
-        raise OutboxKitError(_ENDED)
+        raise _Left("the handler was cancelled from inside") from error

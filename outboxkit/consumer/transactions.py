@@ -1,7 +1,8 @@
-"""One unit of work for both kinds of session, what trouble with the database is, and patience with it.
+"""Transactions of a consumer: one unit of work for both kinds of session, and patience with a database in trouble.
 
 A unit is a plain function of a `Session`. With an ``async_sessionmaker`` it runs in SQLAlchemy's greenlet and may
-await; with a ``sessionmaker`` it runs in a thread. Either way begin, work and commit are the same lines.
+await; with a ``sessionmaker`` it runs in a thread. Either way begin, work and commit are the same lines. While a
+handler has the session, the transaction is the consumer's: to end it is refused.
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from outboxkit import dialects
 from outboxkit.dialects import DatabaseTrouble
-from outboxkit.errors import RegistryUnavailable
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session, sessionmaker
+from outboxkit.errors import OutboxKitError, RegistryUnavailable
 
 __all__ = [
+    "ConnectionBroken",
     "RetryOnDatabaseTrouble",
+    "Sessions",
     "Stopped",
     "TransactionScope",
     "Transactions",
@@ -37,13 +36,13 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Sessions = sessionmaker[Session] | async_sessionmaker[AsyncSession]
 
 _log: Final = logging.getLogger(__name__)
 
 _BASE: Final = timedelta(milliseconds=50)
 _BUSY_AT_ONCE: Final = 3
 _MAX_DOUBLINGS: Final = 10
-
 _LOST: Final[dict[str, str]] = {"database": "consumer.database_away", "registry": "consumer.registry_away"}
 _BACK: Final[dict[str, str]] = {"database": "consumer.database_back", "registry": "consumer.registry_back"}
 _CAPS: Final = {DatabaseTrouble.BUSY: timedelta(milliseconds=250), DatabaseTrouble.DOWN: timedelta(seconds=5)}
@@ -51,6 +50,14 @@ _CAPS: Final = {DatabaseTrouble.BUSY: timedelta(milliseconds=250), DatabaseTroub
 
 class _Unreachable(Exception):
     """No connection could be made."""
+
+
+class ConnectionBroken(Exception):
+    """The connection of the attempt broke: whatever was raised says nothing about the message."""
+
+
+class TransactionEnded(OutboxKitError):
+    """The handler tried to begin or end the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +68,53 @@ class TransactionScope:
     asynchronous: AsyncSession | None
 
 
+class _Guarded(Session):
+    """A session whose transaction belongs to the consumer while a handler has it."""
+
+    in_handler = False
+
+    def begin(self, nested: bool = False) -> Any:  # noqa: FBT001, FBT002  as the base class has it
+        if not nested:
+            self._refuse("begin()")
+        return super().begin(nested=nested)
+
+    def commit(self) -> None:
+        self._refuse("commit()")
+        super().commit()
+
+    def prepare(self) -> None:
+        self._refuse("prepare()")
+        super().prepare()
+
+    def close(self) -> None:
+        self._refuse("close()")
+        super().close()
+
+    def reset(self) -> None:
+        self._refuse("reset()")
+        super().reset()
+
+    def invalidate(self) -> None:
+        self._refuse("invalidate()")
+        super().invalidate()
+
+    def _refuse(self, verb: str) -> None:
+        if self.in_handler:
+            raise TransactionEnded(
+                f"{verb} inside a handler: the handler must not commit, begin or close, because its effect commits "
+                "together with the inbox row; use session.begin_nested() for what may fail"
+            )
+
+
 class Transactions:
     """Runs units of work on the user's sessions."""
 
-    def __init__(self, sessions: sessionmaker[Session] | async_sessionmaker[AsyncSession], threads: int) -> None:
-        self._sessions = sessions
+    def __init__(self, sessions: Sessions, threads: int) -> None:
+        self._sessions = _guarded(sessions)
         self._threads = None if self.is_async(sessions) else ThreadPoolExecutor(threads, "outboxkit-consumer")
 
     @staticmethod
-    def is_async(sessions: sessionmaker[Session] | async_sessionmaker[AsyncSession]) -> bool:
+    def is_async(sessions: Sessions) -> bool:
         """Whether handlers may await."""
         return isinstance(sessions, async_sessionmaker)
 
@@ -113,7 +158,7 @@ class RetryOnDatabaseTrouble:
     def __init__(self, transactions: Transactions, consumer: str, stop: asyncio.Event) -> None:
         self._transactions, self._consumer, self._stop = transactions, consumer, stop
         self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
-        self._away = ""  # which of the two everybody was told of
+        self.away = ""  #: which of the two is away, as everybody was told
 
     async def run(
         self,
@@ -136,15 +181,15 @@ class RetryOnDatabaseTrouble:
         while True:
             try:
                 result = await self._transactions.run(unit)
-            except (DBAPIError, PoolTimeout, RegistryUnavailable, _Unreachable) as error:
+            except Exception as error:
                 trouble, troubles = trouble_of(error), troubles + 1
                 if trouble is None or gives_up(trouble, troubles):
                     raise
                 await self._ride_out(trouble, troubles, error)
             else:
-                if troubles and self._away:  # who had no trouble knows nothing of its end
-                    _log.info(_BACK[self._away], extra={"consumer": self._consumer})
-                    self._away = ""
+                if troubles and self.away:  # who had no trouble knows nothing of its end
+                    _log.info(_BACK[self.away], extra={"consumer": self._consumer})
+                    self.away = ""
                 return result
 
     async def wait(self, delay: timedelta) -> None:
@@ -155,11 +200,12 @@ class RetryOnDatabaseTrouble:
             return
 
     async def _ride_out(self, trouble: DatabaseTrouble, troubles: int, error: Exception) -> None:
-        if trouble is DatabaseTrouble.DOWN and not self._away:
-            self._away, words = "database", type(error).__name__
+        if trouble is DatabaseTrouble.DOWN and not self.away:
+            self.away, words = "database", type(error).__name__
             if isinstance(error, RegistryUnavailable):
-                self._away, words = "registry", error.message
-            _log.warning(_LOST[self._away], extra={"consumer": self._consumer, "error": words})
+                self.away, words = "registry", error.message
+            about = {"consumer": self._consumer, "error": words, "sqlstate": dialects.sqlstate_of(error)}
+            _log.warning(_LOST[self.away], extra=about)
         if trouble is DatabaseTrouble.DOWN or troubles > _BUSY_AT_ONCE:
             await self.wait(backoff_delay(trouble, troubles, self._rng))
         if trouble is DatabaseTrouble.DOWN and self._stop.is_set():
@@ -167,14 +213,14 @@ class RetryOnDatabaseTrouble:
 
 
 def trouble_of(error: BaseException) -> DatabaseTrouble | None:
-    """Tells what an error says about the database or a registry; None when it is about the work itself."""
-    if isinstance(error, RegistryUnavailable | _Unreachable):
+    """Returns what an error says about the database or the registry; None when it is about the work itself."""
+    if isinstance(error, RegistryUnavailable | _Unreachable | ConnectionBroken):
         return DatabaseTrouble.DOWN
     return dialects.trouble_of(error)
 
 
 def backoff_delay(trouble: DatabaseTrouble, attempt: int, rng: random.Random) -> timedelta:
-    """How long to wait after the n-th trouble in a row: full jitter, up to a cap that fits the trouble."""
+    """Returns how long to wait after the n-th trouble in a row: full jitter, up to a cap that fits the trouble."""
     ceiling: timedelta = min(_CAPS[trouble], _BASE * 2 ** min(attempt - 1, _MAX_DOUBLINGS))
     return ceiling * rng.random()
 
@@ -186,3 +232,16 @@ def _transact(given: TransactionScope, unit: Callable[[TransactionScope], T]) ->
         except OSError as error:  # asyncpg's own, which SQLAlchemy passes on as it is
             raise _Unreachable from error
         return unit(given)
+
+
+def _guarded(sessions: Sessions) -> Sessions:
+    """The user's sessions, guarded, and closed for good after their one transaction."""
+    options = {**sessions.kw, "close_resets_only": False}
+    if isinstance(sessions, async_sessionmaker):
+        base = options.pop("sync_session_class", None) or sessions.class_.sync_session_class
+        return async_sessionmaker(class_=sessions.class_, sync_session_class=_subclass(base), **options)
+    return sessionmaker(class_=_subclass(sessions.class_), **options)
+
+
+def _subclass(base: type[Session]) -> type[Session]:
+    return type(base.__name__, (_Guarded, base), {}) if base is not Session else _Guarded

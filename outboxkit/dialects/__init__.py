@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sqlite3
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,6 +38,8 @@ __all__ = [
     "DatabaseTrouble",
     "Dialect",
     "Features",
+    "chain",
+    "commits_by_itself",
     "dialect_of",
     "hidden",
     "insert_ignoring",
@@ -45,6 +48,7 @@ __all__ = [
     "lock_patience",
     "open_engine",
     "refusal",
+    "sqlstate_of",
     "trouble_of",
 ]
 
@@ -54,8 +58,9 @@ _GROUP: Final = "outboxkit.dialects"
 # SQLSTATE classes and codes, as the standard and appendix A of PostgreSQL's manual have them: serialization failure,
 # deadlock, lock not available …
 _BUSY_STATES: Final = ("40001", "40P01", "55P03")
-# … connection exceptions, shutdown and start-up, no resources, a primary that became a standby …
-_DOWN_STATES: Final = ("08", "57P01", "57P02", "57P03", "53", "25006")
+# … connection exceptions, sessions that the server ended, shutdown and start-up, no resources, a primary that became a
+# standby …
+_DOWN_STATES: Final = ("08", "25P03", "25P04", "57P01", "57P02", "57P03", "57P05", "53", "25006")
 # … data exceptions, violated constraints, and limits of the program such as an index entry that is too large …
 _ROW_STATES: Final = ("22", "23", "54")
 # … and a table, a column or a schema that is not there.
@@ -64,6 +69,7 @@ _BUSY_SQLITE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DOWN_SQLITE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
 _ROW_SQLITE: Final = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE)
 _MISSING_SQLITE: Final = ("no such table", "no such column", "has no column named")  # all of them have one code
+_MAX_LINKS: Final = 50  # of a chain of errors
 
 
 class DatabaseTrouble(StrEnum):
@@ -201,11 +207,45 @@ def lock_patience(connection: Connection, time: timedelta) -> Iterator[None]:
         yield
 
 
+def commits_by_itself(connection: Connection) -> bool:
+    """True if the connection is in AUTOCOMMIT mode, where a rollback takes nothing back."""
+    level = connection.get_execution_options().get("isolation_level")
+    if level is None:
+        level = getattr(connection.dialect, "_on_connect_isolation_level", None)
+    # `is True`: the sqlite3 module says -1 where transactions are SQLAlchemy's business.
+    return level == "AUTOCOMMIT" or getattr(connection.connection.dbapi_connection, "autocommit", False) is True
+
+
 def trouble_of(error: BaseException) -> DatabaseTrouble | None:
     """Tells what an error says about the database; None when it is about the work itself.
 
-    Decides by the driver's codes, never by its text. A time-out of the pool is `DatabaseTrouble.BUSY`.
+    Decides by the driver's codes, never by its text, and looks into groups and at what an error was raised from. A
+    time-out of the pool is `DatabaseTrouble.BUSY`.
     """
+    found = {_trouble(link) for link in chain(error)}
+    return next((trouble for trouble in (DatabaseTrouble.DOWN, DatabaseTrouble.BUSY) if trouble in found), None)
+
+
+def sqlstate_of(error: BaseException) -> str:
+    """Returns the first SQLSTATE that an error or its causes carry, empty when there is none."""
+    states = (_state(link) for link in chain(error) if isinstance(link, DBAPIError))
+    return next((state for state in states if state), "")
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error, the members of its group, and what each was raised from."""
+    found, seen = deque([error]), set[int]()
+    while found and len(seen) < _MAX_LINKS:
+        link = found.popleft()
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        members = link.exceptions if isinstance(link, BaseExceptionGroup) else ()
+        found.extend(one for one in (*members, link.__cause__, link.__context__) if one is not None)
+
+
+def _trouble(error: BaseException) -> DatabaseTrouble | None:
     if isinstance(error, PoolTimeout):
         return DatabaseTrouble.BUSY
     if not isinstance(error, DBAPIError):
@@ -213,8 +253,11 @@ def trouble_of(error: BaseException) -> DatabaseTrouble | None:
     if error.connection_invalidated:
         return DatabaseTrouble.DOWN
     state, code = _state(error), _sqlite_code(error)
-    if code is None and state is None:  # no answer from the server: it was not reached
-        return DatabaseTrouble.DOWN if isinstance(error, OperationalError | InterfaceError) else None
+    if code is None and state is None:
+        # No answer from the server: it was not reached, or (asyncpg) a value could not be sent.
+        is_ours = isinstance(getattr(error.orig, "__cause__", None), ValueError)
+        is_silent = isinstance(error, OperationalError | InterfaceError) and not is_ours
+        return DatabaseTrouble.DOWN if is_silent else None
     if code in _BUSY_SQLITE or state in _BUSY_STATES:
         return DatabaseTrouble.BUSY
     down = code in _DOWN_SQLITE or (state is not None and state.startswith(_DOWN_STATES))

@@ -156,7 +156,7 @@ def _on(consumer: Consumer, cls: type, source: dict[str, str], handle: Handle) -
     def synchronous(event: object, session: Session) -> None:
         handle(event, session)
 
-    chosen: Any = asynchronous if isinstance(consumer.sessions, async_sessionmaker) else synchronous
+    chosen: Any = asynchronous if isinstance(consumer.config.sessions, async_sessionmaker) else synchronous
     chosen.__annotations__["event"] = cls
     consumer.on(cls, **source)(chosen)
 

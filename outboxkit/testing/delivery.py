@@ -6,9 +6,8 @@ a time, and delays between retries are skipped.
 
 from __future__ import annotations
 
-import copy
 import itertools
-from asyncio import Event
+from asyncio import Event, sleep
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,6 +24,7 @@ from outboxkit._sql import database_now
 from outboxkit.brokers.memory import Exchange, MemorySubscriber
 from outboxkit.codecs import codec_named
 from outboxkit.consumer.process import Result
+from outboxkit.consumer.run import Run
 from outboxkit.dead_letters import DeadLetter
 from outboxkit.errors import ConfigurationError
 from outboxkit.events import event_type
@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from outboxkit.brokers import Delivery, Subscription
-    from outboxkit.consumer import Consumer
+    from outboxkit.consumer import Consumer, ConsumerConfig
 
 __all__ = ["ConsumerHarness", "asynchronous"]
 
 _SOURCE: Final = "urn:test"
 _AT_ONCE: Final = timedelta(0)
+_BREATH: Final = 0.001  # seconds
 _LONG_DUE: Final = timedelta(seconds=-1)
 _MAX_ROUNDS: Final = 200  # of retries in one delivery: a policy without an end must not hang the test
 _ASYNC_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite"}
@@ -122,18 +123,18 @@ class ConsumerHarness:
         exchange = Exchange()  # a new one: another consumer would get what was delivered to the first
         for _ in range(times):
             exchange.append(message.topic, self._row(message))
-        twin, stop = self._twin(consumer), Event()
-        await twin.run(_Draining(exchange, twin.subscription, self._engine, stop), stop)
+        twin, stop = self._twin(consumer.config), Event()
+        await Run(twin, _Draining(exchange, twin.subscription, self._engine, stop), stop, _AT_ONCE).work()
 
-    def _twin(self, consumer: Consumer) -> Consumer:
-        twin = copy.copy(consumer)
-        twin.sessions, twin.concurrency, twin.counts = self._sessions(consumer), 1, self._counts
-        twin.handling = replace(consumer.handling, schemas=self._schemas)
-        return twin
+    def _twin(self, config: ConsumerConfig) -> ConsumerConfig:
+        policy = replace(config.policy, concurrency=1)
+        sessions = self._sessions(config.sessions)
+        return replace(config, sessions=sessions, policy=policy, counts=self._counts, schemas=self._schemas)
 
-    def _sessions(self, consumer: Consumer) -> sessionmaker[Session] | async_sessionmaker[AsyncSession]:
+    def _sessions(
+        self, theirs: sessionmaker[Session] | async_sessionmaker[AsyncSession]
+    ) -> sessionmaker[Session] | async_sessionmaker[AsyncSession]:
         """The consumer's kind of sessions, with its options, on the test's database."""
-        theirs = consumer.sessions
         options = {name: value for name, value in theirs.kw.items() if name not in ("bind", "binds")}
         if not isinstance(theirs, async_sessionmaker):
             return sessionmaker(self._engine, class_=theirs.class_, **options)
@@ -192,14 +193,20 @@ class _Draining(MemorySubscriber):
 
     def __init__(self, source: Exchange, subscription: Subscription, engine: Engine, stop: Event) -> None:
         super().__init__(source, subscription)
-        self._engine, self._stop, self._rounds = engine, stop, 0
+        self._engine, self._stop, self._rounds, self._in_hand = engine, stop, 0, 0
 
     async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
         del timeout  # whatever will come is there already
         found = await super().receive(limit, _AT_ONCE)
-        if not found and not self._make_due():
+        self._in_hand += len(found)
+        if not found and not self._in_hand and not self._make_due():
             self._stop.set()
+        await sleep(_BREATH)  # so that what is in hand is handled meanwhile
         return found
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        await super().acknowledge(deliveries)
+        self._in_hand -= len(deliveries)
 
     def _make_due(self) -> int:
         """Ends all delays; how many deliveries wait."""
@@ -209,26 +216,26 @@ class _Draining(MemorySubscriber):
             count = connection.execute(select(func.count()).select_from(waiting).where(mine)).scalar_one()
             if count:
                 due = {"due_at": database_now(_LONG_DUE)}
-                connection.execute(update(waiting).where(mine, waiting.c.due_at.is_not(None)).values(due))
-        self._rounds += 1
+                later = waiting.c.due_at > database_now()
+                self._rounds += connection.execute(update(waiting).where(mine, later).values(due)).rowcount > 0
         if self._rounds > _MAX_ROUNDS:
             raise AssertionError(f"{self._consumer}: {count} deliveries still wait after {_MAX_ROUNDS} retries")
         return count
 
 
 def _addressed(message: Message, consumer: Consumer, topic: str) -> Message:
-    places = list(dict.fromkeys(h.topic for h in consumer.handlers if fnmatchcase(message.type, h.pattern)))
+    places = list(dict.fromkeys(h.topic for h in consumer.config.handlers if fnmatchcase(message.type, h.pattern)))
     topic = topic or (message.topic if message.topic in places else "")
     if not topic and len(places) > 1:
         raise ConfigurationError(f"{consumer.name} handles {message.type} from {', '.join(places)}: give topic=…")
     if not places or (topic and topic not in places):
-        known = ", ".join(f"{handler.pattern} from {handler.topic}" for handler in consumer.handlers)
+        known = ", ".join(f"{handler.pattern} from {handler.topic}" for handler in consumer.config.handlers)
         raise ConfigurationError(
             f"{consumer.name} does not handle {message.type}{f' from {topic}' if topic else ''}; it handles "
             f"{known or 'nothing'}"
         )
     found = topic or places[0]
-    return replace(message, topic=found, kind=Kind.COMMAND if found in consumer.queues else Kind.EVENT)
+    return replace(message, topic=found, kind=Kind.COMMAND if found in consumer.subscription.queues else Kind.EVENT)
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -14,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from outboxkit import consumer as consumer_module
 from outboxkit import tables
-from outboxkit.consumer import Consumer
+from outboxkit.consumer import Consumer, run
 from outboxkit.consumer.handlers import MessageContext
 from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order
 
@@ -45,14 +44,15 @@ sent = st.builds(
     messages=st.lists(sent, min_size=1, max_size=12), immediate=st.integers(0, 1), batch=st.sampled_from([1, 3, 500])
 )
 def test_every_message_has_one_effect_or_one_letter(messages: list[Sent], immediate: int, batch: int) -> None:
-    settings_of_run = mock.patch.multiple(consumer_module, BATCH=batch, IDLE=timedelta(milliseconds=1))
+    settings_of_run = mock.patch.object(run, "IDLE", timedelta(milliseconds=1))
     with tempfile.TemporaryDirectory() as folder, settings_of_run:
-        asyncio.run(_check(Path(folder), messages, immediate))
+        asyncio.run(_check(Path(folder), messages, immediate, batch))
 
 
-async def _check(folder: Path, messages: list[Sent], immediate: int) -> None:
+async def _check(folder: Path, messages: list[Sent], immediate: int, batch: int) -> None:
     world = ConsumerFixture(f"sqlite:///{folder}/test.db")
-    billing = Consumer("billing", sessions=world.asynchronous, retry=impatient(immediate, RETRIES - immediate))
+    retry = impatient(immediate, RETRIES - immediate)
+    billing = Consumer("billing", sessions=world.asynchronous, retry=retry, prefetch=batch)
 
     @billing.on(OrderPlaced, topic="orders")
     async def bill(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:

@@ -42,7 +42,7 @@ async def _consume(consumer: Consumer, settings: Settings) -> None:
         loop.call_soon_threadsafe(stop.set)
 
     with lifecycle.stop_on_signals(ask):
-        if await lifecycle.await_sessions(consumer.sessions, stop):
+        if await lifecycle.await_sessions(consumer.config.sessions, stop):
             await consumer.run(url, stop, settings.broker)
             counts = {str(name): count for name, count in consumer.counts.items()}
             _log.info("consumer.stopped", extra={"consumer": consumer.name, "counts": counts})

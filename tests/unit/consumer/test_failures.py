@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from outboxkit import publish, tables
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
-from outboxkit.dead_letters import DeadLetter, Filter, Stage, find
+from outboxkit.dead_letters import DeadLetter, Filter, Stage, find, replay
 from outboxkit.headers import REPLAY_FOR, pack_headers, unpack_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure
@@ -280,17 +280,43 @@ async def test_a_nul_in_an_id_does_not_stop_the_consumer(world: ConsumerFixture)
     assert len(letters(world)) == 1
 
 
-async def test_what_is_for_others_is_acknowledged_and_counted(world: ConsumerFixture) -> None:
+async def test_what_is_of_another_type_is_acknowledged_and_counted(world: ConsumerFixture) -> None:
     billing = consumer(world)
     handles(billing)
 
-    world.send(order(1, headers=((REPLAY_FOR, b"shipping"),)), order(2, headers=((REPLAY_FOR, b"billing"),)))
-    world.send(order(3, type="order.cancelled"))
+    world.send(order(2), order(3, type="order.cancelled"))
     ran = await world.run(billing)
 
     assert world.effects() == [2]
-    assert billing.counts["ignored"] == 2
-    assert len(ran.acknowledged) == 3
+    assert billing.counts["ignored"] == 1
+    assert len(ran.acknowledged) == 2
+
+
+async def test_a_header_that_claims_a_replay_for_another_consumer_commands_nothing(world: ConsumerFixture) -> None:
+    billing = consumer(world)
+    handles(billing)
+
+    world.send(order(1, headers=((REPLAY_FOR, b"shipping"),)))
+    await world.run(billing)
+
+    assert world.effects() == [1]
+
+
+async def test_the_replay_of_another_consumers_letter_is_not_for_us(world: ConsumerFixture) -> None:
+    shipping, billing = consumer(world, "shipping"), consumer(world)
+    handles(shipping, lambda _number, ctx: ctx.dead_letter("no such customer"))
+    calls = handles(billing)
+
+    world.send(order(1))
+    await world.run(shipping)
+    (letter,) = letters(world)
+    with world.engine.begin() as connection:
+        replay(connection, [letter.id], by="ana", why="the customer exists now")
+    assert world.relay() == 1
+    await world.run(billing)
+
+    assert calls == [(1, 1)], "the original, and not the replay"
+    assert (billing.counts["handled"], billing.counts["ignored"]) == (1, 1)
 
 
 async def test_a_hook_learns_of_a_dead_message_after_it_is_stored(world: ConsumerFixture) -> None:
@@ -353,4 +379,4 @@ def _without_id(message: Message) -> Any:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outboxkit.consumer.IDLE", timedelta(milliseconds=5))
+    monkeypatch.setattr("outboxkit.consumer.run.IDLE", timedelta(milliseconds=5))

@@ -307,4 +307,4 @@ def _disarmed() -> Any:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outboxkit.consumer.IDLE", timedelta(milliseconds=5))
+    monkeypatch.setattr("outboxkit.consumer.run.IDLE", timedelta(milliseconds=5))

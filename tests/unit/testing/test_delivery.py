@@ -139,7 +139,7 @@ async def test_the_consumer_itself_is_not_changed(harness: ConsumerHarness) -> N
     await harness.deliver(OrderPlaced(1, 5), consumer=books)
 
     assert (dict(vars(books)), dict(books.counts)) == before
-    assert books.sessions is shop.nowhere
+    assert books.config.sessions is shop.nowhere
 
 
 async def test_an_open_change_of_the_test_is_refused_before_it_blocks(

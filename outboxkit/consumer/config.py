@@ -1,0 +1,118 @@
+"""A consumer's settings as one frozen value: what a run is given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from outboxkit.brokers import Subscription
+from outboxkit.consumer.handlers import Handlers
+from outboxkit.consumer.protocol import ConsumerPolicy
+from outboxkit.consumer.reading import Reading
+from outboxkit.errors import ConfigurationError
+from outboxkit.policy import duration
+
+if TYPE_CHECKING:
+    from enum import StrEnum
+
+    from outboxkit.consumer.order_check import OrderCheck
+    from outboxkit.consumer.transactions import Sessions
+    from outboxkit.dead_letters.letter import DeadLetter
+    from outboxkit.dead_letters.topic_copy import DeadLetterTopic
+
+__all__ = ["PREFETCH", "PREFETCH_BYTES", "ConsumerConfig", "choice", "count", "span"]
+
+PREFETCH: Final = 500  #: deliveries in hand
+PREFETCH_BYTES: Final = 32 * 1024 * 1024  #: of their payloads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerConfig:
+    """What a run needs to know of its consumer.
+
+    Attributes:
+        name: who handles.
+        sessions: of the user.
+        policy: how the core decides.
+        reading: how deliveries are read.
+        timeout: for one call of a handler.
+        drain: how long a stop waits for what is under way.
+        prefetch: deliveries in hand at most.
+        prefetch_bytes: their payloads; one delivery is always taken.
+        resolve: schema text for a fingerprint that the database does not know.
+        copy_to: where dead letters are copied to.
+        topics: event topics it reads.
+        queues: command queues it reads.
+        dead_letter_hooks: by type.
+        order_check: watches the order, when asked to.
+        counts: what became of messages, shared with the consumer.
+        schemas: texts that were found, by fingerprint.
+    """
+
+    name: str
+    sessions: Sessions
+    policy: ConsumerPolicy
+    reading: Reading
+    timeout: timedelta
+    drain: timedelta
+    prefetch: int = PREFETCH
+    prefetch_bytes: int = PREFETCH_BYTES
+    resolve: Callable[[str], str] | None = None
+    copy_to: DeadLetterTopic | None = None
+    topics: tuple[str, ...] = ()
+    queues: tuple[str, ...] = ()
+    dead_letter_hooks: dict[str, Callable[[DeadLetter], Any]] = field(default_factory=dict)
+    order_check: OrderCheck | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    schemas: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def handlers(self) -> Handlers:
+        """By topic and type."""
+        return self.reading.handlers
+
+    @property
+    def subscription(self) -> Subscription:
+        """Topics and queues, under the consumer's name."""
+        return Subscription(consumer=self.name, topics=self.topics, queues=self.queues)
+
+
+def choice(name: str, value: str, kind: type[StrEnum]) -> Any:
+    """Returns a choice as its enum.
+
+    Raises:
+        ConfigurationError: none of the choices.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(repr(one.value) for one in kind)
+        raise ConfigurationError(f"{name} is one of {known}, not {value!r}") from None
+
+
+def count(name: str, value: object, minimum: int = 1) -> int:
+    """Returns a whole number.
+
+    Raises:
+        ConfigurationError: not a whole number, or below the minimum.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigurationError(f"{name} is a whole number from {minimum}, not {value!r}")
+    return value
+
+
+def span(name: str, value: timedelta | str) -> timedelta:
+    """Returns a duration.
+
+    Raises:
+        ConfigurationError: not a duration; says which setting it is.
+    """
+    if not isinstance(value, timedelta | str):
+        raise ConfigurationError(f"{name} is a duration such as '30s', not {value!r}")
+    try:
+        return duration(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error.message}") from None

@@ -1,0 +1,35 @@
+"""Replays on their way in: a header that asks for one is a fact to check, not a command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from outboxkit import dead_letters
+from outboxkit.dead_letters import State
+from outboxkit.headers import LETTER
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from outboxkit.message import Message
+
+__all__ = ["is_replay"]
+
+_SENT: Final = (State.REPLAYING, State.REPLAYED)
+
+
+def is_replay(connection: Connection, consumer: str, message: Message) -> bool:
+    """True if a letter was replayed to this consumer as this message, with this content.
+
+    Anybody may write the header; what cannot be proved is an ordinary message.
+
+    Transaction: joins the caller's; only reads. Index used: the primary key of ``dead_letters``.
+    """
+    try:
+        letter = dead_letters.get(connection, UUID(message.header(LETTER) or ""))
+    except ValueError:
+        return False
+    if letter is None or letter.state not in _SENT or consumer != (letter.replay_to or letter.consumer):
+        return False
+    return (letter.topic, letter.payload or b"") == (message.topic, message.payload)
