@@ -483,7 +483,6 @@ def test_poison_adds_to_what_is_always_poison(poison: Any) -> None:
         {"delayed": 3},
         {"delayed": "1s"},
         {"followers": "later"},
-        {"followers": None},
     ],
     ids=repr,
 )
