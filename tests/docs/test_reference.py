@@ -65,3 +65,13 @@ def test_every_how_to_leads_to_the_api() -> None:
     pages = (ROOT / "docs" / "how-to").glob("*.md")
 
     assert [page.name for page in pages if "reference/api/" not in page.read_text()] == []
+
+
+def test_the_numbers_of_the_landing_page_were_measured() -> None:
+    landing = (ROOT / "README.md").read_text().partition("## Numbers")[2].partition("\n## ")[0]
+    measured = (ROOT / "docs" / "explanation" / "performance.md").read_text()
+
+    numbers = re.findall(r"\d+,\d{3}|\d+\.\d+ ms", landing)
+
+    assert len(numbers) >= 7
+    assert [number for number in numbers if number.removesuffix(" ms") not in measured] == []
