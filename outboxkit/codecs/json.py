@@ -1,7 +1,9 @@
 """JSON: stable UTF-8 text, readable by anybody, refused before it can mean two things.
 
-Datetimes are RFC 3339, UUIDs and Decimals are strings, bytes are base64, an Enum is its value, a set is sorted. NaN,
-Infinity, keys that are not text and unknown types are refused with the path of the field; nothing is guessed.
+Datetimes are RFC 3339, UUIDs and Decimals are strings, bytes are base64, an Enum is its value, a set is sorted.
+Objects of pydantic and msgspec are what their classes make of them. NaN, Infinity, a key twice, keys that are not text,
+decimals of more than a thousand digits and unknown types are refused with the path of the field; nothing is guessed.
+Reading is as strict, but for a byte order mark, which some writers put before the text.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import dataclasses
 import functools
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
@@ -19,7 +22,8 @@ from enum import Enum
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
-from outboxkit.codecs import Codec, Encoded
+from outboxkit.codecs import Codec, Encoded, classes
+from outboxkit.codecs.plain import NumberText, decimal_of
 from outboxkit.errors import DecodeError, EncodeError
 from outboxkit.events import EventType
 from outboxkit.message import Message
@@ -38,16 +42,17 @@ _ENCODE: Final = json.JSONEncoder(
 class _Json:
     def encode(self, value: object, event_type: EventType) -> Encoded:  # noqa: ARG002 # the port has it
         plain = _plain(value, "", 0)
-        text = _ENCODE(plain)
         try:
-            return Encoded(text.encode(), _CONTENT_TYPE)
+            return Encoded(_ENCODE(plain).encode(), _CONTENT_TYPE)
         except UnicodeEncodeError as error:
             path = _surrogate(plain, "")
             raise _refusal(path, "holds half of a surrogate pair, which is not text") from error
+        except ValueError as error:  # the interpreter's limit on digits
+            raise _refusal("", "holds a number with too many digits") from error
 
     def decode(self, message: Message, event_type: EventType, resolve: Callable[[str], str]) -> object:
-        del event_type, resolve
-        return _parse(message.payload)
+        del resolve
+        return _parse(message.payload, exact=event_type.cls is not dict)
 
     def schema_text(self, event_type: EventType) -> str | None:
         del event_type
@@ -70,10 +75,25 @@ def _plain(value: object, path: str, depth: int) -> object:
         raise _refusal(path, f"is nested deeper than {_MAX_DEPTH} levels, or contains itself")
     if (scalar := _SCALARS.get(kind)) is not None:
         return scalar(value, path)
-    names = _names(kind)
-    if names is None:
-        return _inner(value, path, depth + 1)
-    return _object([(name, getattr(value, name)) for name in names], path, depth + 1)
+    if (why := classes.unreadable(kind)) != "":
+        raise _refusal(path, f"cannot be read back as a {kind.__qualname__}: {why}")
+    if classes.is_pydantic(kind) or classes.is_struct(kind):
+        return _plain(_dumped(value, path, depth), path, depth + 1)
+    if (names := _names(kind)) is not None:
+        return _object([(name, getattr(value, name)) for name in names], path, depth + 1)
+    return _inner(value, path, depth + 1)
+
+
+def _dumped(value: object, path: str, depth: int) -> object:
+    """What the class of another library makes of its object."""
+    try:
+        if classes.is_pydantic(type(value)):
+            return classes.dump_pydantic(value)
+        return classes.dump_struct(value, lambda inner: _plain(inner, path, depth + 1))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, EncodeError):
+            raise
+        raise _refusal(path, f"cannot be written by its class {type(value).__qualname__}: {error}") from error
 
 
 def _inner(value: object, path: str, depth: int) -> object:
@@ -91,25 +111,30 @@ def _inner(value: object, path: str, depth: int) -> object:
             return scalar(value, path)
     raise _refusal(
         path,
-        f"is a {type(value).__name__}, which JSON cannot hold; expected text, numbers, dates, UUID, Decimal, bytes, "
-        "Enum, lists, mappings or event classes",
+        f"is of type {type(value).__qualname__}, which JSON cannot hold; expected text, numbers, dates, UUID, Decimal, "
+        "bytes, Enum, lists, mappings or event classes",
     )
 
 
 def _object(fields: list[tuple[str, object]], path: str, depth: int) -> dict[str, object]:
-    return {
+    found = {
         name: item if type(item) in _AS_IT_IS else _plain(item, f"{path}.{name}" if path else name, depth)
         for name, item in fields
     }
+    if len(found) != len(fields):
+        raise _refusal(path, f"has two keys that are both written as {_first_twice(fields)!r}")
+    return found
+
+
+def _first_twice(pairs: list[tuple[str, object]]) -> str:
+    seen: set[str] = set()
+    return next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
 @functools.cache
 def _names(cls: type) -> tuple[str, ...] | None:
-    """The fields of an event class, None for anything else."""
-    if dataclasses.is_dataclass(cls):
-        return tuple(field.name for field in dataclasses.fields(cls))
-    names = getattr(cls, "__struct_fields__", None) or getattr(cls, "model_fields", None)  # msgspec, pydantic
-    return None if names is None else tuple(names)
+    """The fields of a dataclass, None for anything else."""
+    return tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else None
 
 
 def _key(key: object, path: str) -> str:
@@ -127,9 +152,12 @@ def _float(value: Any, path: str) -> float:
 
 
 def _decimal(value: Any, path: str) -> str:
-    if not value.is_finite():
-        raise _refusal(path, f"is {value}, which is not a number")
-    return str(value)
+    text = str(value)
+    try:
+        decimal_of(text)
+    except ValueError as error:
+        raise _refusal(path, f"is {text:.40}, which is not a finite number of at most a thousand digits") from error
+    return text
 
 
 def _duration(value: Any, _path: str) -> str:
@@ -184,15 +212,20 @@ def _refusal(path: str | None, why: str) -> EncodeError:
 # --- the way in --------------------------------------------------------------------------------------------------
 
 
-def _parse(data: bytes) -> object:
+def _parse(data: bytes, *, exact: bool) -> object:
+    """Parses strictly; `exact` keeps the text of numbers with a fraction, for fields that are Decimals."""
+    skipped = len(BOM_UTF8) if data.startswith(BOM_UTF8) else 0
     try:
-        text = data.decode()
+        text = data[skipped:].decode()
     except UnicodeDecodeError as error:
-        raise DecodeError(f"not UTF-8 at byte {error.start}", offset=error.start) from error
+        raise DecodeError(f"not UTF-8 at byte {skipped + error.start}", offset=skipped + error.start) from error
+    number = _exact_number if exact else _number
     try:
-        plain: object = json.loads(text, parse_constant=_no_constant, parse_float=_no_infinity)
+        plain: object = json.loads(
+            text, parse_constant=_no_constant, parse_float=number, object_pairs_hook=_object_of_pairs
+        )
     except json.JSONDecodeError as error:
-        offset = len(text[: error.pos].encode())
+        offset = skipped + len(text[: error.pos].encode())
         raise DecodeError(f"not JSON at byte {offset}: {error.msg}", offset=offset) from error
     except RecursionError as error:
         raise DecodeError(f"nested deeper than {_MAX_DEPTH} levels") from error
@@ -202,15 +235,28 @@ def _parse(data: bytes) -> object:
     return plain
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise DecodeError(f"{name} is not a JSON number")
+def _object_of_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = _first_twice(pairs)
+        raise DecodeError(f"the key {twice!r:.80} is there twice in one object, with two meanings")
+    return found
 
 
-def _no_infinity(digits: str) -> float:
+def _number(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise DecodeError(f"the number {digits[:40]} is too large")
+        raise DecodeError(f"the number {digits:.40} is too large")
     return value
+
+
+def _exact_number(digits: str) -> float:
+    _number(digits)
+    return NumberText(digits)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise DecodeError(f"{name} is not a JSON number")
 
 
 def _refuse_depth(plain: object) -> None:

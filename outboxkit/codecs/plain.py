@@ -16,31 +16,33 @@ from enum import Enum
 from typing import Any, Final, Union
 from uuid import UUID
 
+from typing_extensions import TypeAliasType
+
+from outboxkit.codecs import classes
 from outboxkit.errors import DecodeError
 
 __all__ = [
+    "NumberText",
+    "decimal_of",
     "from_plain",
-    "to_plain",
 ]
 
+_NOTHING: Final[Mapping[Any, Any]] = {}
+_MARKS: Final = (typing.Annotated, typing.Required, typing.NotRequired, typing.Final, typing.ClassVar)
 
-def to_plain(value: object) -> object:
-    """An event as plain data (dicts, lists, scalars) by the field names of its class."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_plain(item) for item in value]
-    if callable(dump := getattr(value, "model_dump", None)):
-        return to_plain(dump())
-    if fields := getattr(value, "__struct_fields__", None):
-        return {name: to_plain(getattr(value, name)) for name in fields}
-    return value
+
+class NumberText(float):
+    """A number of JSON with a fraction or an exponent: a float that remembers its text, for what needs it exactly."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
 
 
 def from_plain(cls: type, data: object) -> Any:
-    """An event from plain data: the inverse of `to_plain`, and of what JSON made of dates, UUIDs and the like.
+    """Makes an event of plain data: the inverse of encoding it, of dates, UUIDs and the like in JSON, too.
 
     Fields that the class does not know are ignored, so that a producer may add some.
 
@@ -55,19 +57,40 @@ def from_plain(cls: type, data: object) -> Any:
         raise DecodeError(f"{cls.__qualname__} does not take this data: {error}", path=error.path) from error
 
 
-def _made(cls: type, data: object, path: str) -> Any:
+def _made(cls: type, data: object, path: str, given: Mapping[Any, Any] = _NOTHING) -> Any:
+    """Makes an object of a class; `given` are the types that stand for the type variables of a generic one."""
     try:
-        if callable(validate := getattr(cls, "model_validate", None)):  # pydantic, which takes all text but base64
-            return validate(_with_bytes(cls, data, path))
+        if classes.is_pydantic(cls):
+            return classes.validate(cls, _with_bytes(cls, data, path))
         if not isinstance(data, Mapping):
             raise _unfit(path, "fields", data)
+        named = _by_field(cls, data, path)
         hints = _hints(cls)
-        known = {name: item for name, item in data.items() if name in hints}
-        return cls(**{name: _fit(hints[name], item, _inside(path, name)) for name, item in known.items()})
+        known = {
+            name: _fit(given.get(hints[name], hints[name]), item, _inside(path, name))
+            for name, item in named.items()
+            if name in hints
+        }
+        late = {name: known.pop(name) for name in _late_fields(cls) if name in known}
+        made = cls(**known)
+        for name, item in late.items():
+            object.__setattr__(made, name, item)  # a field that __init__ does not take, perhaps of a frozen class
     except (TypeError, ValueError) as error:  # a field is missing, or the class itself refuses
         if isinstance(error, DecodeError):
             raise
         raise DecodeError(f"{path or cls.__qualname__}: {error}", path=path or _missing(cls, data)) from error
+    return made
+
+
+def _by_field(cls: type, data: Mapping[Any, Any], path: str) -> Mapping[Any, Any]:
+    """The data by the names of fields; a Struct may be written under others, and with a tag that must be its own."""
+    if not classes.is_struct(cls):
+        return data
+    tag = classes.tag_of(cls)
+    if tag is not None and data.get(*tag) != tag[1]:
+        raise DecodeError(f"{_inside(path, tag[0])}: expected the tag {tag[1]!r} of {cls.__qualname__}", path=path)
+    names = classes.field_names(cls)
+    return {names.get(name, name): item for name, item in data.items()}
 
 
 def _with_bytes(hint: Any, value: Any, path: str, facts: Collection[object] = ()) -> Any:
@@ -80,6 +103,8 @@ def _with_bytes(hint: Any, value: Any, path: str, facts: Collection[object] = ()
         return _with_bytes(others[0], value, path, facts) if others and str not in others else value
     if hint is bytes and isinstance(value, str) and not any(hasattr(fact, "encoder") for fact in facts):
         return _fit_scalar(bytes, value, path)  # what has an encoder, as Base64Bytes, decodes by itself
+    if isinstance(value, NumberText):
+        return decimal_of(value.text) if hint is Decimal else float(value)
     if isinstance(value, Mapping):
         return _fields_with_bytes(hint, inner, value, path)
     if isinstance(value, list) and inner:
@@ -91,22 +116,15 @@ def _with_bytes(hint: Any, value: Any, path: str, facts: Collection[object] = ()
 
 
 def _fields_with_bytes(hint: Any, inner: tuple[Any, ...], value: Mapping[Any, Any], path: str) -> Any:
-    fields: Mapping[str, Any] | None = getattr(hint, "model_fields", None)
-    if fields is None:
-        return {
-            name: _with_bytes(inner[-1] if inner else Any, item, _inside(path, str(name)))
-            for name, item in value.items()
-        }
-    found = {}
+    if not isinstance(hint, type) or not classes.is_pydantic(hint):
+        item_hint = inner[-1] if inner else Any
+        return {name: _with_bytes(item_hint, item, _inside(path, str(name))) for name, item in value.items()}
+    fields, computed, found = classes.read_fields(hint), classes.computed_names(hint), {}
     for name, item in value.items():
-        field = fields.get(name)
-        if field is None:
+        if (field := fields.get(name)) is not None:
+            found[field.name] = _with_bytes(field.annotation, item, _inside(path, name), field.facts)
+        elif name not in computed:
             found[name] = item
-            continue
-        alias = field.validation_alias or field.alias
-        found[alias if isinstance(alias, str) else name] = _with_bytes(
-            field.annotation, item, _inside(path, name), field.metadata
-        )
     return found
 
 
@@ -114,7 +132,7 @@ def _fields_with_bytes(hint: Any, inner: tuple[Any, ...], value: Mapping[Any, An
 def _hints(cls: type) -> dict[str, Any]:
     """The fields that may be given, with what they are annotated; Any where that cannot be resolved."""
     if dataclasses.is_dataclass(cls):
-        names = [field.name for field in dataclasses.fields(cls) if field.init]
+        names = [field.name for field in dataclasses.fields(cls)]
     else:
         names = list(getattr(cls, "__struct_fields__", ())) or list(inspect.signature(cls).parameters)
     try:
@@ -124,29 +142,82 @@ def _hints(cls: type) -> dict[str, Any]:
     return {name: hints.get(name, Any) for name in names}
 
 
+@functools.cache
+def _late_fields(cls: type) -> tuple[str, ...]:
+    """Fields of a dataclass that its __init__ does not take."""
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return tuple(field.name for field in fields if not field.init)
+
+
 def _missing(cls: type, data: object) -> str:
     return next((name for name in _hints(cls) if isinstance(data, Mapping) and name not in data), "")
 
 
 def _fit(hint: Any, value: Any, path: str) -> Any:
+    hint = _bare(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return _fit_one_of(arguments, value, path)
     if isinstance(origin, type):
         return _fit_many(origin, arguments, value, path)
-    if not isinstance(hint, type) or hint is object or (isinstance(value, hint) and not _is_false_number(hint, value)):
+    if not isinstance(hint, type) or hint is Any or hint is object:
         return value
-    if dataclasses.is_dataclass(hint) or hasattr(hint, "__struct_fields__") or hasattr(hint, "model_validate"):
+    if typing.is_typeddict(hint):
+        return _fit_typed(hint, value, path)
+    if isinstance(value, hint) and not _is_false_number(hint, value):
+        return value
+    if _has_fields(hint):
         return _made(hint, value, path)
+    if issubclass(hint, tuple) and hasattr(hint, "_fields"):
+        return _fit_named(hint, value, path)
     return _fit_scalar(hint, value, path)
+
+
+def _bare(hint: Any) -> Any:
+    """The type behind a NewType, an alias, or marks around it."""
+    while True:
+        if hasattr(hint, "__supertype__"):
+            hint = hint.__supertype__
+        elif isinstance(hint, TypeAliasType):
+            hint = hint.__value__
+        elif typing.get_origin(hint) in _MARKS:
+            hint = typing.get_args(hint)[0]
+        else:
+            return hint
+
+
+def _has_fields(cls: type) -> bool:
+    return dataclasses.is_dataclass(cls) or classes.is_struct(cls) or classes.is_pydantic(cls)
+
+
+def _fit_typed(cls: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _unfit(path, "fields", value)
+    hints = typing.get_type_hints(cls)
+    marked = typing.get_type_hints(cls, include_extras=True)  # the class itself takes marks for text in some modules
+    optional = {name for name, mark in marked.items() if typing.get_origin(mark) is typing.NotRequired}
+    if missing := sorted(cls.__required_keys__ - optional - value.keys()):
+        raise DecodeError(f"{_inside(path, missing[0])} is missing", path=_inside(path, missing[0]))
+    return {name: _fit(hints.get(name, Any), item, _inside(path, str(name))) for name, item in value.items()}
+
+
+def _fit_named(cls: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != len(cls._fields):
+        raise _unfit(path, f"a list of {len(cls._fields)} items", value)
+    hints = typing.get_type_hints(cls)
+    return cls._make(
+        _fit(hints.get(name, Any), part, _inside(path, name)) for name, part in zip(cls._fields, value, strict=True)
+    )
 
 
 def _fit_scalar(hint: Any, value: Any, path: str) -> Any:
     try:
         if issubclass(hint, Enum):
-            return hint(value)
+            return _member(hint, value, path)
         if hint in _FROM_TEXT and isinstance(value, str):
             return _FROM_TEXT[hint](value)
+        if hint is Decimal and isinstance(value, NumberText | int) and not isinstance(value, bool):
+            return decimal_of(value.text if isinstance(value, NumberText) else str(value))
     except (ValueError, ArithmeticError) as error:
         raise _unfit(path, hint.__name__, value) from error
     if hint is float and type(value) is int:
@@ -154,6 +225,21 @@ def _fit_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint in _STRICT:
         raise _unfit(path, hint.__name__, value)
     return value
+
+
+def _member(cls: type[Enum], value: Any, path: str) -> Enum:
+    """The member of a value as it is written: that of a date or a UUID is text by then."""
+    try:
+        return cls(value)
+    except ValueError:
+        for member in cls:
+            try:
+                found = _fit(type(member.value), value, path)
+            except DecodeError:
+                continue
+            if found == member.value:
+                return member
+        raise
 
 
 def _fit_one_of(hints: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -171,6 +257,8 @@ def _fit_one_of(hints: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _fit_many(origin: type, hints: tuple[Any, ...], value: Any, path: str) -> Any:
+    if _has_fields(origin):
+        return _made(origin, value, path, dict(zip(getattr(origin, "__parameters__", ()), hints, strict=False)))
     if issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _unfit(path, "a mapping", value)
@@ -190,13 +278,44 @@ def _fit_many(origin: type, hints: tuple[Any, ...], value: Any, path: str) -> An
     return origin(parts) if origin in (tuple, set, frozenset) else parts
 
 
+_DURATION: Final = re.compile(
+    r"(-?)P(?:(\d{1,9})D)?(?:T(?:(\d{1,9})H)?(?:(\d{1,12})M)?(?:(\d{1,14})(?:\.(\d{1,9}))?S)?)?", re.ASCII
+)
+
+
 def _duration(text: str) -> timedelta:
-    found = re.fullmatch(r"(-?)P(\d+)DT(\d+)\.(\d{6})S", text)
-    if found is None:
+    """ISO 8601 without years and months, which have no length."""
+    found = _DURATION.fullmatch(text)
+    if found is None or text[-1] in "PT":
         raise ValueError(text)
-    sign, days, seconds, micros = found.groups()
-    whole = timedelta(days=int(days), seconds=int(seconds), microseconds=int(micros))
-    return -whole if sign else whole
+    sign, days, hours, minutes, seconds, fraction = found.groups(default="0")
+    whole = timedelta(
+        days=int(days),
+        hours=int(hours),
+        minutes=int(minutes),
+        seconds=int(seconds),
+        microseconds=int(fraction.ljust(6, "0")[:6]),
+    )
+    return -whole if sign == "-" else whole
+
+
+_NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,6})?", re.ASCII)
+_MAX_DIGITS: Final = 1000  # of a decimal written out: what is longer is a mistake, or an attack on whoever calculates
+
+
+def decimal_of(text: str) -> Decimal:
+    """Reads a Decimal, digit for digit.
+
+    Raises:
+        ValueError: the text is not a finite number of at most a thousand digits, written out.
+    """
+    if len(text) > 2 * _MAX_DIGITS or _NUMBER.fullmatch(text) is None:
+        raise ValueError(f"not a number: {text:.40}")
+    found = Decimal(text)
+    _, digits, exponent = found.as_tuple()
+    if len(digits) + abs(int(exponent)) > _MAX_DIGITS:
+        raise ValueError(f"more than {_MAX_DIGITS} digits: {text:.40}")
+    return found
 
 
 _FROM_TEXT: Final[dict[Any, Callable[[str], Any]]] = {
@@ -205,7 +324,7 @@ _FROM_TEXT: Final[dict[Any, Callable[[str], Any]]] = {
     time: time.fromisoformat,
     timedelta: _duration,
     UUID: UUID,
-    Decimal: Decimal,
+    Decimal: decimal_of,
     bytes: lambda text: base64.b64decode(text, validate=True),
 }
 

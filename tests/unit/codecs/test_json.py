@@ -182,9 +182,27 @@ def test_a_value_that_contains_itself_is_refused() -> None:
         (b"[" * 102 + b"]" * 102, None),
         (b"", 0),
         (b"{} {}", 3),
-        (b"\xef\xbb\xbf{}", 0),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{}", 3),
+        (b"\xef\xbb\xbf\xff", 3),
+        (b'{"a": 1, "a": 2}', None),
+        (b'[{"b": {"a": 1, "\\u0061": 1}}]', None),
     ],
-    ids=["utf-8", "json", "nan", "infinity", "overflow", "digits", "depth", "limit", "empty", "two", "bom"],
+    ids=[
+        "utf-8",
+        "json",
+        "nan",
+        "infinity",
+        "overflow",
+        "digits",
+        "depth",
+        "limit",
+        "empty",
+        "two",
+        "boms",
+        "bom",
+        "twice",
+        "twice-inside",
+    ],
 )
 def test_hostile_bytes_are_a_decode_error_and_nothing_else(data: bytes, offset: int | None) -> None:
     with pytest.raises(DecodeError) as caught:
@@ -232,7 +250,7 @@ def test_what_json_can_hold_comes_back(value: Any) -> None:
         ({"pair": [1]}, "pair"),
         ({"by": {"k": {"sku": 1, "price": "1"}}}, "by.k.sku"),
         ({"by": []}, "by"),
-        ({"span": "P1D"}, "span"),
+        ({"span": "P1Y"}, "span"),
     ],
 )
 def test_data_that_does_not_fit_the_class_is_refused_with_its_path(change: dict[str, Any], path: str) -> None:
@@ -310,3 +328,17 @@ def test_bytes_of_a_pydantic_model_that_are_no_base64_are_refused_with_their_pat
         decode(json.dumps({"raw": raw}).encode(), event_type(UploadFinished))
 
     assert found.value.path == "raw"
+
+
+def test_a_byte_order_mark_before_the_text_is_skipped() -> None:
+    assert decode(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+    with pytest.raises(DecodeError) as caught:
+        decode(b"\xef\xbb\xbf{,}")
+    assert caught.value.offset == 4
+
+
+def test_finding_a_key_that_is_there_twice_is_not_slow() -> None:
+    many = ",".join(f'"{number}":0' for number in range(100_000))
+
+    with pytest.raises(DecodeError, match="'99999'"):
+        decode(f'{{{many},"99999":1}}'.encode())
