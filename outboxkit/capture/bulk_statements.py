@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from sqlalchemy import Insert, UpdateBase
 from sqlalchemy import event as listeners
-from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, scoped_session
 
-from outboxkit.capture.emit import AnySession, OutboxMixin, sync_session
+from outboxkit.capture.emit import OutboxMixin, sync_session
 from outboxkit.capture.route import BULK_RULES, route_of
 from outboxkit.errors import CaptureError
 
@@ -26,7 +27,7 @@ _MAX_BINDS: Final = 30_000  # of one statement: SQLite takes 32,766, PostgreSQL'
 
 
 def bulk(
-    session: AnySession,
+    session: Session | scoped_session[Any],
     statement: Any,
     event: Callable[[Any], object],
     parameters: Sequence[Mapping[str, Any]] | None = None,
@@ -53,6 +54,9 @@ def bulk(
     """
     if parameters is not None and not isinstance(statement, Insert):
         raise CaptureError("bulk() takes a list of parameters for insert() only; give update() and delete() a where()")
+    given: object = session
+    if isinstance(given, AsyncSession | async_scoped_session):
+        raise CaptureError("on an AsyncSession: await session.run_sync(bulk, statement, make_event)")
     model, sync = _model(statement), sync_session(session)
     sync.flush()
     touched = 0
