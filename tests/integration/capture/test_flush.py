@@ -210,7 +210,8 @@ def test_one_flush_keeps_the_order_of_emission_however_objects_join_the_session(
         order.emit(Noted("1"), topic="one", key="k")
         line.emit(Noted("2"), topic="one", key="k")
         order.emit(Noted("3"), topic="one", key="k")
-        session.add_all({"order": [order], "line": [line], "both": [line, order]}[first])
+        joining: dict[str, list[object]] = {"order": [order], "line": [line], "both": [line, order]}
+        session.add_all(joining[first])
         publish(session, Noted("4"), topic="one", key="k")
         line.emit(Noted("5"), topic="one", key="k")
         session.commit()
