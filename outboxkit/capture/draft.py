@@ -15,6 +15,7 @@ from outboxkit.capture import keys, rollout
 from outboxkit.capture.keys import KeyValue
 from outboxkit.capture.rollout import Versions
 from outboxkit.capture.route import KeyOf, Outbox
+from outboxkit.context import tracing
 from outboxkit.errors import CaptureError
 from outboxkit.events import EventType, event_type, is_event
 from outboxkit.headers import check_limits
@@ -136,7 +137,7 @@ def make_draft(
         due=None if told.delay is None and told.at is None else _due(told.delay, told.at),
         correlation_id=context.correlation_id(),
         causation_id=context.causation_id(),
-        headers=_headers(route, told),
+        headers=(),
         limits=told.limits or route.limits,
         key=None if isinstance(told.key, EllipsisType) or told.key is None else keys.key_bytes(told.key),
         entity=entity if of_model and route.key is not None else None,
@@ -144,6 +145,9 @@ def make_draft(
         written=None if later else _encode(event, told.type),
         make_event=event,
     )
+    name = draft.type if draft.written is None else draft.written[0][0].name
+    traced = tracing.created(destination=topic or name, type_name=name, message_id=draft.id)
+    draft.headers = _headers(route, told, traced)
     if draft.written is not None:
         draft.message(draft.written, draft.key)  # what is too large is refused here
     return draft
@@ -161,8 +165,7 @@ def _encode(event: object, type_name: str) -> Versions:
     return rollout.encode(event, declared)
 
 
-def _headers(route: Outbox, told: Options) -> Headers:
-    traced = context.trace_headers()
+def _headers(route: Outbox, told: Options, traced: Headers) -> Headers:
     if not told.headers:
         return (*route.pairs, *traced) if route.pairs else traced
     own = keys.header_pairs(told.headers)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -24,6 +25,7 @@ from outboxkit.consumer.transactions import (
     TransactionScope,
     trouble_of,
 )
+from outboxkit.context import tracing
 from outboxkit.dead_letters import Stage
 from outboxkit.dead_letters.cause import place_of
 from outboxkit.dialects import DatabaseTrouble
@@ -171,7 +173,7 @@ class MessageTransaction:
             Want.CONTEXT: about,
         }
         try:
-            with context.handling(message), _in_handler(given):
+            with self._conversation(message, about), _in_handler(given):
                 outcome = handler.call(parameters)
                 if inspect.isawaitable(outcome):
                     outcome = await_only(_in_time(outcome, self.timeout))
@@ -186,6 +188,15 @@ class MessageTransaction:
             raise _OutOfTime(f"the handler took longer than {self.timeout}")
         failpoint("handler.after")
         return outcome if isinstance(outcome, bytes) else None
+
+    @contextmanager
+    def _conversation(self, message: Message, about: MessageContext) -> Iterator[None]:
+        """Lets what the handler does belong to its message: span, conversation and deadline."""
+        since = message.recorded_at or message.occurred_at
+        age = None if since is None else datetime.now(UTC) - since
+        span = tracing.processing(message, consumer=self.consumer, attempt=about.attempt, age=age)
+        with span, context.handling(message), context.bounded(about.deadline):
+            yield
 
     def _context(self, tried: Try, message: Message) -> MessageContext:
         now = datetime.now(UTC)

@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, Operationa
 
 from outboxkit import dialects
 from outboxkit._failpoints import failpoint
+from outboxkit.context import tracing
 from outboxkit.errors import LeaseLost
 from outboxkit.policy import OutageLog, full_jitter
 from outboxkit_relay import redaction
@@ -203,11 +204,13 @@ class RelayDaemon:
 
     def _publish(self, command: protocol.Publish) -> None:
         failpoint("publish.before_send")
+        ended = tracing.sending(command.batch.destination, command.batch.rows)
         answer = self._publisher.publish(command.batch)
         failpoint("publish.after_send")
 
         def arrive(receipts: Future[Receipts]) -> None:
             failpoint("publish.after_ack")
+            ended(next((refusal.failure.value for refusal in receipts.result().refusals), ""))
             self._arrivals.put(protocol.Answered(command.number, receipts.result()))
 
         answer.add_done_callback(arrive)

@@ -2,6 +2,8 @@
 
 Everything here is a `contextvars` value: it follows a task, and a thread of its own starts empty. A consumer says by
 `handling` which message it handles; what the handler emits is caused by that message and joins its conversation.
+
+`edge` begins a conversation where a request comes in; `tracing` makes the spans of a message's journey.
 """
 
 from __future__ import annotations
