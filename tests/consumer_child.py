@@ -15,12 +15,12 @@ from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
 from outboxkit.message import Message
 from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order
+from tests.deadlines import DEADLINE
 
 __all__ = ["COUNT", "KILLED", "run_child"]
 
 COUNT = 6
 KILLED = 139
-_PATIENCE_SECONDS = 60
 
 # One warm process, from which each child is forked: Python and its imports start once.
 _warm = multiprocessing.get_context("forkserver")
@@ -31,7 +31,7 @@ def run_child(url: str, *, killer: int = -1, poison: int = -1, armed: str = "") 
     """Handles all messages, unless the process dies at a failpoint or at order `killer`; returns its exit status."""
     child = _warm.Process(target=_main, args=(url, killer, poison, armed))
     child.start()
-    child.join(_PATIENCE_SECONDS)
+    child.join(DEADLINE)
     if child.exitcode is None:
         child.kill()
         child.join()

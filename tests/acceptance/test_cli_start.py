@@ -24,9 +24,9 @@ from outboxkit import migrations
 from tests import servers
 from tests.acceptance import shop
 from tests.acceptance.world import comes_true, declare
+from tests.deadlines import DEADLINE
 
 CANARY = "CANARY-pa55"
-DEADLINE = 60.0
 RELAY, CONSUME = ("relay", "run"), ("consume", "tests.acceptance.shop:billing")
 
 

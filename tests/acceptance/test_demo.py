@@ -28,8 +28,7 @@ from outboxkit_relay.demo import audit, postgres
 from outboxkit_relay.demo import servers as demo_servers
 from outboxkit_relay.demo.audit import Record
 from tests import servers
-
-SECONDS = 170.0  # on a busy machine; alone it takes a fifth of that
+from tests.deadlines import DEADLINE
 
 
 @contextlib.contextmanager
@@ -69,10 +68,9 @@ def _left(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(SECONDS + 10)
 def test_the_demo_succeeds_and_says_what_it_counted(tmp_path: Path) -> None:
     with _demo(tmp_path, "--orders", "60", "--seed", "7", "--json") as process:
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 0, err
     found: dict[str, Any] = json.loads(out)
@@ -85,10 +83,9 @@ def test_the_demo_succeeds_and_says_what_it_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(SECONDS + 10)
 def test_with_a_postgres_of_its_own_it_leaves_nothing(passable: Path) -> None:
     with _demo(passable, "--orders", "20", "--json", "--postgres") as process:
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 0, err
     assert json.loads(out)["ok"]
@@ -96,7 +93,6 @@ def test_with_a_postgres_of_its_own_it_leaves_nothing(passable: Path) -> None:
     assert _left(passable) == []
 
 
-@pytest.mark.timeout(SECONDS + 10)
 def test_on_a_real_postgres_and_kafka_it_removes_what_it_made(
     tmp_path: Path, database_url: str, kafka: servers.Server
 ) -> None:
@@ -104,7 +100,7 @@ def test_on_a_real_postgres_and_kafka_it_removes_what_it_made(
 
     urls = {"OUTBOXKIT_DEMO_DATABASE": database_url, "OUTBOXKIT_DEMO_BROKER": kafka.url}
     with _demo(tmp_path, "--orders", "20", **urls) as process:
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 0, out + err
     assert "the broker was away for" in out
@@ -114,7 +110,6 @@ def test_on_a_real_postgres_and_kafka_it_removes_what_it_made(
 
 
 @pytest.mark.full
-@pytest.mark.timeout(SECONDS + 10)
 def test_ended_on_a_real_kafka_it_removes_what_it_made(tmp_path: Path, kafka: servers.Server) -> None:
     before = _kept_by(kafka)
 
@@ -122,7 +117,7 @@ def test_ended_on_a_real_kafka_it_removes_what_it_made(tmp_path: Path, kafka: se
         _read_until(process, "relay killed")
         assert _kept_by(kafka) != before
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=SECONDS)
+        process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 130
     assert _kept_by(kafka) == before
@@ -130,14 +125,13 @@ def test_ended_on_a_real_kafka_it_removes_what_it_made(tmp_path: Path, kafka: se
 
 
 @pytest.mark.full
-@pytest.mark.timeout(SECONDS + 10)
 def test_on_a_real_rabbitmq_it_removes_what_it_made(tmp_path: Path, rabbitmq: servers.Server) -> None:
     secret_free = {"OUTBOXKIT_DEMO_BROKER": rabbitmq.url}  # the URL has a password: not for the command line
     with _demo(tmp_path, "--orders", "20", **secret_free) as process:
         said = _read_until(process, "are up")
         (names,) = tmp_path.glob("*/demo.json")
         prefix = json.loads(names.read_text())["prefix"]
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 0, said + out + err
     assert "the broker was away for" in out
@@ -149,7 +143,6 @@ def test_on_a_real_rabbitmq_it_removes_what_it_made(tmp_path: Path, rabbitmq: se
     assert _exists(rabbitmq, exchange="amq.topic")  # the question can be answered with yes
 
 
-@pytest.mark.timeout(SECONDS + 10)
 def test_a_demo_that_is_kept_goes_on_until_ctrl_c(tmp_path: Path) -> None:
     with _demo(tmp_path, "--orders", "20", "--keep") as process:
         said = _read_until(process, "Ctrl-C here ends it")
@@ -161,7 +154,7 @@ def test_a_demo_that_is_kept_goes_on_until_ctrl_c(tmp_path: Path) -> None:
         assert next(counts for counts in handled if counts.get("confirmation", 0) > 20)
 
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 0, out + err
     assert list(tmp_path.iterdir()) == []
@@ -183,7 +176,7 @@ def test_a_demo_that_is_kept_goes_on_until_ctrl_c(tmp_path: Path) -> None:
 )
 def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path, options: list[str], text: str) -> None:
     with _demo(tmp_path, *options) as process:
-        _, err = process.communicate(timeout=SECONDS)
+        _, err = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 2
     assert text in err
@@ -199,7 +192,7 @@ def test_without_the_wheel_the_package_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_server_that_is_not_there_is_told_by_name(tmp_path: Path) -> None:
     with _demo(tmp_path, "--database", "postgresql://postgres@127.0.0.1:1/postgres") as process:
-        _, err = process.communicate(timeout=SECONDS)
+        _, err = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 1
     assert "127.0.0.1:1/postgres cannot be reached" in err
@@ -208,7 +201,7 @@ def test_a_server_that_is_not_there_is_told_by_name(tmp_path: Path) -> None:
 
 def test_a_broker_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     with _demo(tmp_path, "--broker", "amqp://127.0.0.1:1/") as process:
-        _, err = process.communicate(timeout=SECONDS)
+        _, err = process.communicate(timeout=DEADLINE)
 
     assert process.returncode == 1
     assert err == "outboxkit demo: RabbitMQ at amqp://127.0.0.1:1/ is away\n"
@@ -223,7 +216,7 @@ def test_a_login_that_may_not_create_a_database_is_told_so(tmp_path: Path, datab
     url = make_url(database_url).set(username="demo_guest").render_as_string(hide_password=False)
 
     with _demo(tmp_path, OUTBOXKIT_DEMO_DATABASE=url) as process:
-        _, err = process.communicate(timeout=SECONDS)
+        _, err = process.communicate(timeout=DEADLINE)
     with engine.connect() as connection:
         connection.execute(text("DROP ROLE demo_guest"))
     engine.dispose()
@@ -253,9 +246,9 @@ def _databases(url: str) -> set[str]:
 def _kept_by(kafka: servers.Server) -> tuple[set[str], set[str]]:
     """Topics and groups of the demo at a Kafka."""
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    groups = admin.list_consumer_groups(request_timeout=20).result().valid
+    groups = admin.list_consumer_groups(request_timeout=60).result().valid
     names = {group.group_id for group in groups}
-    return {name for name in admin.list_topics(timeout=20).topics if "demo" in name}, {
+    return {name for name in admin.list_topics(timeout=60).topics if "demo" in name}, {
         name for name in names if "demo" in name
     }
 
@@ -278,7 +271,6 @@ def _exists(rabbitmq: servers.Server, *, queue: str = "", exchange: str = "") ->
         connection.close()
 
 
-@pytest.mark.timeout(SECONDS + 10)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_ended_demo_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     with _demo(tmp_path, "--orders", "1000") as process:
@@ -287,16 +279,15 @@ def test_an_ended_demo_leaves_no_process_behind(tmp_path: Path, number: signal.S
         assert len(_left(tmp_path)) >= 6
 
         process.send_signal(number)
-        process.wait(SECONDS)
+        process.wait(DEADLINE)
 
     children = [child for child in psutil.process_iter() if _works_in(child, tmp_path)]
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=DEADLINE)
     assert not alive
     assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
 
 
 @pytest.mark.full
-@pytest.mark.timeout(SECONDS + 10)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_ended_demo_takes_its_postgres_along(passable: Path, number: signal.Signals) -> None:
     with _demo(passable, "--orders", "1000", "--postgres") as process:
@@ -304,9 +295,11 @@ def test_an_ended_demo_takes_its_postgres_along(passable: Path, number: signal.S
         assert any("/postgres" in command for command in _left(passable))
 
         process.send_signal(number)
-        process.wait(SECONDS)
+        process.wait(DEADLINE)
 
-    _, alive = psutil.wait_procs([child for child in psutil.process_iter() if _works_in(child, passable)], timeout=20)
+    _, alive = psutil.wait_procs(
+        [child for child in psutil.process_iter() if _works_in(child, passable)], timeout=DEADLINE
+    )
     assert not alive
     assert [file.name for file in passable.iterdir() if "postgres" in file.name] == []
 

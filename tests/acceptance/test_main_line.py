@@ -10,7 +10,6 @@ from sqlalchemy import text
 
 from tests import servers
 from tests.acceptance.world import (
-    DEADLINE,
     QUICK_GROUP,
     AcceptanceEnvironment,
     Kafka,
@@ -23,6 +22,7 @@ from tests.acceptance.world import (
     ordinal,
 )
 from tests.conftest import PROFILE
+from tests.deadlines import DEADLINE
 
 ORDERS, KEYS = 2_000, 50
 OUTAGE_SECONDS = 120 if PROFILE == "full" else 20
@@ -55,7 +55,6 @@ def world(
     made.close()
 
 
-@pytest.mark.timeout(300)
 def test_no_order_is_lost_invented_doubled_or_reordered_though_relay_and_consumer_are_killed(
     world: AcceptanceEnvironment,
     reader: Kafka | RabbitMQ,
@@ -111,7 +110,6 @@ def kill_with_messages_unsettled(world: AcceptanceEnvironment, relay: object, re
     return unsettled
 
 
-@pytest.mark.timeout(600)
 def test_a_broker_that_is_away_for_a_while_costs_no_message_and_no_order(
     world: AcceptanceEnvironment,
     reader: Kafka | RabbitMQ,

@@ -32,9 +32,9 @@ from outboxkit.brokers import open_subscriber
 from outboxkit_relay.cli.console import import_string
 from tests import servers
 from tests.acceptance.shop import TOPIC, Base, Order, billing
+from tests.deadlines import DEADLINE
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 120.0
 ENDLESS = 1_000_000  # orders, more than any test lets a writer place
 PAUSE = 0.01  # seconds between two orders of a thread: steady, and the machine has time for the others
 AUDIT_QUEUE = f"{TOPIC}.audit"
@@ -335,9 +335,9 @@ def forget(broker: servers.Server) -> None:
     """Each test begins with a topic of its own name that is empty, and with a group that has read nothing."""
     if broker.url.startswith("kafka"):
         admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-        if TOPIC in admin.list_topics(timeout=10).topics:
+        if TOPIC in admin.list_topics(timeout=60).topics:
             admin.delete_topics([TOPIC])[TOPIC].result(30)
-        assert comes_true(lambda: TOPIC not in admin.list_topics(timeout=10).topics)
+        assert comes_true(lambda: TOPIC not in admin.list_topics(timeout=60).topics)
         assert comes_true(partial(_forgets_group, admin, billing.name)), "a consumer of an earlier test still runs"
     else:
         connection = pika.BlockingConnection(pika.URLParameters(broker.url))

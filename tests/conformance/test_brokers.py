@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from outboxkit.brokers import memory
 from outboxkit.testing.broker_conformance import BrokerConformance, BrokerHarness
 from tests import servers
+from tests.deadlines import DEADLINE
 
 
 async def _exists_anyway(destination: str) -> None:
@@ -42,8 +43,8 @@ class TestKafka(BrokerConformance):
             admin = AdminClient({"bootstrap.servers": urlsplit(kafka.url).netloc})
             for future in admin.create_topics([NewTopic(destination, 3, 1)]).values():
                 future.result(10)
-            deadline = time.monotonic() + 10
-            while destination not in admin.list_topics(timeout=10).topics:  # the brokers hear of it a little later
+            deadline = time.monotonic() + DEADLINE
+            while destination not in admin.list_topics(timeout=60).topics:  # the brokers hear of it a little later
                 assert time.monotonic() < deadline
 
         return BrokerHarness(url=kafka.url, lonely=lonely, kill=kafka.kill, start=kafka.start)

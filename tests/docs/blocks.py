@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from tests.deadlines import DEADLINE
 from tests.servers.processes import free_ports
 
 __all__ = ["Block", "Reader", "Untrue", "apart", "blocks", "environment", "fits"]
 
-DEADLINE = 180.0  # the demo, on a busy machine
 _FENCE = re.compile(
     r"(?:^<!-- (numbers differ) -->\n)?^```(?:\{(\S+)\}\s*)?(\w[\w-]*)?\s*\n(.*?)^```", re.MULTILINE | re.DOTALL
 )

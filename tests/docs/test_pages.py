@@ -28,7 +28,6 @@ TUTORIAL = [DOCS / "tutorial" / "index.md", DOCS / "tutorial" / "your-app.md"]  
 RUNNABLE = [page for page in PAGES if page not in TUTORIAL and any(True for _ in blocks(page.read_text()))]
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_a_page_runs_and_says_what_the_page_says(
     page: Path, tmp_path: Path, kafka: servers.Server

@@ -38,7 +38,6 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment(folder / "venv" / "bin") | pip
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", TUTORIAL, ids=lambda page: page.stem)
 def test_the_tutorial_does_what_it_says(
     page: Path, wheel: Path, newcomer: dict[str, str], kafka: servers.Server, *, tmp_path: Path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-import pytest
 from sqlalchemy import text
 
 from outboxkit import outbox
@@ -30,7 +29,6 @@ KILLS = 5 if PROFILE == "full" else 2
 BATCH, WINDOW = 100, 8
 
 
-@pytest.mark.timeout(600)
 @on_brokers("kafka")
 def test_a_broker_that_is_killed_under_load_costs_no_message(
     world: AcceptanceEnvironment,
@@ -57,7 +55,6 @@ def test_a_broker_that_is_killed_under_load_costs_no_message(
     assert are_right(world, reader) <= KILLS * BATCH * WINDOW, "more copies than were in flight"
 
 
-@pytest.mark.timeout(300)
 @on_brokers("rabbitmq")
 def test_trouble_is_told_by_its_class_and_holds_up_no_other_destination(
     world: AcceptanceEnvironment, broker: servers.Server

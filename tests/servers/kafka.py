@@ -11,6 +11,7 @@ from pathlib import Path
 
 from confluent_kafka.admin import AdminClient
 
+from tests.deadlines import DEADLINE
 from tests.servers import processes
 from tests.servers.cache import cached
 from tests.servers.local import LocalServer
@@ -95,7 +96,7 @@ def _java() -> tuple[str, str]:
     if java is None:
         msg = f"no Java: install a JRE of version {_OLDEST_JAVA} or newer (Debian: default-jre-headless)"
         raise Unavailable(msg)
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=True, timeout=60).stderr
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=True, timeout=DEADLINE).stderr
     version = re.search(r'version "((\d+)[^"]*)"', said)
     if version is None or int(version[2]) < _OLDEST_JAVA:
         msg = f"Apache Kafka {VERSION} needs Java {_OLDEST_JAVA} or newer; {java} says: {said.splitlines()[0]}"
@@ -136,7 +137,7 @@ def _broker(java: str, libs: Path, folder: Path, archive: str) -> LocalServer:
         [*command, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(settings)],
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=DEADLINE,
     )
     return LocalServer(
         name="Apache Kafka",

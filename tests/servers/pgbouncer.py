@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
+from tests.deadlines import DEADLINE
 from tests.servers import postgres, processes
 from tests.servers.local import LocalServer
 from tests.servers.server import Unavailable
@@ -61,5 +62,5 @@ def find(postgres_url: str) -> LocalServer:
 
 
 def _version(program: str) -> str:
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=DEADLINE).stdout
     return said.split()[1]

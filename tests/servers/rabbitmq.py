@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.deadlines import DEADLINE
 from tests.servers import processes
 from tests.servers.local import LocalServer
 from tests.servers.server import Given, Unavailable
@@ -123,7 +124,7 @@ def control(server: LocalServer, *command: str) -> None:
     account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
     program = Path(server.argv[0]).with_name("rabbitmqctl")
     subprocess.run(  # type: ignore[call-overload]  # the three are given together or not at all
-        [program, *command], env=dict(server.env), cwd="/", check=True, capture_output=True, timeout=60, **account
+        [program, *command], env=dict(server.env), cwd="/", check=True, capture_output=True, timeout=DEADLINE, **account
     )
 
 

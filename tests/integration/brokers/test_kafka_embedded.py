@@ -12,6 +12,7 @@ from outboxkit.brokers import Batch, Subscription, kafka, open_publisher, open_s
 from outboxkit.brokers.kafka import embedded_cluster
 from outboxkit.errors import TransientBrokerError
 from outboxkit.testing.broker_conformance import make_row
+from tests.deadlines import DEADLINE
 
 CONSUMER = """
 import asyncio, sys
@@ -22,7 +23,7 @@ async def main():
     reader = open_subscriber(sys.argv[1], Subscription(consumer="elsewhere", topics=("orders",)))
     payloads = []
     while len(payloads) < 20:
-        deliveries = await reader.receive(100, timedelta(seconds=20))
+        deliveries = await reader.receive(100, timedelta(seconds=300))
         await reader.acknowledge(deliveries)
         payloads += [delivery.payload.decode() for delivery in deliveries]
     await reader.close()
@@ -36,13 +37,13 @@ def test_another_process_reads_from_the_embedded_cluster_what_was_published_and_
     with embedded_cluster(["orders"]) as url:
         publisher = open_publisher(url)
         rows = [make_row("orders", b"%d" % number, key=b"%d" % (number % 3)) for number in range(20)]
-        assert not publisher.publish(Batch("orders", rows)).result(20).refusals
+        assert not publisher.publish(Batch("orders", rows)).result(DEADLINE).refusals
 
         told = subprocess.run(
             [sys.executable, "-c", CONSUMER, url],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=DEADLINE,
             check=True,
         )
 
@@ -56,9 +57,9 @@ async def test_the_embedded_url_is_one_cluster_for_publishers_and_subscribers_of
     publisher = open_publisher("kafka://embedded")
 
     await reader.declare(subscription)
-    assert not publisher.publish(Batch("kept", [make_row("kept", b"x")])).result(20).refusals
+    assert not publisher.publish(Batch("kept", [make_row("kept", b"x")])).result(DEADLINE).refusals
 
-    assert [delivery.payload for delivery in await reader.receive(5, timedelta(seconds=20))] == [b"x"]
+    assert [delivery.payload for delivery in await reader.receive(5, timedelta(seconds=DEADLINE))] == [b"x"]
     await reader.close()
     publisher.close()
 

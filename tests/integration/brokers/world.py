@@ -10,6 +10,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from outboxkit.brokers import Delivery, Subscriber
 from tests import servers
+from tests.deadlines import DEADLINE
 
 SOON = timedelta(seconds=2)
 PATIENCE = timedelta(seconds=20)
@@ -20,8 +21,8 @@ def create(kafka: servers.Server, name: str, *, partitions: int = 1, **config: s
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     for future in admin.create_topics([NewTopic(name, partitions, 1, config=settings)]).values():
         future.result(10)
-    deadline = time.monotonic() + 10
-    while name not in admin.list_topics(timeout=10).topics:  # the brokers hear of it a little later
+    deadline = time.monotonic() + DEADLINE
+    while name not in admin.list_topics(timeout=60).topics:  # the brokers hear of it a little later
         assert time.monotonic() < deadline
 
 

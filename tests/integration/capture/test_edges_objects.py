@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from outboxkit import CaptureError, publish
+from tests.deadlines import DEADLINE
 from tests.integration.capture.model import Noted, Order, OrderPlaced, Plain
 from tests.integration.capture.world import CaptureDatabase
 
@@ -226,7 +227,7 @@ def test_e31_sessions_of_different_threads_do_not_mix_their_events(sync_world: C
         with Session(sync_world.sync_engine) as session:
             for at in range(20):
                 publish(session, OrderPlaced(name, at), topic=f"thread-{name}")
-            ready.wait(10)
+            ready.wait(DEADLINE)
             session.commit()
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]

@@ -16,6 +16,7 @@ from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
 from outboxkit.message import Message
 from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, Until, impatient, order, row_of
+from tests.deadlines import DEADLINE
 from tests.servers import Server
 
 
@@ -40,7 +41,7 @@ def billing_of(world: ConsumerFixture, topic: str) -> Consumer:
 def publish(url: str, topic: str, messages: list[Message]) -> None:
     publisher = open_publisher(url)
     rows = [row_of(message, position) for position, message in enumerate(messages, 1)]
-    receipts = publisher.publish(Batch(topic, rows)).result(timeout=30)
+    receipts = publisher.publish(Batch(topic, rows)).result(timeout=DEADLINE)
     publisher.close()
     assert not receipts.refusals
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from outboxkit.errors import IdempotencyInProgress
 from outboxkit.idempotency import idempotent
 from tests.consumer_fixture import Effect
+from tests.deadlines import DEADLINE
 from tests.unit.idempotency.test_keys import *  # noqa: F403
 from tests.unit.idempotency.test_keys import CREATED, SCOPE, effects, place, prepare
 
@@ -75,7 +76,7 @@ def test_a_waiter_takes_over_from_a_holder_that_is_killed(engine: Engine, databa
         with ThreadPoolExecutor(1) as pool:
             waiter = pool.submit(place, engine)
             holder.kill()
-            assert waiter.result(timeout=60) == CREATED
+            assert waiter.result(timeout=DEADLINE) == CREATED
 
     with Session(engine) as session:
         assert session.query(Effect).count() == 1

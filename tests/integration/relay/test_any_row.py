@@ -18,8 +18,8 @@ from outboxkit.policy import Failure, Followers, RetryPolicy, full_jitter
 from outboxkit.rows import shard_of
 from outboxkit_relay.core.state import RelayConfig
 from tests.conftest import PROFILE
+from tests.deadlines import DEADLINE
 from tests.integration.relay.world import (
-    DEADLINE,
     ScriptedPublisher,
     count,
     engine_for,

@@ -14,6 +14,7 @@ from outboxkit.dialects import open_engine
 from outboxkit_relay.exit_codes import Exit
 from tests import servers
 from tests.acceptance.world import AcceptanceEnvironment, Kafka, declare, effects_are_in_order, forget
+from tests.deadlines import DEADLINE
 from tests.faults.test_database import answers
 from tests.faults.traffic import EVIDENCED, LEFT, are_right
 from tests.servers import pgbouncer
@@ -51,7 +52,6 @@ def world(
     made.close()
 
 
-@pytest.mark.timeout(300)
 def test_relays_share_take_over_and_publish_behind_a_pooler(
     world: AcceptanceEnvironment, kafka: servers.Server
 ) -> None:
@@ -83,7 +83,6 @@ def test_relays_share_take_over_and_publish_behind_a_pooler(
     assert effects_are_in_order(world)
 
 
-@pytest.mark.timeout(120)
 def test_the_pooler_and_then_its_database_go_away_and_come_back(
     world: AcceptanceEnvironment, kafka: servers.Server, pooler: servers.Server, postgres: servers.Server
 ) -> None:
@@ -109,7 +108,7 @@ def test_a_relay_that_knows_only_the_pooler_is_refused_at_its_start(world: Accep
 
     relay = world.start("relay", "run")
 
-    assert relay.wait(60) == Exit.USAGE
+    assert relay.wait(DEADLINE) == Exit.USAGE
     assert "this is a pooler: set database_direct_url, too" in world.logs()
 
 

@@ -39,7 +39,8 @@ from outboxkit_relay.observe import health
 from outboxkit_relay.observe.metrics import Subject
 from outboxkit_relay.observe.stats import MAX_TOPICS, OTHER_TOPICS, RelayStats, Tally, _Durations
 from outboxkit_relay.settings import ProbeSettings
-from tests.integration.relay.world import DEADLINE, count, engine_for, message, relaying, until, write
+from tests.deadlines import DEADLINE
+from tests.integration.relay.world import count, engine_for, message, relaying, until, write
 
 LEASE = timedelta(seconds=2)
 HEALTHY = RelayStats(

@@ -8,8 +8,6 @@ import threading
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
-
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import RelayDaemon
 from tests.integration.relay.world import ScriptedPublisher, engine_for, until
@@ -17,7 +15,6 @@ from tests.integration.relay.world import ScriptedPublisher, engine_for, until
 SIGNALS = 20
 
 
-@pytest.mark.timeout(60)
 def test_a_relay_goes_on_after_a_signal_whose_handler_takes_longer_than_its_pauses(tmp_path: Path) -> None:
     engine, stop, never = engine_for(f"sqlite:///{tmp_path}/outbox.db"), threading.Event(), threading.Event()
     relay = RelayDaemon(engine, ScriptedPublisher(), RelayConfig(slow=timedelta(milliseconds=5)))

@@ -21,10 +21,9 @@ from outboxkit.policy import Failure, Order
 from outboxkit.rows import Row
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import RelayDaemon
+from tests.deadlines import DEADLINE
 
 __all__ = ["ScriptedPublisher", "count", "engine_for", "message", "relaying", "until", "write"]
-
-DEADLINE = 20.0
 
 
 class ScriptedPublisher:

@@ -10,6 +10,7 @@ import sys
 import pytest
 from sqlalchemy import Engine
 
+from tests.deadlines import DEADLINE
 from tests.unit.relay.cli.conftest import Outboxkit
 from tests.unit.relay.cli.test_dlq import _bury, _state
 from tests.unit.relay.cli.test_quarantine import _requests, _stop
@@ -23,7 +24,7 @@ def test_a_person_is_asked_with_the_count(engine: Engine, answer: str, state: st
 
     process = subprocess.Popen(command, stdin=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     os.write(here, f"{answer}\n".encode())
-    _, talk = process.communicate(timeout=60)
+    _, talk = process.communicate(timeout=DEADLINE)
     os.close(here)
     os.close(there)
 

@@ -11,8 +11,7 @@ import pytest
 from sqlalchemy import Connection, create_engine
 
 from outboxkit_relay.daemon.db_thread import DatabaseThread
-
-DEADLINE = 20.0
+from tests.deadlines import DEADLINE
 
 
 class Reports:
