@@ -1,4 +1,4 @@
-"""The net must catch known fish: nine wrong relays, each found by the same simulation within a few seeds."""
+"""The simulation must catch nine wrong relays, each within its seeds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from tests.conftest import PROFILE
 from tests.property.relay.known_bad_relays import (
     Careless,
     CursorOnPosition,
@@ -22,10 +23,19 @@ from tests.property.relay.process import Process
 from tests.property.relay.simulation import Outcome, SimulatedCluster, simulate
 
 MAX = 2_000  # seeds: each is caught much earlier
+# Where each was caught last: the short profile looks there first, and searches when the simulation has changed since.
+CAUGHT = {
+    FenceThatDoesNotLock: 211,
+    HoldOnlyTheMessage: 526,
+    LookTooEarly: 657,
+    PublishBeforeClaim: 354,
+    ReleaseAtOnce: 954,
+    SnapshotKept: 703,
+}
 
 
 @pytest.mark.parametrize(
-    ("fish", "world", "wrong"),
+    ("relay", "world", "wrong"),
     [
         (PublishBeforeClaim, SimulatedCluster, "I2"),
         (CursorOnPosition, SimulatedCluster, "stuck"),  # what it lost stays in the table
@@ -39,13 +49,14 @@ MAX = 2_000  # seeds: each is caught much earlier
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else value,
 )
-def test_a_wrong_relay_is_caught(fish: type[Process], world: type[SimulatedCluster], wrong: str) -> None:
-    caught = first_seed(fish, world, wrong)
+def test_a_wrong_relay_is_caught(relay: type[Process], world: type[SimulatedCluster], wrong: str) -> None:
+    caught = first_seed(relay, world, wrong)
 
-    assert caught is not None, f"{fish.__name__} got through {MAX} seeds"
+    assert caught is not None, f"{relay.__name__} got through {MAX} seeds"
     assert not simulate(caught.seed).wrongs, "the right relay is right under the same seed"
 
 
-def first_seed(fish: type[Process], world: type[SimulatedCluster], wrong: str) -> Outcome | None:
-    outcomes = (simulate(seed, fish, world) for seed in itertools.islice(itertools.count(1), MAX))
+def first_seed(relay: type[Process], world: type[SimulatedCluster], wrong: str) -> Outcome | None:
+    known = [CAUGHT[relay]] if relay in CAUGHT and PROFILE != "full" else []
+    outcomes = (simulate(seed, relay, world) for seed in itertools.chain(known, range(1, MAX)))
     return next((outcome for outcome in outcomes if any(text.startswith(wrong) for text in outcome.wrongs)), None)
