@@ -29,6 +29,7 @@ __all__ = [
     "format_instant",
     "from_wire",
     "is_reserved",
+    "outgoing_columns",
     "outgoing_headers",
     "pack_headers",
     "packed_headers",
@@ -135,12 +136,32 @@ def _sequence_of(position: int) -> bytes:
 
 
 def outgoing_headers(row: Row) -> list[tuple[str, bytes]]:
-    """The wire headers of a stored row: those frozen at capture, and the two that only the database knew."""
-    headers = unpack_headers(row.headers)
+    """The wire headers of a stored row: those frozen at capture, and the two that only the database knew.
+
+    Raises:
+        DecodeError: they were packed by somebody else, or cut short.
+    """
+    return list(zip(*outgoing_columns(row), strict=True))
+
+
+def outgoing_columns(row: Row) -> tuple[tuple[str, ...], list[bytes]]:
+    """The same as names and values: rows of one kind have equal names, so what follows from them is worked out once.
+
+    Raises:
+        DecodeError: they were packed by somebody else, or cut short.
+    """
+    if row.headers[:1] == _NAMES_FIRST:
+        packed, _, rest = row.headers.partition(_END)
+        names, values = _outgoing_names(packed), rest.split(b"\0")
+    else:
+        headers = unpack_headers(row.headers)
+        names = (*(name for name, _ in headers), _SEQUENCE, _RECORDED)
+        values = [value for _, value in headers]
     seconds, microseconds = divmod(row.recorded_us, 1_000_000)
-    recorded = b"%b.%06dZ" % (_second(seconds), microseconds)
-    headers += ((_SEQUENCE, _sequence_of(row.position)), (_RECORDED, recorded))
-    return headers
+    values += (_sequence_of(row.position), b"%b.%06dZ" % (_second(seconds), microseconds))
+    if len(names) != len(values):
+        raise DecodeError("the headers are not packed as outboxkit packs them")
+    return names, values
 
 
 @lru_cache(maxsize=64)
@@ -200,6 +221,14 @@ def are_packed(data: bytes) -> bool:
     except DecodeError:
         return False
     return True
+
+
+@lru_cache(maxsize=256)
+def _outgoing_names(packed: bytes) -> tuple[str, ...]:
+    try:
+        return (*_names(packed), _SEQUENCE, _RECORDED)
+    except ValueError as error:
+        raise DecodeError("the headers are not packed as outboxkit packs them") from error
 
 
 @lru_cache(maxsize=256)

@@ -69,6 +69,7 @@ _FAILURES: Final[Mapping[int, Failure]] = {
     KafkaError._FENCED: Failure.FENCED,
 }
 
+_PURGED: Final = frozenset({KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
 _POLL_SECONDS: Final = 0.005  # bounds how long a new batch waits while reports are awaited
 _LINGER_MS: Final = "2"  # 0.5 costs a sixth of throughput
 _TRICKLE: Final = 100  # messages under way, at most: they do not linger
@@ -124,6 +125,7 @@ class KafkaPublisher:
         self._used: dict[str, Any] = {}  # its connection settings
         self._batch_bytes = 0
         self._fatal = ""
+        self._farewell = ""  # why the latest session was ended
 
     def __repr__(self) -> str:
         return f"KafkaPublisher({self._settings.address})"
@@ -349,6 +351,7 @@ class KafkaPublisher:
 
         What is purged from the queue counts as indeterminate too: it may have been sent and be waiting for a retry.
         """
+        self._farewell = text
         producer, self._producer, self._fatal = self._producer, None, ""
         if producer is not None:
             producer.purge()
@@ -365,7 +368,8 @@ class KafkaPublisher:
             pending.accept(index, message.partition(), message.offset())  # type: ignore[arg-type]
         else:
             self._note(pending, error)
-            pending.refuse(index, failure_of(error), error.str())
+            text = self._farewell if error.code() in _PURGED else error.str()
+            pending.refuse(index, failure_of(error), text)
         if not pending.left:
             self._finish_if_complete(pending)
 

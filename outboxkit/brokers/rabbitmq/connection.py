@@ -154,11 +154,12 @@ class _Transport(TransportFactory):
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         secure = await kwargs.pop("ssl_context_provider").get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
-        self.frames = frames = _Frames()
+        frames = _Frames()
         protocol = asyncio.StreamReaderProtocol(frames, loop=loop)
         kwargs.pop("ssl_context_provider", None)
         port = url.port or _PORTS[url.scheme]
         transport, _ = await loop.create_connection(lambda: protocol, url.host or "", port, ssl=secure, **kwargs)
+        self.frames = frames
         return frames, asyncio.StreamWriter(transport, protocol, frames, loop)
 
 
@@ -196,7 +197,8 @@ def _failed(error: BaseException, frames: _Frames | None, settings: Settings) ->
     if code in _REFUSED:
         return ChannelError(Failure.UNAUTHORIZED, _TEXTS[Failure.UNAUTHORIZED].format(what=what))
     if is_silent and not isinstance(error, TimeoutError):
-        text = f"{what} ended the connection before it said anything (is it a TLS port? then use amqps://)"
+        hint = "is it a RabbitMQ?" if settings.scheme == "amqps" else "is it a TLS port? then use amqps://"
+        text = f"{what} ended the connection before it said anything ({hint})"
         return ChannelError(Failure.BROKER_DOWN, text)
     return trouble_of(error, what)
 

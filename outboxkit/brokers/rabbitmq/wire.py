@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO
-from outboxkit.headers import CONTENT_TYPE, outgoing_headers
+from outboxkit.headers import CONTENT_TYPE, outgoing_columns
 from outboxkit.message import Kind
 from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from outboxkit.rows import Row
 
 __all__ = ["SEQUENCE", "Unsendable", "publish_frames"]
@@ -28,7 +26,19 @@ _OURS: Final = "ce_"
 _AMQP: Final = "cloudEvents:"
 _SHORT: Final = 255  # bytes of an AMQP short string
 _PERSISTENT: Final = b"\x02"
-_NOTHING: Final = (b"",)
+_CONTENT: Final = struct.Struct(">HHQH")
+_TIMESTAMP: Final = struct.Struct(">Q")
+_size: Final = struct.Struct(">I").pack
+# Headers that AMQP has properties for, in the order of the specification.
+_PROPERTIES: Final = (
+    CONTENT_TYPE,
+    CONTENT_ENCODING,
+    "ce_correlationid",
+    REPLY_TO,
+    "ce_id",
+    "ce_type",
+    "ce_source",
+)
 _FRAME_END: Final = b"\xce"
 _FRAME_OVERHEAD: Final = 8
 
@@ -66,42 +76,68 @@ def _method(topic: str, message_type: str, kind: str, channel: int) -> bytes:
     return _frame(1, channel, body)
 
 
+class _Plan(NamedTuple):
+    """What follows from the names of a row's headers alone.
+
+    Attributes:
+        places: the index of the header behind each of `_PROPERTIES`, None where there is none.
+        entries: of the table: the name with the type of a text, with the type of bytes, with the type of an array; and
+            the indexes of its values.
+    """
+
+    places: tuple[int | None, ...]
+    entries: tuple[tuple[bytes, bytes, bytes, tuple[int, ...]], ...]
+
+
+@lru_cache(maxsize=1024)
+def _plan(names: tuple[str, ...]) -> _Plan:
+    grouped: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        grouped.setdefault(name, []).append(index)
+    places = tuple(grouped.get(name, (None,))[0] for name in _PROPERTIES)
+    wired = [(_wire_name(name), tuple(indexes)) for name, indexes in grouped.items()]
+    return _Plan(places, tuple((name + b"S", name + b"x", name + b"A", indexes) for name, indexes in wired))
+
+
 def _content_header(row: Row) -> bytes:
-    grouped: dict[str, list[bytes]] = {}
-    for name, value in outgoing_headers(row):
-        grouped.setdefault(name, []).append(value)
-    content_type = _property(grouped, CONTENT_TYPE)
-    if content_type:
-        del grouped[CONTENT_TYPE]  # the property says it
-    table = b"".join([_entry(name, values) for name, values in grouped.items()])
+    names, values = outgoing_columns(row)
+    plan = _plan(names)
+    content_type, encoding, correlation, reply_to, message_id, kind, source = [
+        b"" if place is None else _property(values[place]) for place in plan.places
+    ]
+    table = _table(plan, values, plan.places[0] if content_type else None)
     fields = (  # bit of the property flags, value; in the order of the specification
         (1 << 15, content_type),
-        (1 << 14, _property(grouped, CONTENT_ENCODING)),
-        (1 << 13, struct.pack(">I", len(table)) + table),
+        (1 << 14, encoding),
+        (1 << 13, _size(len(table)) + table),
         (1 << 12, _PERSISTENT),
-        (1 << 10, _property(grouped, "ce_correlationid")),
-        (1 << 9, _property(grouped, REPLY_TO)),
-        (1 << 7, _property(grouped, "ce_id")),
-        (1 << 6, struct.pack(">Q", row.recorded_us // 1_000_000)),
-        (1 << 5, _property(grouped, "ce_type")),
-        (1 << 3, _property(grouped, "ce_source")),
+        (1 << 10, correlation),
+        (1 << 9, reply_to),
+        (1 << 7, message_id),
+        (1 << 6, _TIMESTAMP.pack(row.recorded_us // 1_000_000)),
+        (1 << 5, kind),
+        (1 << 3, source),
     )
     flags = sum(bit for bit, value in fields if value)
-    return struct.pack(">HHQH", 60, 0, len(row.payload), flags) + b"".join([value for _, value in fields])
+    return _CONTENT.pack(60, 0, len(row.payload), flags) + b"".join([value for _, value in fields])
 
 
-def _property(grouped: Mapping[str, list[bytes]], name: str) -> bytes:
-    """A property that repeats a header, empty when there is none or it does not fit: the header carries it anyway."""
-    value = grouped.get(name, _NOTHING)[0]
+def _table(plan: _Plan, values: list[bytes], said: int | None) -> bytes:
+    """All headers but the one that a property says."""
+    parts: list[bytes] = []
+    for text, raw, array, indexes in plan.entries:
+        if len(indexes) > 1:  # a table cannot hold a name twice: what clients read is a dictionary
+            value = b"".join([_value(values[index]) for index in indexes])
+            parts += (array, _size(len(value)), value)
+        elif indexes[0] != said:
+            value = values[indexes[0]]
+            parts += (text if value.isascii() or _is_text(value) else raw, _size(len(value)), value)
+    return b"".join(parts)
+
+
+def _property(value: bytes) -> bytes:
+    """A property that repeats a header, empty when it does not fit: the header carries it anyway."""
     return bytes((len(value),)) + value if 0 < len(value) <= _SHORT and _is_text(value) else b""
-
-
-def _entry(name: str, values: list[bytes]) -> bytes:
-    # A table cannot hold a name twice: what clients read is a dictionary. Repeated headers travel as an array.
-    if len(values) == 1:
-        return _wire_name(name) + _value(values[0])
-    array = b"".join([_value(value) for value in values])
-    return _wire_name(name) + b"A" + struct.pack(">I", len(array)) + array
 
 
 @lru_cache(maxsize=4096)
@@ -110,7 +146,7 @@ def _wire_name(name: str) -> bytes:
 
 
 def _value(value: bytes) -> bytes:
-    return (b"S" if _is_text(value) else b"x") + struct.pack(">I", len(value)) + value
+    return (b"S" if _is_text(value) else b"x") + _size(len(value)) + value
 
 
 def _is_text(value: bytes) -> bool:
