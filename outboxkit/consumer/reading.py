@@ -158,6 +158,8 @@ def message_of(delivery: Delivery) -> Message:
     Raises:
         DecodeError: an attribute, or the envelope, cannot be read.
     """
+    if delivery.fault is not None:
+        raise DecodeError(delivery.fault)
     headers, payload = delivery.headers, delivery.payload or b""
     if cloudevents.is_structured(headers):
         headers, payload = cloudevents.unwrap(headers, payload)

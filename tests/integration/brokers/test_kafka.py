@@ -37,10 +37,10 @@ def test_small_messages_pass_on_a_topic_that_takes_only_small_batches(
     """librdkafka packs up to a megabyte into a batch; the topic would refuse the whole of it."""
     create(kafka, f"{topic}-wide")
     create(kafka, topic, max_message_bytes="20000")
-    assert not publisher.publish(Batch(f"{topic}-wide", [make_row(f"{topic}-wide")])).result(20).refusals
+    assert not publisher.publish(Batch(f"{topic}-wide", [make_row(f"{topic}-wide")])).result(60).refusals
 
     rows = [make_row(topic, b"x" * 300) for _ in range(2_000)]
-    outcome = publisher.publish(Batch(topic, rows)).result(20)
+    outcome = publisher.publish(Batch(topic, rows)).result(60)
 
     assert not outcome.refusals
     assert list(outcome.offsets) == list(range(2_000))
@@ -54,7 +54,7 @@ def test_the_limit_of_the_topic_decides_what_is_too_large(
     create(kafka, topic, max_message_bytes="20000")
     rows = [make_row(topic, b"x" * size) for size in (100, 20_001, 100, 19_990, 100)]
 
-    refusals = publisher.publish(Batch(topic, rows)).result(20).refusals
+    refusals = publisher.publish(Batch(topic, rows)).result(60).refusals
 
     # The second one is refused here, the fourth one by the broker, because of its headers.
     assert [(refusal.index, refusal.failure) for refusal in refusals] == [
@@ -74,7 +74,7 @@ def test_a_few_messages_do_not_linger_unless_that_is_asked_for(
         lingering = patient.publish(Batch(topic, [make_row(topic, b"later")]))
         at_once = publisher.publish(Batch(topic, [make_row(topic, b"at once")]))
 
-        assert list(at_once.result(20).offsets) == [0]
+        assert list(at_once.result(60).offsets) == [0]
         assert not lingering.done()
     finally:
         patient.close()
@@ -104,7 +104,7 @@ def test_a_key_has_the_partition_that_java_clients_choose(
     known = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
     rows = [make_row(topic, key=key) for key in known]
 
-    partitions = publisher.publish(Batch(topic, rows)).result(20).partitions
+    partitions = publisher.publish(Batch(topic, rows)).result(60).partitions
 
     assert list(partitions) == [(value & 0x7FFFFFFF) % 7 for value in known.values()]
 
@@ -114,7 +114,7 @@ def test_nobody_there_is_broker_down_and_later_batches_do_not_overtake() -> None
 
     futures = [publisher.publish(Batch("t", [make_row("t")])) for _ in range(3)]
 
-    assert [future.result(20).refusals[0].failure for future in futures] == [Failure.BROKER_DOWN] * 3
+    assert [future.result(60).refusals[0].failure for future in futures] == [Failure.BROKER_DOWN] * 3
     assert publisher.check(["t"], SOON)["t"].failure is Failure.BROKER_DOWN
     publisher.close()
 
@@ -146,7 +146,7 @@ def test_a_paused_broker_holds_batches_until_a_reset_ends_them(
     topic: str,
 ) -> None:
     create(kafka, topic)
-    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(60).refusals
     room = publisher.capacity(topic)
     kafka.pause()
     futures = [publisher.publish(Batch(topic, [make_row(topic) for _ in range(1_000)])) for _ in range(3)]
@@ -159,7 +159,7 @@ def test_a_paused_broker_holds_batches_until_a_reset_ends_them(
     assert failures <= {Failure.INDETERMINATE, Failure.BROKER_DOWN}
     assert failures
     assert publisher.capacity(topic) == room
-    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(60).refusals
 
 
 async def test_a_long_handler_does_not_cost_the_membership(
@@ -169,7 +169,7 @@ async def test_a_long_handler_does_not_cost_the_membership(
 ) -> None:
     """Nothing is received for longer than max.poll.interval.ms: the partitions stay, the offsets can be committed."""
     create(kafka, topic)
-    publisher.publish(Batch(topic, [make_row(topic, b"%d" % n) for n in range(4)])).result(20)
+    publisher.publish(Batch(topic, [make_row(topic, b"%d" % n) for n in range(4)])).result(60)
     options = {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"}
     subscription = Subscription(consumer=topic, topics=(topic,))
     subscriber = open_subscriber(kafka.url, subscription, options)
@@ -198,7 +198,7 @@ async def test_what_moved_to_another_member_is_not_committed_by_the_old_one(
 ) -> None:
     create(kafka, topic, partitions=2)
     rows = [make_row(topic, b"%d" % n, key=b"%d" % n) for n in range(40)]
-    publisher.publish(Batch(topic, rows)).result(20)
+    publisher.publish(Batch(topic, rows)).result(60)
     subscription = Subscription(consumer=topic, topics=(topic,))
     old = open_subscriber(kafka.url, subscription)
     held = await read(old, 40)

@@ -24,7 +24,7 @@ from outboxkit.testing.broker_conformance import make_row
 from tests import servers
 from tests.integration.brokers.world import create
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 QUEUE = 100_000  # messages that librdkafka keeps, by default
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -52,7 +50,7 @@ def publisher(kafka: servers.Server):  # type: ignore[no-untyped-def]  # noqa: A
 
 
 def sent(publisher: Publisher, topic: str, *payloads: bytes) -> None:
-    assert not publisher.publish(Batch(topic, [make_row(topic, payload) for payload in payloads])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic, payload) for payload in payloads])).result(60).refusals
 
 
 async def received(subscriber: Subscriber, count: int) -> list[Delivery]:
@@ -78,19 +76,21 @@ async def test_a_static_member_whose_place_was_taken_ends_with_an_error(
     await received(first, 1)
     second = open_subscriber(kafka.url, subscription, options)
 
-    with pytest.raises(PermanentBrokerError, match="cannot go on as a member of its group"):
+    async def both() -> None:
         while True:
             await asyncio.gather(first.receive(1, SOON), second.receive(1, SOON))
+
+    with pytest.raises(PermanentBrokerError, match="cannot go on as a member of its group"):
+        await both()
 
     await first.close()
     await second.close()
 
 
 async def test_a_topic_that_is_deleted_and_created_again_is_read_from_its_beginning(
-    kafka: servers.Server, publisher: Publisher, topic: str, monkeypatch: pytest.MonkeyPatch, *, caplog: pytest.LogCaptureFixture
+    kafka: servers.Server, publisher: Publisher, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscribe, "_RECREATION_SECONDS", 0.5)
-    caplog.set_level(logging.WARNING)
     create(kafka, topic)
     sent(publisher, topic, *(b"old %d" % number for number in range(10)))
     subscriber = open_subscriber(
@@ -122,9 +122,9 @@ async def test_a_header_whose_name_is_no_text_takes_one_message_aside_and_not_th
 ) -> None:
     create(kafka, topic)
     bootstrap = urlsplit(kafka.url).netloc
-    subprocess.run(
-        [sys.executable, "-c", FOREIGN, bootstrap, topic], env=os.environ | {"AIOKAFKA_NO_EXTENSIONS": "1"}, check=True
-    )
+    environment = os.environ | {"AIOKAFKA_NO_EXTENSIONS": "1"}
+    producer = await asyncio.create_subprocess_exec(sys.executable, "-c", FOREIGN, bootstrap, topic, env=environment)
+    assert await producer.wait() == 0
     subscriber = open_subscriber(kafka.url, Subscription(consumer=topic, topics=(topic,)))
 
     odd, good = await read(subscriber, 2)

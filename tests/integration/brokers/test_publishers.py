@@ -59,8 +59,8 @@ async def test_a_row_with_headers_that_are_not_ours_is_refused_alone(
         rows += [make_row(topic, f"before {name}".encode()), make_row(topic)._replace(headers=headers)]
     rows.append(make_row(topic, b"last"))
 
-    refusals = publisher.publish(Batch(topic, rows)).result(20).refusals
-    later = publisher.publish(Batch(topic, [make_row(topic, b"later")])).result(20)
+    refusals = publisher.publish(Batch(topic, rows)).result(60).refusals
+    later = publisher.publish(Batch(topic, [make_row(topic, b"later")])).result(60)
 
     empty = list(NEVER_OURS).index("nothing at all") * 2 + 1
     assert {refusal.index for refusal in refusals} | {empty} == {index for index in range(len(rows)) if index % 2}
@@ -76,7 +76,7 @@ async def test_after_a_defect_of_ours_the_publisher_goes_on(
 ) -> None:
     """The defect is planted where each batch passes, and happens once."""
     caplog.set_level(logging.ERROR)
-    assert not publisher.publish(Batch(topic, [make_row(topic, b"first")])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic, b"first")])).result(60).refusals
     planted = (Topics, "limit") if server.name.endswith("Kafka") else (destination, "until_ready")
 
     def fail(*_: object) -> None:
@@ -84,9 +84,9 @@ async def test_after_a_defect_of_ours_the_publisher_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(*planted, fail)
-        hit = publisher.publish(Batch(topic, [make_row(topic, b"hit")])).result(20)
+        hit = publisher.publish(Batch(topic, [make_row(topic, b"hit")])).result(60)
     publisher.reset()
-    after = publisher.publish(Batch(topic, [make_row(topic, b"after")])).result(20)
+    after = publisher.publish(Batch(topic, [make_row(topic, b"after")])).result(60)
 
     assert "TypeError" in hit.refusals[0].text
     assert hit.refusals[0].failure in {Failure.INDETERMINATE, Failure.BROKER_DOWN}
@@ -101,12 +101,12 @@ async def test_a_broker_that_stops_answering_is_named_as_away(
     server: servers.Server, publisher: Publisher, reader: Any, topic: str
 ) -> None:
     """It hangs: its connections stay, and nothing says that it is gone but its silence."""
-    assert not publisher.publish(Batch(topic, [make_row(topic, b"first")])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic, b"first")])).result(60).refusals
     server.pause()
     try:
-        lost = publisher.publish(Batch(topic, [make_row(topic, b"lost")])).result(20).refusals
+        lost = publisher.publish(Batch(topic, [make_row(topic, b"lost")])).result(60).refusals
         publisher.reset()
-        later = publisher.publish(Batch(topic, [make_row(topic, b"later")])).result(20).refusals
+        later = publisher.publish(Batch(topic, [make_row(topic, b"later")])).result(60).refusals
     finally:
         server.resume()
 
@@ -120,7 +120,7 @@ async def test_a_broker_that_stops_answering_is_named_as_away(
 def test_a_topic_of_a_name_that_kafka_cannot_have_is_told_as_such(kafka: servers.Server) -> None:
     publisher = open_publisher(kafka.url)
 
-    refusals = publisher.publish(Batch("orders placed", [make_row("orders placed")])).result(20).refusals
+    refusals = publisher.publish(Batch("orders placed", [make_row("orders placed")])).result(60).refusals
     troubles = publisher.check(["orders placed", "missing"], PATIENCE)
     publisher.close()
 
@@ -143,7 +143,7 @@ async def test_what_a_consumer_holds_is_bounded_by_bytes_and_everything_arrives_
     reader = open_subscriber(server.url, subscription, {"prefetch_bytes": str(room)})
     await reader.declare(subscription)
     rows = [make_row(topic, b"%d " % number + bytes(size)) for number in range(count)]
-    assert not publisher.publish(Batch(topic, rows)).result(20).refusals
+    assert not publisher.publish(Batch(topic, rows)).result(60).refusals
 
     arrived: list[bytes] = []
     while len(arrived) < count:
@@ -164,6 +164,6 @@ def test_a_publisher_finds_the_node_that_is_there(
     login, _, place = rabbitmq.url.partition("://")[2].rpartition("@")
     publisher = open_publisher(f"amqp://{login}@127.0.0.1:1,{place.rstrip('/')},127.0.0.1:2/")
 
-    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(60).refusals
 
     publisher.close()

@@ -39,7 +39,7 @@ def test_only_the_messages_without_a_queue_are_refused(
         for n in range(30)
     ]
 
-    refusals = publisher.publish(Batch(topic, rows)).result(20).refusals
+    refusals = publisher.publish(Batch(topic, rows)).result(60).refusals
 
     assert [refusal.index for refusal in refusals] == list(range(0, 30, 3))
     assert {refusal.failure for refusal in refusals} == {Failure.UNROUTABLE}
@@ -49,7 +49,7 @@ def test_only_the_messages_without_a_queue_are_refused(
 def test_a_full_queue_refuses_and_says_which(publisher: Publisher, channel: BlockingChannel, topic: str) -> None:
     bound(channel, topic, f"{topic}.q", max_length=5, overflow="reject-publish")
 
-    refusals = publisher.publish(Batch(topic, [make_row(topic, b"%d" % n) for n in range(50)])).result(20).refusals
+    refusals = publisher.publish(Batch(topic, [make_row(topic, b"%d" % n) for n in range(50)])).result(60).refusals
 
     assert {refusal.failure for refusal in refusals} == {Failure.REFUSING}
     stored = channel.queue_declare(f"{topic}.q", passive=True).method.message_count
@@ -61,7 +61,7 @@ def test_a_foreign_consumer_sees_the_properties(publisher: Publisher, channel: B
     bound(channel, topic, f"{topic}.q")
     row = make_row(topic, b'{"a": 1}', headers=(("twice", b"1"), ("twice", b"2"), ("blob", b"\xff")))
 
-    assert not publisher.publish(Batch(topic, [row])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [row])).result(60).refusals
 
     frame, properties, body = channel.basic_get(f"{topic}.q", auto_ack=True)
     assert (frame.exchange, frame.routing_key, body) == (topic, "order.placed", b'{"a": 1}')
@@ -85,13 +85,13 @@ def test_an_exchange_that_goes_away_makes_nothing_look_published(
 ) -> None:
     bound(channel, topic, f"{topic}.q")
     bound(channel, f"{topic}-other", f"{topic}-other.q")
-    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(60).refusals
     channel.exchange_delete(topic)
 
-    lost = publisher.publish(Batch(topic, [make_row(topic) for _ in range(50)])).result(20)
+    lost = publisher.publish(Batch(topic, [make_row(topic) for _ in range(50)])).result(60)
     publisher.reset()
-    later = publisher.publish(Batch(topic, [make_row(topic)])).result(20)
-    other = publisher.publish(Batch(f"{topic}-other", [make_row(f"{topic}-other")])).result(20)
+    later = publisher.publish(Batch(topic, [make_row(topic)])).result(60)
+    other = publisher.publish(Batch(f"{topic}-other", [make_row(f"{topic}-other")])).result(60)
 
     assert {refusal.failure for refusal in lost.refusals} == {Failure.INDETERMINATE}
     assert len(lost.refusals) == 50
@@ -110,7 +110,7 @@ def test_names_and_headers_that_amqp_cannot_carry_are_refused_alone(
     wide = make_row(topic, headers=(("wide", b"x" * 200_000),))
     rows = [make_row(topic), long_name, long_type, wide, make_row(topic)]
 
-    refusals = publisher.publish(Batch(topic, rows)).result(20).refusals
+    refusals = publisher.publish(Batch(topic, rows)).result(60).refusals
 
     assert [(refusal.index, refusal.failure) for refusal in refusals] == [
         (1, Failure.INVALID),
@@ -124,7 +124,7 @@ def test_a_body_of_several_frames_arrives_whole(publisher: Publisher, channel: B
     bound(channel, topic, f"{topic}.q")
     payload = bytes(range(256)) * 2_000
 
-    assert not publisher.publish(Batch(topic, [make_row(topic, payload)])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic, payload)])).result(60).refusals
 
     assert channel.basic_get(f"{topic}.q", auto_ack=True)[2] == payload
 
@@ -136,15 +136,15 @@ def test_confirms_that_do_not_come_are_indeterminate(
 ) -> None:
     bound(channel, topic, f"{topic}.q")
     publisher = open_publisher(rabbitmq.url, {"confirm_timeout": "1", "heartbeat": "60"})
-    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(60).refusals
     rabbitmq.pause()
 
-    outcome = publisher.publish(Batch(topic, [make_row(topic), make_row(topic)])).result(20)
+    outcome = publisher.publish(Batch(topic, [make_row(topic), make_row(topic)])).result(60)
     rabbitmq.resume()
 
     assert [refusal.failure for refusal in outcome.refusals] == [Failure.INDETERMINATE] * 2
     publisher.reset()
-    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic)])).result(60).refusals
     publisher.close()
 
 
@@ -164,7 +164,7 @@ async def test_a_refused_login_is_a_configuration_error_without_the_password(
         await subscriber.receive(1, SOON)
 
     assert ":c4n4ry" not in str(refused.value)
-    assert publisher.publish(Batch("t", [make_row("t")])).result(20).refusals[0].failure is Failure.UNAUTHORIZED
+    assert publisher.publish(Batch("t", [make_row("t")])).result(60).refusals[0].failure is Failure.UNAUTHORIZED
     publisher.close()
     await subscriber.close()
 
@@ -173,7 +173,7 @@ async def test_nobody_there_is_broker_down_and_transient() -> None:
     publisher = open_publisher(NOBODY)
     subscriber = open_subscriber(NOBODY, Subscription(consumer="c", topics=("t",)))
 
-    assert publisher.publish(Batch("t", [make_row("t")])).result(20).refusals[0].failure is Failure.BROKER_DOWN
+    assert publisher.publish(Batch("t", [make_row("t")])).result(60).refusals[0].failure is Failure.BROKER_DOWN
     assert publisher.check(["t"], SOON)["t"].failure is Failure.BROKER_DOWN
     with pytest.raises(TransientBrokerError):
         await subscriber.receive(1, SOON)
@@ -197,7 +197,7 @@ async def test_a_queue_that_is_deleted_and_declared_again_is_consumed_again(
     with pytest.raises(TransientBrokerError, match="outboxkit init --topology"):
         await read(subscriber, 1)
     await subscriber.declare(subscription)
-    assert not publisher.publish(Batch(topic, [make_row(topic, b"after")])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic, b"after")])).result(60).refusals
 
     assert [delivery.payload for delivery in await read(subscriber, 1)] == [b"after"]
     await subscriber.close()
@@ -214,7 +214,7 @@ async def test_one_consumer_is_active_and_the_next_takes_over_in_order(
     await first.declare(subscription)
     assert not await first.receive(5, timedelta(milliseconds=200))
     assert not await second.receive(5, timedelta(milliseconds=200))
-    publisher.publish(Batch(topic, [make_row(topic, b"%d" % n) for n in range(10)])).result(20)
+    publisher.publish(Batch(topic, [make_row(topic, b"%d" % n) for n in range(10)])).result(60)
 
     held = await read(first, 10)
     assert not await second.receive(5, timedelta(milliseconds=200))

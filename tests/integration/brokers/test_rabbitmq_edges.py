@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from outboxkit.brokers import Batch, Publisher, Subscriber, Subscription, open_p
 from outboxkit.errors import TransientBrokerError
 from outboxkit.policy import Failure, RetryPolicy, full_jitter
 from outboxkit.testing.broker_conformance import make_row
+from outboxkit.testing.broker_harness import Patience
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import RelayDaemon
 from tests import servers
@@ -30,7 +30,6 @@ from tests.servers import rabbitmq as local_node
 from tests.servers.containers import ContainerServer
 from tests.servers.local import LocalServer
 
-PATIENCE_SECONDS = 30.0
 ONE_TRY = RetryPolicy(delayed=full_jitter("10ms", cap="50ms", attempts=1))
 
 
@@ -108,14 +107,14 @@ def test_e84_under_an_alarm_nothing_more_is_written_and_afterwards_everything_is
 ) -> None:
     """Until the broker is sent something it does not say that it takes nothing: what went out first is in doubt."""
     bound(channel, topic, f"{topic}.q")
-    assert not publisher.publish(Batch(topic, [make_row(topic, b"before")])).result(20).refusals
+    assert not publisher.publish(Batch(topic, [make_row(topic, b"before")])).result(60).refusals
 
     with alarm(rabbitmq):
-        first = publisher.publish(Batch(topic, [make_row(topic, b"first")])).result(20)
-        second = publisher.publish(Batch(topic, [make_row(topic, b"second")])).result(20)
+        first = publisher.publish(Batch(topic, [make_row(topic, b"first")])).result(60)
+        second = publisher.publish(Batch(topic, [make_row(topic, b"second")])).result(60)
         publisher.reset()
-        third = publisher.publish(Batch(topic, [make_row(topic, b"third")])).result(20)
-    after = publisher.publish(Batch(topic, [make_row(topic, b"after")])).result(20)
+        third = publisher.publish(Batch(topic, [make_row(topic, b"third")])).result(60)
+    after = publisher.publish(Batch(topic, [make_row(topic, b"after")])).result(60)
 
     assert [refusal.failure for refusal in first.refusals] == [Failure.INDETERMINATE]
     assert [refusal.failure for refusal in (*second.refusals, *third.refusals)] == [Failure.BLOCKED] * 2
@@ -175,10 +174,10 @@ def test_e86_an_alternate_exchange_without_a_queue_hides_nothing_and_a_queue_on_
     channel.exchange_declare(rest, exchange_type="fanout", durable=True)
     channel.exchange_declare(topic, exchange_type="topic", durable=True, arguments={"alternate-exchange": rest})
 
-    lost = publisher.publish(Batch(topic, [make_row(topic, b"lost")])).result(20)
+    lost = publisher.publish(Batch(topic, [make_row(topic, b"lost")])).result(60)
     channel.queue_declare(f"{rest}.q", durable=True)
     channel.queue_bind(f"{rest}.q", rest)
-    caught = publisher.publish(Batch(topic, [make_row(topic, b"caught")])).result(20)
+    caught = publisher.publish(Batch(topic, [make_row(topic, b"caught")])).result(60)
 
     assert [refusal.failure for refusal in lost.refusals] == [Failure.UNROUTABLE]
     assert not caught.refusals
@@ -189,7 +188,7 @@ def test_e88_what_is_confirmed_outlives_the_broker(rabbitmq: servers.Server, pub
     with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as before:
         bound(before.channel(), topic, f"{topic}.q")
     rows = [make_row(topic, b"%d" % number) for number in range(20)]
-    assert not publisher.publish(Batch(topic, rows)).result(20).refusals
+    assert not publisher.publish(Batch(topic, rows)).result(60).refusals
 
     rabbitmq.kill()
     rabbitmq.start()
@@ -205,7 +204,7 @@ async def test_e90_a_message_that_is_given_back_again_and_again_is_not_dropped_b
     subscription = Subscription(consumer="c", topics=(topic,))
     subscriber = open_subscriber(rabbitmq.url, subscription)
     await subscriber.declare(subscription)
-    publisher.publish(Batch(topic, [make_row(topic, b"again"), make_row(topic, b"next")])).result(20)
+    publisher.publish(Batch(topic, [make_row(topic, b"again"), make_row(topic, b"next")])).result(60)
 
     for _ in range(25):
         received = await subscriber.receive(1, SOON * 5)
@@ -223,15 +222,16 @@ async def test_e92_when_the_broker_ends_a_channel_that_held_a_message_too_long_t
     subscription = Subscription(consumer="c", topics=(topic,))
     subscriber = open_subscriber(rabbitmq.url, subscription)
     await subscriber.declare(subscription)
-    publisher.publish(Batch(topic, [make_row(topic, b"%d" % number) for number in range(3)])).result(20)
+    publisher.publish(Batch(topic, [make_row(topic, b"%d" % number) for number in range(3)])).result(60)
     control(rabbitmq, "eval", "application:set_env(rabbit, consumer_timeout, 500).")
     control(rabbitmq, "eval", "application:set_env(rabbit, channel_tick_interval, 200).")
     try:
         held = list(await subscriber.receive(1, SOON * 5))
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        patience = Patience()
         while held[-1].payload != b"0" or len(held) < 2:  # a handler is at work all the time
-            assert time.monotonic() < deadline, "it did not come again"
-            held += await subscriber.receive(1, SOON)
+            patience.wait_for_more(len(held), "it did not come again")
+            with suppress(TransientBrokerError):  # on a busy machine the next channel is ended, too, and that is told
+                held += await subscriber.receive(1, SOON)
         await subscriber.acknowledge(held[:1])  # too late: this changes nothing
         await subscriber.acknowledge(held[-1:])
     finally:

@@ -19,7 +19,7 @@ from outboxkit.testing.broker_conformance import make_row
 from tests import servers
 from tests.servers.certificates import Authority
 
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=30)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def test_a_certificate_that_is_not_trusted_is_a_configuration_error_that_n
         publisher.check(["t"], PATIENCE)
     with pytest.raises(ConfigurationError) as of_subscriber:
         await subscriber.receive(1, PATIENCE)
-    refusals = publisher.publish(Batch("t", [make_row("t")])).result(20).refusals
+    refusals = publisher.publish(Batch("t", [make_row("t")])).result(60).refusals
     publisher.close()
     await subscriber.close()
 
@@ -107,7 +107,7 @@ async def test_a_plain_url_at_a_tls_port_is_asked_whether_it_is_one(tls_port: in
 
 def test_a_broker_that_hangs_up_on_tls_is_away_and_not_misconfigured(mute_port: int) -> None:
     """So does one that stops at this moment."""
-    assert "ended the connection" in first_text(open_publisher(f"amqps://127.0.0.1:{mute_port}"))
+    assert "away" in first_text(open_publisher(f"amqps://127.0.0.1:{mute_port}"))
 
 
 def test_a_port_without_tls_is_a_configuration_error_for_who_wants_tls(rabbitmq: servers.Server) -> None:
