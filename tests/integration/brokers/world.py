@@ -13,7 +13,7 @@ from tests import servers
 from tests.deadlines import DEADLINE
 
 SOON = timedelta(seconds=2)
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=DEADLINE)
 
 
 def create(kafka: servers.Server, name: str, *, partitions: int = 1, **config: str) -> None:
