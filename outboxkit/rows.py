@@ -43,6 +43,7 @@ class WaitReason(StrEnum):
     RETRY = "retry"  #: a failed head, until its next try
     FOLLOWER = "follower"  #: behind the head of its key
     SCHEDULED = "scheduled"  #: for its instant
+    PARKED = "parked"  #: of a consumer: it is dead, and its key waits for an operator
 
 
 class StopReason(StrEnum):

@@ -140,6 +140,7 @@ class ConsumerFixture:
             with self.engine.begin() as connection:
                 create_tables(connection)
         self._async: AsyncEngine | None = None
+        self.between: list[Any] = []  #: statements to execute when no delivery is in hand
 
     @property
     def exchange(self) -> Exchange:
@@ -161,11 +162,26 @@ class ConsumerFixture:
         for message in messages:
             self.exchange.append(message.topic, row_of(message))
 
-    async def run(self, consumer: Consumer, *, until: Callable[[], bool] = lambda: True) -> Until:
-        """Runs until nothing arrives, nothing waits, and the fact is true."""
+    async def run(self, consumer: Consumer, *, until: Callable[[], bool] = lambda: True, rests: bool = False) -> Until:
+        """Runs until nothing arrives, nothing waits, and the fact is true.
+
+        Args:
+            consumer: whose handlers.
+            until: the fact.
+            rests: what waits without a due time may go on waiting.
+        """
         stop = asyncio.Event()
+        room = tables.inbox_waiting
+
+        def is_calm() -> bool:
+            with self.engine.begin() as connection:
+                while self.between:
+                    connection.execute(self.between.pop())
+                rows = select(func.count()).select_from(room)
+                return not connection.scalar(rows.where(room.c.due_at.is_not(None)) if rests else rows) and until()
+
         inner = MemorySubscriber(self.exchange, consumer.subscription)
-        subscriber = Until(inner, stop, lambda: self.count(tables.inbox_waiting) == 0 and until())
+        subscriber = Until(inner, stop, is_calm)
         await consumer.run(subscriber, stop)
         return subscriber
 

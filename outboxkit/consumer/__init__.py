@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from outboxkit import brokers
 from outboxkit.brokers import Subscriber, Subscription
-from outboxkit.consumer.config import PREFETCH, PREFETCH_BYTES, ConsumerConfig, choice, count, span
+from outboxkit.consumer.config import PREFETCH, PREFETCH_BYTES, ConsumerConfig, choice, count, span, switch
 from outboxkit.consumer.handlers import Handlers, MessageContext, Want
 from outboxkit.consumer.order_check import OrderCheck
 from outboxkit.consumer.protocol import ConsumerPolicy, WhileWaiting
@@ -69,6 +69,7 @@ class Consumer:
         check_order: log and count (``out of order``) each message that takes effect after a later one of its key.
         copy_to: also copy dead letters to this topic, through the outbox: a topic, or a `DeadLetterTopic` with a header
             style.
+        keep_error_text: letters keep the texts of errors, which may quote data; without it only classes and places.
 
     Attributes:
         name: as given.
@@ -100,6 +101,7 @@ class Consumer:
         type_of: Finder | None = None,
         check_order: bool = False,
         copy_to: DeadLetterTopic | str | None = None,
+        keep_error_text: bool = False,
     ) -> None:
         _check(name, sessions, retry, resolve)
         self.name, self.counts = name, Counter[str]()
@@ -117,8 +119,9 @@ class Consumer:
             "drain": span("drain", drain),
             "prefetch": count("prefetch", prefetch),
             "prefetch_bytes": count("prefetch_bytes", prefetch_bytes),
-            "copy_to": DeadLetterTopic(copy_to) if isinstance(copy_to, str) else copy_to,
-            "order_check": OrderCheck() if check_order else None,
+            "copy_to": _topic(copy_to),
+            "keep_error_text": switch("keep_error_text", keep_error_text),
+            "order_check": OrderCheck() if switch("check_order", check_order) else None,
         }
         self._reading: dict[str, Any] = {
             "in_order": choice("ordering", ordering, Ordering) is Ordering.KEY,
@@ -207,6 +210,14 @@ class Consumer:
         """
         subscriber = brokers.open_subscriber(broker, self.subscription, options) if isinstance(broker, str) else broker
         await Run(self.config, subscriber, stop or asyncio.Event()).work()
+
+
+def _topic(copy_to: object) -> DeadLetterTopic | None:
+    if copy_to is None or isinstance(copy_to, DeadLetterTopic):
+        return copy_to
+    if not isinstance(copy_to, str):
+        raise ConfigurationError(f"copy_to is a topic or a DeadLetterTopic, not {copy_to!r}")
+    return DeadLetterTopic(copy_to)
 
 
 def _check(name: object, sessions: object, retry: object, resolve: object) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from outboxkit.dead_letters.letter import DeadLetter
     from outboxkit.dead_letters.topic_copy import DeadLetterTopic
 
-__all__ = ["PREFETCH", "PREFETCH_BYTES", "ConsumerConfig", "choice", "count", "span"]
+__all__ = ["PREFETCH", "PREFETCH_BYTES", "ConsumerConfig", "choice", "count", "span", "switch"]
 
 PREFETCH: Final = 500  #: deliveries in hand
 PREFETCH_BYTES: Final = 32 * 1024 * 1024  #: of their payloads
@@ -44,6 +44,7 @@ class ConsumerConfig:
         prefetch_bytes: their payloads; one delivery is always taken.
         resolve: schema text for a fingerprint that the database does not know.
         copy_to: where dead letters are copied to.
+        keep_error_text: whether letters keep the texts of errors.
         topics: event topics it reads.
         queues: command queues it reads.
         dead_letter_hooks: by type.
@@ -62,6 +63,7 @@ class ConsumerConfig:
     prefetch_bytes: int = PREFETCH_BYTES
     resolve: Callable[[str], str] | None = None
     copy_to: DeadLetterTopic | None = None
+    keep_error_text: bool = False
     topics: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
     dead_letter_hooks: dict[str, Callable[[DeadLetter], Any]] = field(default_factory=dict)
@@ -101,6 +103,17 @@ def count(name: str, value: object, minimum: int = 1) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigurationError(f"{name} is a whole number from {minimum}, not {value!r}")
+    return value
+
+
+def switch(name: str, value: bool) -> bool:  # noqa: FBT001  a check of exactly that
+    """Returns a switch.
+
+    Raises:
+        ConfigurationError: neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} is True or False, not {value!r}")
     return value
 
 

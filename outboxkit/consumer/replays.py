@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from outboxkit import dead_letters
+from outboxkit.consumer import retries
 from outboxkit.dead_letters import State
 from outboxkit.headers import LETTER
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
 
+    from outboxkit.brokers import Delivery
     from outboxkit.message import Message
 
-__all__ = ["is_replay"]
+__all__ = ["is_replay", "took_parked_place"]
 
 _SENT: Final = (State.REPLAYING, State.REPLAYED)
 
@@ -33,3 +36,22 @@ def is_replay(connection: Connection, consumer: str, message: Message) -> bool:
     if letter is None or letter.state not in _SENT or consumer != (letter.replay_to or letter.consumer):
         return False
     return (letter.topic, letter.payload or b"") == (message.topic, message.payload)
+
+
+def took_parked_place(session: Session, consumer: str, delivery: Delivery) -> bool:
+    """Puts the replay of a parked head in its place, before what waits behind it; False when it is none.
+
+    Transaction: joins the caller's; does not commit. Writes: ``inbox_waiting``.
+    """
+    number = next((value for name, value in delivery.headers if name == LETTER), None)
+    if number is None:
+        return False
+    try:
+        letter = dead_letters.get(session.connection(), UUID(number.decode("ascii")))
+    except ValueError:
+        return False
+    if letter is None or letter.state is not State.REPLAYING or consumer != (letter.replay_to or letter.consumer):
+        return False
+    if (letter.payload or b"") != (delivery.payload or b""):
+        return False
+    return retries.take_parked_place(session, consumer, delivery, {one for one in (letter.id, letter.parent_id) if one})

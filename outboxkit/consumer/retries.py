@@ -9,9 +9,8 @@ All verbs are Core statements in a transaction of the caller. All instants are t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, delete, exists, func, select, update
@@ -20,43 +19,39 @@ from sqlalchemy.orm import Session, aliased
 from outboxkit import tables
 from outboxkit._sql import database_now
 from outboxkit.brokers import Delivery
-from outboxkit.headers import pack_headers, unpack_headers
+from outboxkit.headers import LETTER, pack_headers, unpack_headers
+from outboxkit.rows import WaitReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
+    from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Row
+    from sqlalchemy import ColumnElement, Connection, Row
 
     from outboxkit.consumer.protocol import OrderingKey
 
 __all__ = [
     "FailedAttempt",
-    "WaitReason",
     "WaitingDelivery",
     "append",
     "defer",
     "due",
     "keys_waiting",
     "park",
+    "parked",
     "postpone",
     "promote",
+    "release",
     "remove",
     "sweep",
     "take",
+    "take_parked_place",
 ]
 
 _ERROR_LENGTH: Final = 2_000
 _NO_PLACE: Final = -1  # in the columns of partition and offset
 _room: Final = tables.inbox_waiting
-
-
-class WaitReason(StrEnum):
-    """Why a delivery waits."""
-
-    RETRY = "retry"  #: it has failed and is tried again
-    FOLLOWER = "follower"  #: another one of its key waits
-    PARKED = "parked"  #: it is dead, and its key waits for an operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +100,58 @@ def append(session: Session, consumer: str, followers: Sequence[Delivery]) -> No
         session.connection().execute(_room.insert(), rows)
 
 
-def park(session: Session, consumer: str, head: Delivery, error: str, *, room_id: int | None = None) -> None:
-    """Keeps a dead head's place in its key, so that what follows waits behind it.
+def park(session: Session, consumer: str, head: Delivery, letter: UUID, *, room_id: int | None = None) -> None:
+    """Keeps a dead head's place in its key, under the number of its letter, so that what follows waits behind it.
 
     Transaction: joins the caller's, which also stores the letter; does not commit. Writes: ``inbox_waiting``.
     """
-    values: dict[str, Any] = {"reason": WaitReason.PARKED, "due_at": None, "error": error[:_ERROR_LENGTH]}
+    others = tuple(header for header in head.headers if header[0] != LETTER)
+    place = replace(head, headers=(*others, (LETTER, str(letter).encode())))
+    values = _values(consumer, place) | {"reason": WaitReason.PARKED, "due_at": None}
     if room_id is not None:
         session.connection().execute(update(_room).where(_room.c.id == room_id).values(values))
     else:
-        session.connection().execute(_room.insert().values(_values(consumer, head) | values))
+        session.connection().execute(_room.insert().values(values))
+
+
+def take_parked_place(session: Session, consumer: str, sent_again: Delivery, letters: Collection[UUID]) -> bool:
+    """Puts the replay of a parked head in its place, due now; False when the key is not parked by one of the letters.
+
+    Transaction: joins the caller's; does not commit. Writes: ``inbox_waiting``.
+    """
+    head = _parked_head(session.connection(), consumer, (sent_again.topic, sent_again.key))
+    named = {str(letter).encode() for letter in letters}
+    if head is None or dict(unpack_headers(head.headers)).get(LETTER) not in named:
+        return False
+    values = _values(consumer, sent_again) | {"reason": WaitReason.RETRY, "due_at": database_now(), "attempts": 0}
+    session.connection().execute(update(_room).where(_room.c.id == head.id).values(values))
+    return True
+
+
+def parked(connection: Connection, consumer: str | None = None) -> list[tuple[str, bytes, int]]:
+    """Lists parked keys: topic, key, and how many deliveries wait behind the dead head.
+
+    Transaction: joins the caller's; only reads.
+    """
+    heads, behind = _room.alias("heads"), _room.alias("behind")
+    same = and_(behind.c.consumer == heads.c.consumer, behind.c.topic == heads.c.topic, behind.c.key == heads.c.key)
+    waiting = select(func.count(behind.c.id)).where(same, behind.c.id > heads.c.id).correlate(heads).scalar_subquery()
+    query = select(heads.c.topic, heads.c.key, waiting).where(heads.c.reason == WaitReason.PARKED).order_by(heads.c.id)
+    found = connection.execute(query if consumer is None else query.where(heads.c.consumer == consumer))
+    return [(topic, bytes(key), number) for topic, key, number in found]
+
+
+def release(connection: Connection, consumer: str, lane: OrderingKey) -> bool:
+    """Lets a parked key go on without its dead head; False when it is not parked. The letter stays as it is.
+
+    Transaction: joins the caller's; does not commit. Writes: ``inbox_waiting``.
+    """
+    head = _parked_head(connection, consumer, lane)
+    if head is None:
+        return False
+    connection.execute(delete(_room).where(_room.c.id == head.id))
+    _promote(connection, consumer, lane)
+    return True
 
 
 def promote(session: Session, consumer: str, lane: OrderingKey) -> None:
@@ -125,10 +162,7 @@ def promote(session: Session, consumer: str, lane: OrderingKey) -> None:
 
     Transaction: joins the caller's; does not commit. Index used: ``inbox_waiting_key``.
     """
-    first = select(func.min(_room.c.id)).where(_in_lane(consumer, lane)).scalar_subquery()
-    idle = and_(_room.c.due_at.is_(None), _room.c.reason != WaitReason.PARKED)
-    make_due = update(_room).where(_room.c.id == first, idle).values(due_at=database_now())
-    session.connection().execute(make_due)
+    _promote(session.connection(), consumer, lane)
 
 
 def sweep(session: Session, consumer: str) -> None:
@@ -200,6 +234,17 @@ def remove(session: Session, consumer: str, waiting: WaitingDelivery) -> bool:
     if gone and waiting.delivery.key is not None:
         promote(session, consumer, (waiting.delivery.topic, waiting.delivery.key))
     return gone
+
+
+def _promote(connection: Connection, consumer: str, lane: OrderingKey) -> None:
+    first = select(func.min(_room.c.id)).where(_in_lane(consumer, lane)).scalar_subquery()
+    idle = and_(_room.c.due_at.is_(None), _room.c.reason != WaitReason.PARKED)
+    connection.execute(update(_room).where(_room.c.id == first, idle).values(due_at=database_now()))
+
+
+def _parked_head(connection: Connection, consumer: str, lane: OrderingKey) -> Any:
+    this = and_(_in_lane(consumer, lane), _room.c.reason == WaitReason.PARKED)
+    return connection.execute(select(_room.c.id, _room.c.headers).where(this).with_for_update()).first()
 
 
 def _is(waiting: WaitingDelivery) -> ColumnElement[bool]:

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from outboxkit import dead_letters, schema_store
 from outboxkit._failpoints import failpoint
-from outboxkit.consumer import crash_marker, retries
+from outboxkit.consumer import crash_marker, replays, retries
 from outboxkit.consumer.process import MessageTransaction, Result, Try, failure_of, subject_of
 from outboxkit.consumer.protocol import MAX_DEATHS, Append, Attempt, Bury, Drop, Failed, Hold
 from outboxkit.consumer.reading import Cause
@@ -149,7 +149,12 @@ class Settling:
     async def _append(self, append: Append) -> None:
         name, lane = self._config.name, append.jobs[0].lane
         deliveries = [job.delivery for job in append.jobs]
-        await self._patience.run(lambda given: retries.append(given.session, name, deliveries))
+
+        def store(given: TransactionScope) -> None:
+            others = [one for one in deliveries if not replays.took_parked_place(given.session, name, one)]
+            retries.append(given.session, name, others)
+
+        await self._patience.run(store)
         if lane is not None:
             await self._patience.run(lambda given: retries.promote(given.session, name, lane))
         self._config.counts["followed"] += len(deliveries)
@@ -182,6 +187,9 @@ class Settling:
         failpoint("dlq.before")
         buried = await self._patience.run(lambda given: self._write_letter(given, command, letter))
         failpoint("dlq.after")
+        if command.parks and command.job.lane is not None and buried is None:  # nobody parked the key
+            lane = command.job.lane
+            await self._patience.run(lambda given: retries.promote(given.session, self._config.name, lane))
         if buried is not None:
             self._config.counts["buried"] += 1
             failure = command.failed.failure.value
@@ -191,12 +199,7 @@ class Settling:
     def _write_letter(self, given: TransactionScope, command: Bury, letter: DeadLetter) -> DeadLetter | None:
         connection, name, job = given.session.connection(), self._config.name, command.job
         waiting = subject_of(job).waiting
-        if command.parks:
-            if waiting is not None and not retries.take(given.session, waiting):
-                return None
-            retries.park(given.session, name, job.delivery, letter.error, room_id=job.room_id)
-            retries.append(given.session, name, [follower.delivery for follower in command.followers])
-        elif waiting is not None and not retries.remove(given.session, name, waiting):
+        if waiting is not None and not retries.take(given.session, waiting):
             return None
         if command.failed.failure is Failure.CRASH:
             crash_marker.clear(given.session, self._owner, [job.identity])
@@ -204,6 +207,11 @@ class Settling:
         if writer is not None:  # so that a replay can judge without a registry
             schema_store.remember_writer(connection, name, letter.type, (letter.writer_schema, writer))
         stored = dead_letters.bury(connection, letter)
+        if stored is not None and command.parks:
+            retries.park(given.session, name, job.delivery, stored.id, room_id=job.room_id)
+        elif waiting is not None:
+            retries.remove(given.session, name, waiting)
+        retries.append(given.session, name, [follower.delivery for follower in command.followers])
         if stored is not None and self._config.copy_to is not None and not command.reduced:
             topic_copy.write(connection, stored, job.delivery, self._config.copy_to, writer=writer or "")
         return stored
@@ -222,6 +230,7 @@ class Settling:
             stage=cause.stage,
             error=cause.error,
             attempts=command.attempts,
+            keep_error_text=self._config.keep_error_text,
         )
         if command.reduced:
             words = "its id, its headers or its key cannot be stored as they are; what can be kept is here"
