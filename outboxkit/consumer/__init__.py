@@ -129,8 +129,11 @@ class Consumer:
             "type_of": extractor_of("type_of", type_of),
             "expired": choice("expired", expired, Expired),
         }
-        self._handlers, self._hooks = Handlers(), dict[str, Callable[["DeadLetter"], Any]]()
-        self._topics, self._queues = tuple[str, ...](), tuple[str, ...]()
+        self._handlers, self._hooks, self._topics, self._queues = Handlers(), {}, (), ()
+
+    _hooks: dict[str, Callable[[DeadLetter], Any]]
+    _topics: tuple[str, ...]
+    _queues: tuple[str, ...]
 
     def __repr__(self) -> str:
         sources = [*self._topics, *(f"queue {queue}" for queue in self._queues)]
