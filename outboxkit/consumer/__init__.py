@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from outboxkit import brokers
 from outboxkit.brokers import Subscriber, Subscription
-from outboxkit.consumer.config import PREFETCH, PREFETCH_BYTES, ConsumerConfig, choice, count, span, switch
+from outboxkit.consumer.config import PREFETCH, PREFETCH_BYTES, ConsumerConfig, choice, counts, spans, switch
 from outboxkit.consumer.handlers import Handlers, MessageContext, Want
 from outboxkit.consumer.order_check import OrderCheck
 from outboxkit.consumer.protocol import ConsumerPolicy, WhileWaiting
@@ -111,14 +111,11 @@ class Consumer:
                 retry=retry or RetryPolicy(),
                 on_dead=choice("on_dead", on_dead, Followers),
                 while_waiting=choice("while_waiting", while_waiting, WhileWaiting),
-                concurrency=count("concurrency", concurrency),
-                batch=count("batch", batch),
-                patience=span("patience", patience),
+                **counts(concurrency=concurrency, batch=batch),
+                **spans(patience=patience),
             ),
-            "timeout": span("timeout", timeout),
-            "drain": span("drain", drain),
-            "prefetch": count("prefetch", prefetch),
-            "prefetch_bytes": count("prefetch_bytes", prefetch_bytes),
+            **spans(timeout=timeout, drain=drain),
+            **counts(prefetch=prefetch, prefetch_bytes=prefetch_bytes),
             "copy_to": _topic(copy_to),
             "keep_error_text": switch("keep_error_text", keep_error_text),
             "order_check": OrderCheck() if switch("check_order", check_order) else None,

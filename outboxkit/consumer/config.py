@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from outboxkit.dead_letters.letter import DeadLetter
     from outboxkit.dead_letters.topic_copy import DeadLetterTopic
 
-__all__ = ["PREFETCH", "PREFETCH_BYTES", "ConsumerConfig", "choice", "count", "span", "switch"]
+__all__ = ["PREFETCH", "PREFETCH_BYTES", "ConsumerConfig", "choice", "counts", "spans", "switch"]
 
 PREFETCH: Final = 500  #: deliveries in hand
 PREFETCH_BYTES: Final = 32 * 1024 * 1024  #: of their payloads
@@ -95,15 +95,16 @@ def choice(name: str, value: str, kind: type[StrEnum]) -> Any:
         raise ConfigurationError(f"{name} is one of {known}, not {value!r}") from None
 
 
-def count(name: str, value: object, minimum: int = 1) -> int:
-    """Returns a whole number.
+def counts(**given: object) -> dict[str, Any]:
+    """Returns whole numbers from 1, by their names.
 
     Raises:
-        ConfigurationError: not a whole number, or below the minimum.
+        ConfigurationError: not a whole number, or below 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigurationError(f"{name} is a whole number from {minimum}, not {value!r}")
-    return value
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"{name} is a whole number from 1, not {value!r}")
+    return given
 
 
 def switch(name: str, value: bool) -> bool:  # noqa: FBT001  a check of exactly that
@@ -117,15 +118,10 @@ def switch(name: str, value: bool) -> bool:  # noqa: FBT001  a check of exactly 
     return value
 
 
-def span(name: str, value: timedelta | str) -> timedelta:
-    """Returns a duration.
+def spans(**given: timedelta | str) -> dict[str, Any]:
+    """Returns durations, by their names.
 
     Raises:
         ConfigurationError: not a duration; says which setting it is.
     """
-    if not isinstance(value, timedelta | str):
-        raise ConfigurationError(f"{name} is a duration such as '30s', not {value!r}")
-    try:
-        return duration(value)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{name}: {error.message}") from None
+    return {name: duration(value, name=name) for name, value in given.items()}
