@@ -1,4 +1,4 @@
-"""Brokers: the two ports of the outside world, and how one is found.
+"""Brokers: the two ports to the outside world, and how an adapter is found.
 
 **Writing a broker.** One module with ``publisher(url, options) -> Publisher`` and
 ``subscriber(url, subscription, options) -> Subscriber`` (and ``credentials=None`` where it can log in), one entry point
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+from outboxkit.brokers import _urls
 from outboxkit.brokers._urls import redacted
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure, Order
@@ -44,6 +45,7 @@ __all__ = [
     "Subscriber",
     "Subscription",
     "Token",
+    "logins_of",
     "open_publisher",
     "open_subscriber",
     "redacted",
@@ -62,7 +64,7 @@ REPLY_TO: Final = "reply-to"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What a broker can do: the only place where such a question is asked.
+    """Abilities of a broker: the only place where such a question is asked.
 
     Attributes:
         name: ``kafka``, ``rabbitmq``, ``memory``.
@@ -101,7 +103,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Receipts:
-    """What became of a batch: evidence for each index (`NO_PLACE` where there is none) and the refusals, by index."""
+    """Outcome of a batch: evidence for each index (`NO_PLACE` where there is none) and the refusals, by index."""
 
     partitions: Sequence[int]
     offsets: Sequence[int]
@@ -155,7 +157,7 @@ class Publisher(Protocol):
         ...
 
     def capacity(self, destination: str) -> int:
-        """How many more messages this destination may have in flight now; 0 is back-pressure."""
+        """Returns the number of messages that this destination may take on top now; 0 is back-pressure."""
         ...
 
     def check(self, destinations: Collection[str], timeout: timedelta) -> Mapping[str, Refusal]:
@@ -177,7 +179,7 @@ class Publisher(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """Who reads what.
+    """Sources that one consumer reads.
 
     Attributes:
         consumer: the consumer's name: Kafka group id, and part of the RabbitMQ queue name ``{topic}.{consumer}``.
@@ -234,7 +236,7 @@ class Subscriber(Protocol):
     def features(self) -> Features: ...
 
     async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
-        """The next deliveries, at most ``limit``, in order per key; empty after ``timeout``.
+        """Returns the next deliveries, at most ``limit``, in order per key; none after ``timeout``.
 
         Raises:
             TransientBrokerError: the broker is away; calling again is right.
@@ -295,6 +297,22 @@ def open_subscriber(
     given = {} if credentials is None else {"credentials": credentials}
     subscriber: Subscriber = _module(url).subscriber(url, subscription, dict(options or {}), **given)
     return subscriber
+
+
+def logins_of(read_url: Callable[[], str]) -> Credentials:
+    """Returns credentials that read a broker URL anew each time: from a file that a secret store rewrites, say.
+
+    Args:
+        read_url: gives the URL; the credentials take its user and password, and refuse one without them.
+    """
+
+    def login() -> Login:
+        user, *password = _urls.read_url(read_url(), "amqp://user:password@host/").login or ("",)
+        if not user:
+            raise ConfigurationError("the broker URL that was read again has no user and password")
+        return Login(user, "".join(password))
+
+    return login
 
 
 def refuse_unknown(options: Mapping[str, str], allowed: Collection[str], broker: str) -> None:

@@ -13,7 +13,7 @@ _STEPS: Final = 10  # doublings; far above the cap
 
 
 class Reconnects:
-    """When to try again: later and later under full jitter, until an attempt was good for something.
+    """Decides when to try again: later and later under full jitter, until an attempt was good for something.
 
     The delay is drawn once for each failure and kept: who asks in short intervals waits no longer than who waits once.
     """
@@ -25,7 +25,7 @@ class Reconnects:
 
     @property
     def failures(self) -> int:
-        """How many there were in a row."""
+        """Number of failures in a row."""
         return self._failures
 
     def failed(self, now: float) -> None:

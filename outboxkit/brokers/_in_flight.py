@@ -105,7 +105,7 @@ class InFlight:
         return pending.future
 
     def capacity(self, destination: str) -> int:
-        """How many more messages a destination may have in flight: bounded by their number, and all by their bytes."""
+        """Returns the number of messages that a destination may take on top; bytes bound all destinations together."""
         with self._lock:
             mine = sum(pending.left for pending in self._open.get(destination, ()))
             size = sum(pending.size for batches in self._open.values() for pending in batches)

@@ -76,7 +76,7 @@ class Exchange:
             return tuple(self._log.get(topic, ()))
 
     def trouble(self, topic: str) -> Refusal | None:
-        """Why the topic takes nothing now, or None."""
+        """Returns why the topic takes nothing now, or None."""
         if self.away:
             return Refusal(-1, Failure.BROKER_DOWN, "the memory broker is away")
         if topic in self.missing:
@@ -121,7 +121,7 @@ class Exchange:
         return taken
 
     def settle(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
-        """These do not come again."""
+        """Notes that these do not come again."""
         with self._lock:
             for delivery in deliveries:
                 handed = self._view(delivery.topic, consumer).handed
@@ -130,7 +130,7 @@ class Exchange:
                     del handed[_offset(delivery)]
 
     def give_back(self, topics: Sequence[str], consumer: str, offsets: Mapping[str, set[int]] | None = None) -> None:
-        """What is handed out (all of it, or these offsets by topic) is ready again, in order."""
+        """Makes what is handed out (all of it, or these offsets by topic) ready again, in order."""
         with self._lock:
             for topic in topics:
                 view = self._view(topic, consumer)

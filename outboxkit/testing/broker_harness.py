@@ -64,7 +64,7 @@ _positions = itertools.count(1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerHarness:
-    """What the suite needs to know about a broker.
+    """Facts that the suite needs about a broker.
 
     Attributes:
         url: where it is.
@@ -205,7 +205,7 @@ class StubbornRelay:
         self.over = threading.Event()
 
     def expected(self) -> int | None:
-        """How many distinct messages there are, once that is known."""
+        """Returns the number of distinct messages, once it is known."""
         return len(self.rows) if self._finished else None
 
     def run(self) -> None:
@@ -277,7 +277,7 @@ async def read_distinct(subscriber: Subscriber, expected: Callable[[], int | Non
 
 
 def outcome(future: Future[Receipts]) -> Receipts:
-    """What became of a batch; waits for it."""
+    """Waits for the outcome of a batch and returns it."""
     return future.result(PATIENCE_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Which brokers a test runs on."""
+"""Brokers that a test runs on."""
 
 from __future__ import annotations
 

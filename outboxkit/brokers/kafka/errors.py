@@ -1,4 +1,4 @@
-"""What the client's errors mean to a consumer: one table, by code, never by text. Pure."""
+"""Meaning of the client's errors to a consumer: one table, by code, never by text. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["MOVED", "Meaning", "error_of", "login_trouble", "meaning_of"]
 
 
 class Meaning(Enum):
-    """What to do about an error."""
+    """Reaction to an error."""
 
     LOGIN = "the login or TLS is refused"
     REFUSED = "reading is not allowed"

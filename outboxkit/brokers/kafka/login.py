@@ -1,8 +1,8 @@
-"""What a Kafka client logs in with: the URL's user and password, or what the credentials say at this moment."""
+"""Login of a Kafka client: the URL's user and password, or what the credentials give at this moment."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from outboxkit.brokers import Login, Token
 from outboxkit.errors import ConfigurationError
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from outboxkit.brokers import Credentials
     from outboxkit.brokers.kafka.settings import Settings
 
+_RECONNECT_MS: Final = "3000"  # with the client's jitter at most 4.5 s after an outage, and not the default's 15
+
 __all__ = ["connection_settings", "provable_settings", "renewed"]
 
 
@@ -24,6 +26,10 @@ def connection_settings(settings: Settings) -> dict[str, Any]:
     Raises:
         ConfigurationError: the credentials give neither a `Login` nor a `Token`.
     """
+    return {"reconnect.backoff.max.ms": _RECONNECT_MS, **_with_login(settings)}
+
+
+def _with_login(settings: Settings) -> dict[str, Any]:
     if settings.credentials is None:
         return dict(settings.common)
     given = settings.credentials()

@@ -1,4 +1,4 @@
-"""How far a consumer is in one partition. Pure."""
+"""Progress of a consumer in one partition. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """How far one partition is: which offsets are handed out, and up to where all of them are settled.
+    """Keeps the offsets of one partition that are handed out, and the first one that is not settled.
 
     A lap is one pass over the offsets: after `rewind` they come again in a new lap, and a late acknowledgement of the
     old one counts no more.

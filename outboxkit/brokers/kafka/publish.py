@@ -7,11 +7,11 @@ After `Failure.INDETERMINATE` the caller calls `reset` before it sends again: wh
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -22,7 +22,7 @@ from outboxkit.brokers.kafka.errors import login_trouble
 from outboxkit.brokers.kafka.login import connection_settings, provable_settings, renewed
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove, unknown
 from outboxkit.errors import ConfigurationError
-from outboxkit.headers import outgoing_headers
+from outboxkit.headers import outgoing_columns
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
@@ -86,8 +86,13 @@ _BATCH_MARGIN: Final = 512  # batch.size counts a little less than the broker do
 _ANY_SIZE: Final = 1_000_000_000  # the most that librdkafka takes for message.max.bytes
 
 
+@functools.lru_cache(maxsize=1024)
+def _are_unique(names: tuple[str, ...]) -> bool:
+    return len(set(names)) == len(names)
+
+
 def failure_of(error: KafkaError) -> Failure:
-    """What an error in a delivery report says about its message."""
+    """Returns what an error in a delivery report means for its message."""
     code = error.code()
     return _FAILURES.get(code, Failure.REJECTED if code > 0 else Failure.INDETERMINATE)
 
@@ -270,12 +275,14 @@ class KafkaPublisher:
             if len(row.payload) + len(row.key or b"") > limit:
                 pending.refuse(index, Failure.TOO_LARGE, f"{destination} takes at most {limit:,} bytes")
                 continue
-            told = partial(report, pending, index)
+            told = functools.partial(report, pending, index)
             try:
-                headers: Any = outgoing_headers(row)  # the stub asks for a wider list
+                names, values = outgoing_columns(row)
+                pairs = zip(names, values, strict=True)
+                headers: Any = dict(pairs) if _are_unique(names) else list(pairs)  # a tuple each costs twice as much
                 produce(destination, row.payload, row.key, on_delivery=told, headers=headers)
             except (BufferError, KafkaException):
-                again = partial(produce, destination, row.payload, row.key, on_delivery=told, headers=headers)
+                again = functools.partial(produce, destination, row.payload, row.key, on_delivery=told, headers=headers)
                 if not self._insist(again, pending, index):
                     break
             except Exception as error:  # noqa: BLE001  whatever one row holds, it must not stop the others

@@ -79,7 +79,7 @@ _PREFETCH_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where and how to connect.
+    """Addresses and settings of the clients.
 
     Attributes:
         address: the bootstrap servers, for people and error texts.

@@ -46,7 +46,6 @@ _SLICE_SECONDS: Final = 0.05  # bounds how long an acknowledgement waits behind 
 _KEEP_ALIVE_SECONDS: Final = 1.0
 _LOOKUP_SECONDS: Final = 5.0
 _RECREATION_SECONDS: Final = 30.0  # between two looks whether the topics are still the same
-_RECONNECT_MS: Final = "3000"  # with the client's jitter at most 4.5 s, and not the default's 15
 
 
 class _Token(NamedTuple):
@@ -171,7 +170,7 @@ class KafkaSubscriber:
             self._run_waiting()
 
     def _with_more(self, consumer: Consumer, first: Message, limit: int) -> list[Message]:
-        """What the client has already, up to the bounds of number and bytes; chunks as large as the mean allows."""
+        """Adds what the client has already, up to the bounds; chunks are as large as the mean size allows."""
         messages, size = [first], len(first.value() or b"")
         while len(messages) < limit and (room := self._settings.prefetch_bytes - size) > 0:
             fitting = room * len(messages) // (size + 1) + 1
@@ -322,7 +321,6 @@ class KafkaSubscriber:
     def _configuration(self) -> Mapping[str, object]:
         self._used = connection_settings(self._settings)
         return {
-            "reconnect.backoff.max.ms": _RECONNECT_MS,
             "queued.max.messages.kbytes": max(1, self._settings.prefetch_bytes // 1024),
             **self._used,
             "auto.offset.reset": "earliest",

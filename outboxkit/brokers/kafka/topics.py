@@ -1,4 +1,4 @@
-"""What the cluster says about its topics: whether they exist, and how large a message they take."""
+"""Questions to the cluster about its topics: whether they exist, and how large a message they take."""
 
 from __future__ import annotations
 

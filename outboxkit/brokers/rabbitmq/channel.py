@@ -36,11 +36,11 @@ class ChannelOwner(Protocol):
     """Hears of outcomes."""
 
     def complete(self, pending: Pending) -> None:
-        """Every row of the batch has its outcome."""
+        """Hears that every row of the batch has its outcome."""
         ...
 
     def lost(self, text: str) -> None:
-        """What is unconfirmed is about to become indeterminate."""
+        """Hears that what is unconfirmed is about to become indeterminate."""
         ...
 
 

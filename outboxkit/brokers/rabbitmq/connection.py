@@ -177,6 +177,7 @@ async def connect(settings: Settings, rng: random.Random) -> Connection:
         try:
             await connection.connect(timeout=_CONNECT_SECONDS)
         except (*TROUBLE, EOFError) as error:
+            await close(connection)
             trouble = _failed(error, transport.frames, settings)
             if trouble.failure is Failure.UNAUTHORIZED:
                 break

@@ -61,7 +61,7 @@ _MILLISECONDS: Final = 1 << 32  # above, a number of seconds is of the year 2106
 
 @dataclass(frozen=True, slots=True)
 class Properties:
-    """What the properties of one message say.
+    """Content of one message's properties.
 
     Attributes:
         headers: in our spelling; what only a property says comes first.
@@ -121,7 +121,7 @@ def _values(raw: bytes) -> tuple[dict[str, bytes], list[tuple[str, object]]]:
 
 
 def _end(raw: bytes, at: int) -> int:
-    """Where the sized value ends whose length stands here."""
+    """Returns the end of the sized value whose length stands here."""
     (length,) = struct.unpack_from(">I", raw, at)
     end: int = at + 4 + length
     if end > len(raw):

@@ -27,7 +27,7 @@ class _Token(NamedTuple):
 
 
 class Session:
-    """What one channel handed out and is not settled.
+    """Keeps what one channel handed out and is not settled.
 
     What does not fit into the bound of bytes is not kept, nor anything behind it: the broker hands it out again when
     what was kept is settled and the channel is closed.

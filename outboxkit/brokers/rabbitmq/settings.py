@@ -28,7 +28,7 @@ _PREFETCH: Final = 65_535  # the most that the protocol can say
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where and how to connect.
+    """Addresses, login and bounds.
 
     Attributes:
         address: the URL without secrets, for people and error texts.

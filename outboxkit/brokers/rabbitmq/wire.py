@@ -77,7 +77,7 @@ def _method(topic: str, message_type: str, kind: str, channel: int) -> bytes:
 
 
 class _Plan(NamedTuple):
-    """What follows from the names of a row's headers alone.
+    """Layout of a content header, as far as it follows from the names of the headers alone.
 
     Attributes:
         places: the index of the header behind each of `_PROPERTIES`, None where there is none.

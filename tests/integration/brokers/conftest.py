@@ -1,4 +1,4 @@
-"""What the tests of real brokers share."""
+"""Fixtures that the tests of real brokers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a real Apache Kafka can show."""
+"""Behaviour that only a real Apache Kafka can show."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def outcome(future: Future[Receipts]) -> list[Failure]:
 
 
 def records(kafka: servers.Server, topic: str, count: int) -> list[Message]:
-    """What is in the topic, read by the client itself."""
+    """Reads what is in the topic, by the client itself."""
     reader = Consumer({
         "bootstrap.servers": urlsplit(kafka.url).netloc,
         "group.id": topic,

@@ -1,4 +1,4 @@
-"""What a group, a topic and foreign producers do to a consumer, on a real Apache Kafka."""
+"""A group, a topic and foreign producers may do a lot to a consumer; on a real Apache Kafka."""
 
 from __future__ import annotations
 

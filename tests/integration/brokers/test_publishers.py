@@ -1,4 +1,4 @@
-"""What a publisher says of rows, names, silence and defects; on real brokers."""
+"""A publisher tells of rows, names, silence and defects; on real brokers."""
 
 from __future__ import annotations
 

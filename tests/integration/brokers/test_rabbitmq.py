@@ -1,4 +1,4 @@
-"""What only a real RabbitMQ can show."""
+"""Behaviour that only a real RabbitMQ can show."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def alarm(rabbitmq: servers.Server) -> Iterator[None]:
 
 
 def drained(channel: BlockingChannel, queue: str) -> list[bytes]:
-    """What is in the queue, taken out."""
+    """Takes out what is in the queue."""
     bodies = []
     while (found := channel.basic_get(queue, auto_ack=True))[0] is not None:
         bodies.append(found[2])
@@ -77,7 +77,7 @@ def drained(channel: BlockingChannel, queue: str) -> list[bytes]:
 
 
 def failures(relay: RelayDaemon) -> int:
-    """How often the relay was refused a message."""
+    """Counts how often the relay was refused a message."""
     return sum(relay.stats.failures.values()) if relay.stats else 0
 
 

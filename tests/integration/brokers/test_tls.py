@@ -61,7 +61,7 @@ def _turn_away(door: socket.socket, greet: object) -> None:
 
 
 def first_text(publisher: Publisher) -> str:
-    """What is said of a destination that cannot be asked about."""
+    """Returns what is said of a destination that cannot be asked about."""
     try:
         return publisher.check(["t"], PATIENCE)["t"].text
     finally:

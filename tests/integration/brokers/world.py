@@ -1,4 +1,4 @@
-"""What the tests of real brokers share: topics and queues of their own, and reading them."""
+"""Topics and queues of a test's own, and reading them: shared by the tests of real brokers."""
 
 from __future__ import annotations
 

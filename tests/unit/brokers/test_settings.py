@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outboxkit.brokers import Login, Subscription, Token, open_publisher, open_subscriber, redacted
+from outboxkit.brokers import Login, Subscription, Token, logins_of, open_publisher, open_subscriber, redacted
 from outboxkit.brokers.kafka import settings as kafka_settings
 from outboxkit.brokers.kafka.login import connection_settings
 from outboxkit.brokers.rabbitmq import settings as rabbitmq_settings
@@ -179,6 +179,7 @@ def test_credentials_are_asked_for_at_each_connection_and_win_over_the_url() -> 
     kafka = kafka_settings.parse("kafka+ssl://one", {}, lambda: Login("relay", CANARY))
     assert CANARY not in repr(kafka)
     assert connection_settings(kafka) == {
+        "reconnect.backoff.max.ms": "3000",
         "bootstrap.servers": "one:9092",
         "sasl.mechanism": "PLAIN",
         "security.protocol": "SASL_SSL",
@@ -226,3 +227,15 @@ def test_no_two_pairs_of_topic_and_consumer_share_a_queue(pairs: list[tuple[str,
 def test_a_queue_of_a_consumer_without_dots_is_named_as_people_expect() -> None:
     assert queue_of("shop.orders", "billing") == "shop.orders.billing"
     assert queue_of("shop", "orders.billing") == "shop.orders%2Ebilling"
+
+
+def test_credentials_may_come_from_a_url_that_is_read_again_each_time() -> None:
+    urls = iter(["amqp://relay:first@one/", "amqp://relay:p%2Fx@one/"])
+    credentials = logins_of(lambda: next(urls))
+
+    assert [credentials(), credentials()] == [Login("relay", "first"), Login("relay", "p/x")]
+
+
+def test_a_url_without_a_login_gives_none() -> None:
+    with pytest.raises(ConfigurationError, match="no user"):
+        logins_of(lambda: "amqp://one/")()
