@@ -11,7 +11,10 @@ import hypothesis
 import pytest
 
 pytest.register_assert_rewrite(  # the suites that ship are tests, too: before anybody imports them
-    "outboxkit.testing.broker_conformance", "outboxkit.testing.broker_harness", "outboxkit.testing.dialect_conformance"
+    "outboxkit.testing.broker_conformance",
+    "outboxkit.testing.broker_harness",
+    "outboxkit.testing.broker_reading",
+    "outboxkit.testing.dialect_conformance",
 )
 
 from tests import servers  # noqa: E402

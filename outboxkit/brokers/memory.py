@@ -25,7 +25,8 @@ from outboxkit.brokers import (
     refuse_unknown,
     text_of,
 )
-from outboxkit.errors import ConfigurationError, TransientBrokerError
+from outboxkit.brokers._in_flight import unsendable
+from outboxkit.errors import ConfigurationError, DecodeError, TransientBrokerError
 from outboxkit.headers import outgoing_headers
 from outboxkit.policy import Failure, Order
 
@@ -172,7 +173,7 @@ class MemoryPublisher:
         refusals = []
         trouble = self._trouble(batch.destination)  # asked once: a row must not overtake one that was refused
         for index, row in enumerate(batch.rows):
-            refusal = trouble or _oversize(row)
+            refusal = trouble or _oversize(row) or _foreign(row)
             if refusal is None:
                 offsets[index] = self._target.append(batch.destination, row)
             else:
@@ -254,13 +255,21 @@ def _oversize(row: Row) -> Refusal | None:
     return Refusal(-1, Failure.TOO_LARGE, f"at most {limit:,} bytes") if len(row.payload) > limit else None
 
 
+def _foreign(row: Row) -> Refusal | None:
+    try:
+        outgoing_headers(row)
+    except DecodeError as error:
+        return Refusal(-1, Failure.INVALID, unsendable(error))
+    return None
+
+
 def publisher(url: str, options: Mapping[str, str]) -> MemoryPublisher:
-    """The plug's entry."""
+    """Returns an end of the exchange: the plug's entry."""
     refuse_unknown(options, (), "memory")
     return MemoryPublisher(exchange(urlsplit(url).netloc))
 
 
 def subscriber(url: str, subscription: Subscription, options: Mapping[str, str]) -> MemorySubscriber:
-    """The plug's entry."""
+    """Returns an end of the exchange: the plug's entry."""
     refuse_unknown(options, (), "memory")
     return MemorySubscriber(exchange(urlsplit(url).netloc), subscription)

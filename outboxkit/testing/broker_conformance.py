@@ -1,6 +1,7 @@
 """The behaviour that every broker adapter owes, as tests over a harness. Needs pytest and pytest-asyncio (mode auto).
 
-    pytest.register_assert_rewrite("outboxkit.testing.broker_conformance", "outboxkit.testing.broker_harness")
+    suite = ("broker_conformance", "broker_harness", "broker_reading")
+    pytest.register_assert_rewrite(*(f"outboxkit.testing.{module}" for module in suite))
     from outboxkit.testing.broker_conformance import BrokerConformance, BrokerHarness
 
     class TestMyBroker(BrokerConformance):
@@ -16,7 +17,6 @@ What a test asks of an adapter is what the port promises; where brokers differ, 
 from __future__ import annotations
 
 import asyncio
-import threading
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 
@@ -47,11 +47,12 @@ from outboxkit.testing.broker_harness import (
     refusals_of,
     values_of,
 )
+from outboxkit.testing.broker_reading import ReadingConformance
 
 __all__ = ["BrokerConformance", "BrokerHarness", "make_row"]
 
 
-class BrokerConformance:
+class BrokerConformance(ReadingConformance):
     """Subclass it and give it a fixture ``harness``."""
 
     async def test_what_is_acknowledged_arrives_in_order_per_key_byte_for_byte(self, harness: BrokerHarness) -> None:
@@ -260,113 +261,21 @@ class BrokerConformance:
             late = world.publisher.publish(Batch(world.topic, [make_row(world.topic)]))
             assert [refusal.failure for refusal in late.result(0).refusals] == [Failure.BROKER_DOWN]
 
+    async def test_a_row_that_cannot_be_put_on_the_wire_is_refused_alone(self, harness: BrokerHarness) -> None:
+        async with World(harness) as world:
+            foreign = make_row(world.topic)._replace(headers=b"written by somebody else")
+            rows = [make_row(world.topic, b"before"), foreign, make_row(world.topic, b"after")]
+
+            refusals = outcome(world.publisher.publish(Batch(world.topic, rows))).refusals
+
+            assert [(refusal.index, refusal.failure) for refusal in refusals] == [(1, Failure.INVALID)]
+            assert [delivery.payload for delivery in await world.read(2)] == [b"before", b"after"]
+
     async def test_an_empty_batch_ends_at_once(self, harness: BrokerHarness) -> None:
         async with World(harness) as world:
             receipts = world.publisher.publish(Batch(world.topic, [])).result(PATIENCE_SECONDS)
 
             assert (len(receipts.partitions), len(receipts.offsets), receipts.refusals) == (0, 0, ())
-
-    async def test_what_was_not_acknowledged_comes_again_in_order(self, harness: BrokerHarness) -> None:
-        async with World(harness) as world:
-            rows = [make_row(world.topic, b"%d" % n) for n in range(20)]
-            outcome(world.publisher.publish(Batch(world.topic, rows)))
-            received = await world.take(20)
-            await world.reader.acknowledge(received[:8])
-            await world.reader.close()
-
-            successor = await world.joined("reader", topics=(world.topic,))
-            again = await read(successor, lambda seen: len(seen) == 12)
-
-            assert [delivery.payload for delivery in again] == [b"%d" % n for n in range(8, 20)]
-
-    async def test_acknowledging_out_of_order_never_settles_what_was_left_out(self, harness: BrokerHarness) -> None:
-        async with World(harness) as world:
-            outcome(world.publisher.publish(Batch(world.topic, [make_row(world.topic, b"%d" % n) for n in range(6)])))
-            received = await world.take(6)
-            await world.reader.acknowledge([received[4], received[1]])
-            await world.reader.acknowledge([received[5], received[0]])
-            await world.reader.close()
-
-            successor = await world.joined("reader", topics=(world.topic,))
-            again = await read(successor, lambda seen: {b"2", b"3"} <= {d.payload for d in seen})
-
-            assert [delivery.payload for delivery in again][:2] == [b"2", b"3"]
-
-    async def test_what_is_released_comes_again_in_order_before_what_follows(self, harness: BrokerHarness) -> None:
-        async with World(harness) as world:
-            outcome(world.publisher.publish(Batch(world.topic, [make_row(world.topic, b"%d" % n) for n in range(10)])))
-            received = await world.take(10, limit=4)
-            await world.reader.acknowledge(received[:3])
-
-            await world.reader.release(received[3:])
-            outcome(world.publisher.publish(Batch(world.topic, [make_row(world.topic, b"10")])))
-
-            again = await world.take(8)
-            assert [delivery.payload for delivery in again] == [b"%d" % n for n in range(3, 11)]
-            await world.reader.acknowledge(again)
-            assert not await world.reader.receive(1, SHORT)
-
-    async def test_a_late_acknowledgement_of_something_released_settles_nothing(self, harness: BrokerHarness) -> None:
-        async with World(harness) as world:
-            outcome(world.publisher.publish(Batch(world.topic, [make_row(world.topic, b"%d" % n) for n in range(3)])))
-            received = await world.take(3)
-            await world.reader.release(received)
-            again = await world.take(3)
-
-            await world.reader.acknowledge(received)
-            await world.reader.close()
-
-            successor = await world.joined("reader", topics=(world.topic,))
-            third = await read(successor, lambda seen: len(seen) == 3)
-            assert [d.payload for d in again] == [d.payload for d in third] == [b"0", b"1", b"2"]
-
-    async def test_a_cancelled_receive_loses_nothing(self, harness: BrokerHarness) -> None:
-        async with World(harness) as world:
-            assert not await world.reader.receive(5, SHORT)
-            waiting = asyncio.ensure_future(world.reader.receive(5, PATIENCE))
-            await asyncio.sleep(0)  # it waits now
-            rows = [make_row(world.topic, b"%d" % n) for n in range(3)]
-            assert not outcome(world.publisher.publish(Batch(world.topic, rows))).refusals
-            # The loop stands still, so that what an adapter's thread brings meanwhile finds its caller cancelled.
-            threading.Event().wait(SHORT.total_seconds())
-
-            waiting.cancel()
-            await asyncio.wait([waiting])
-
-            assert [d.payload for d in await world.take(3)] == [b"0", b"1", b"2"]
-
-    async def test_receiving_from_nothing_returns_in_time(self, harness: BrokerHarness) -> None:
-        async with World(harness) as world:
-            await world.reader.receive(1, SHORT)  # joined
-            receiving = asyncio.ensure_future(world.reader.receive(10, SHORT))
-            much_longer = asyncio.ensure_future(asyncio.sleep(20 * SHORT.total_seconds()))
-
-            await asyncio.wait({receiving, much_longer}, return_when=asyncio.FIRST_COMPLETED)
-
-            assert receiving.done()
-            assert not receiving.result()
-            much_longer.cancel()
-
-    async def test_a_missing_topic_is_a_configuration_error_that_says_what_to_do(self, harness: BrokerHarness) -> None:
-        async with World(harness) as world:
-            if harness.creates_topics:
-                return
-            lost = world.opened(world.subscription("reader", topics=(f"{world.topic}-missing",)))
-
-            text = ""
-            try:
-                await lost.receive(1, PATIENCE)
-            except ConfigurationError as error:
-                text = str(error)
-
-            assert f"{world.topic}-missing" in text
-            assert "outboxkit init --topology" in text
-
-    async def test_declaring_twice_is_fine(self, harness: BrokerHarness) -> None:
-        async with World(harness) as world:
-            lines = await world.reader.declare(world.subscription("reader", topics=(world.topic,)))
-
-            assert any(world.topic in line for line in lines)
 
     async def test_a_setting_that_is_not_allowed_is_refused_by_name(self, harness: BrokerHarness) -> None:
         for options in ({"plugin.library.paths": "/evil.so"}, {"no such": "x"}):
