@@ -167,7 +167,8 @@ def _events() -> set[tuple[str, str]]:
             if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Attribute):
                 caller, method = ast.unparse(node.func.value), node.func.attr
                 level = method if caller == "_log" else "warning" if method == "_say" else ""
-                found |= {(name, level) for name in _names(tree, node.args[0]) if level and " " not in name}
+                names = _names(tree, node.args[0]) if level else []
+                found |= {(name, level) for name in names if " " not in name}
     return found
 
 
@@ -179,8 +180,8 @@ def _names(tree: ast.Module, argument: ast.expr) -> list[str]:
 
 def _values(tree: ast.Module, table: str) -> list[str]:
     for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table and node.value:
-            return list(ast.literal_eval(node.value).values())
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table and isinstance(node.value, ast.Dict):
+            return [str(ast.literal_eval(value)) for value in node.value.values]
     return []
 
 
