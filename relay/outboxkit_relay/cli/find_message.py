@@ -6,16 +6,19 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import Uuid, literal, select
+from sqlalchemy import Uuid, and_, literal, select
 
 from outboxkit import outbox, tables
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from collections.abc import Iterator
+
+    from sqlalchemy import ColumnElement, Connection, Row
 
 __all__ = ["find"]
 
 _LEDGER: Final = tables.outbox_ledger.c
+_PAGE: Final = 100
 _MAX: Final = 20  # places: a replayed message has several
 _CLOCKS: Final = timedelta(minutes=5)  # the application's clock, which the id has, may be ahead of the database's
 _VERSION_WITH_TIME: Final = 7
@@ -94,23 +97,29 @@ def _dead(connection: Connection, message_id: str) -> list[dict[str, Any]]:
 
 
 def _published(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
-    """From the ledger: one row a batch, found by the window of its ids, and by the time that the id tells."""
+    """Looks into the ledger, one row a batch: by the window of its ids, and by the time that the id tells."""
     this = literal(row_id, Uuid())
     window = [_LEDGER.min_id <= this, _LEDGER.max_id >= this]
     if (made := _made_at(row_id)) is not None:
         window.append(_LEDGER.published_at >= made - _CLOCKS)
-    columns = (_LEDGER.topic, _LEDGER.outcome, _LEDGER.published_at, _LEDGER.ids, _LEDGER.partitions, _LEDGER.offsets)
-    batches = connection.execute(
-        select(*columns).where(*window).order_by(_LEDGER.published_at).execution_options(yield_per=100)
-    )
     found: list[dict[str, Any]] = []
-    for row in batches:
+    for row in _batches(connection, and_(*window)):
         ids = [str(one) for one in row.ids]
         if str(row_id) in ids and len(found) < _MAX:
             at = ids.index(str(row_id))
             place = {"place": "broker", "topic": row.topic, "outcome": row.outcome, "since": _text(row.published_at)}
             found.append({**place, "partition": row.partitions[at], "offset": row.offsets[at]})
     return found
+
+
+def _batches(connection: Connection, window: ColumnElement[bool]) -> Iterator[Row[Any]]:
+    """Yields rows of the ledger, some at a time: a cursor of the server would need a transaction."""
+    last = 0
+    while rows := connection.execute(
+        select(tables.outbox_ledger).where(window, _LEDGER.id > last).order_by(_LEDGER.id).limit(_PAGE)
+    ).all():
+        yield from rows
+        last = rows[-1].id
 
 
 def _made_at(row_id: UUID) -> datetime | None:

@@ -91,7 +91,7 @@ def resume(invocation: Invocation, name: str, why: str, pace: Pace, *, as_json: 
         replay_id = select.numbered(connection, tables.dead_letter_replays, name, "replay")
         if dry_run:
             (found,) = plan.replays(connection, replay_id)
-            click.echo(_sums(found))
+            output.print_json(_replay_as_json(found)) if as_json else click.echo(_sums(found))
             return Exit.OK
         plan.resume(connection, replay_id, by=who(), why=why)
     results = _run(invocation, replay_id, pace, as_json=as_json)
