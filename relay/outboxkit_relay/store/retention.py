@@ -22,9 +22,10 @@ _LEDGER: Final = tables.outbox_ledger
 _INBOX: Final = tables.inbox_messages
 _LETTERS: Final = tables.dead_letters
 _AUDIT: Final = tables.outbox_audit
+_KEYS: Final = tables.outbox_idempotency
 
 #: the tables that grow with time, and are kept for as long as `Retention` says
-PRUNED: Final = ("outbox_ledger", "inbox_messages", "dead_letters", "outbox_audit")
+PRUNED: Final = ("outbox_ledger", "inbox_messages", "dead_letters", "outbox_audit", "outbox_idempotency")
 
 
 def prune(
@@ -35,7 +36,8 @@ def prune(
     Transaction: joins the caller's; does not commit. Call it again while a count reaches the limit.
     Guarantee: the inbox row of an open dead letter stays, however old: without it a redelivery would take effect.
 
-    Writes: ``outbox_ledger``, ``inbox_messages``, ``dead_letters``, ``outbox_audit``. Index used: those on the times.
+    Writes: ``outbox_ledger``, ``inbox_messages``, ``dead_letters``, ``outbox_audit``, ``outbox_idempotency`` (whose rows
+    say themselves when they expire). Index used: those on the times.
 
     Args:
         connection: the caller's.
@@ -48,6 +50,7 @@ def prune(
         _INBOX: and_(_older(_INBOX.c.handled_at, retention.inbox), ~_stands_for_an_open_letter()),
         _LETTERS: _older(_LETTERS.c.closed_at, retention.dead_letters),
         _AUDIT: _older(_AUDIT.c.at, retention.audit),
+        _KEYS: _KEYS.c.expires_at < database_now(),
     }
     if dry_run:
         return {table.name: _count(connection, table, old) for table, old in due.items()}

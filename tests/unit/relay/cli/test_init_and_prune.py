@@ -70,6 +70,8 @@ def _fill(engine: Engine) -> None:
             connection.execute(tables.inbox_messages.insert().values(**row))
             connection.execute(tables.outbox_audit.insert().values(at=at, who="ana", action="x", target="y"))
             _letter(engine, connection, closed_at=at, state="replayed")
+            expires = {"scope": "s", "key": str(number), "expires_at": at if age is OLD else database_now(OLD)}
+            connection.execute(tables.outbox_idempotency.insert().values(**expires))
 
 
 def _letter(engine: Engine, connection: object, **values: object) -> str:
@@ -85,7 +87,7 @@ def _letter(engine: Engine, connection: object, **values: object) -> str:
 
 
 def _counts(engine: Engine) -> dict[str, int]:
-    named = ("outbox_ledger", "inbox_messages", "dead_letters", "outbox_audit")
+    named = ("outbox_ledger", "inbox_messages", "dead_letters", "outbox_audit", "outbox_idempotency")
     with engine.connect() as connection:
         return {
             n: connection.execute(select(func.count()).select_from(tables.METADATA.tables[n])).scalar_one()
