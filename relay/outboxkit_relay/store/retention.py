@@ -36,8 +36,8 @@ def prune(
     Transaction: joins the caller's; does not commit. Call it again while a count reaches the limit.
     Guarantee: the inbox row of an open dead letter stays, however old: without it a redelivery would take effect.
 
-    Writes: ``outbox_ledger``, ``inbox_messages``, ``dead_letters``, ``outbox_audit``, ``outbox_idempotency`` (whose rows
-    say themselves when they expire). Index used: those on the times.
+    Writes: ``outbox_ledger``, ``inbox_messages``, ``dead_letters``, ``outbox_audit``, and ``outbox_idempotency``, whose
+    rows say themselves when they expire. Index used: those on the times.
 
     Args:
         connection: the caller's.
