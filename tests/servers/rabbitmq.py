@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pwd
 import re
@@ -20,6 +21,7 @@ from tests.servers.server import Given, Unavailable
 __all__ = ["control", "given", "local", "server_version"]
 
 # Debian's /usr/sbin wrappers change the user and lose the environment; these are what they call.
+_ROOT = "OUTBOXKIT_TEST_RABBITMQ_ROOT"  # the folder of another system that has its own, as debootstrap makes one
 _SCRIPTS = [Path("/usr/lib/rabbitmq/bin"), Path("/opt/homebrew/sbin"), Path("/usr/local/sbin")]
 
 
@@ -30,19 +32,21 @@ def given(url: str, source: str) -> Given:
 
 def local() -> LocalServer:
     """One node without plugins; everything it opens is on loopback."""
-    script = _script()
-    user = processes.drop_to("rabbitmq", "nobody")
-    folder = processes.owned_folder(processes.session_folder() / "rabbitmq", user)
+    root = os.environ.get(_ROOT, "")
+    script = _SCRIPTS[0] / "rabbitmq-server" if root else _script()
+    user = None if root else processes.drop_to("rabbitmq", "nobody")
+    folder = _folder_in(Path(root)) if root else processes.owned_folder(processes.session_folder() / "rabbitmq", user)
     port, distribution, epmd = processes.free_ports(3)
-    environment = _environment(folder, port=port, distribution=distribution, epmd=epmd)
+    seen = Path("/") / folder.relative_to(root) if root else folder
+    environment = _environment(folder, seen, port=port, distribution=distribution, epmd=epmd)
     _start_epmd(folder, user, environment)
     url = f"amqp://guest:guest@127.0.0.1:{port}/"
     server = LocalServer(
         name="RabbitMQ",
         url=url,
         version="?",
-        source=f"installed, {script.parent}",
-        argv=[script],
+        source=f"installed, {root}{script.parent}",
+        argv=[*(_chroot(root) if root else []), script],
         folder=folder,
         user=user,
         env=environment,
@@ -51,6 +55,20 @@ def local() -> LocalServer:
     server.start()
     server.version = server_version(url)
     return server
+
+
+def _chroot(root: str, user: str = "rabbitmq") -> list[str]:
+    return ["chroot", f"--userspec={user}:{user}", root]
+
+
+def _folder_in(root: Path) -> Path:
+    """A folder for data inside another system, removed at the end; its user of that name owns it."""
+    folder = root / "srv" / processes.session_folder().name
+    folder.mkdir()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    inside = str(Path("/") / folder.relative_to(root))
+    subprocess.run([*_chroot(str(root), "root"), "chown", "rabbitmq:rabbitmq", inside], check=True)
+    return folder
 
 
 def _script() -> Path:
@@ -64,7 +82,8 @@ def _script() -> Path:
     return Path(found)
 
 
-def _environment(folder: Path, *, port: int, distribution: int, epmd: int) -> dict[str, str]:
+def _environment(folder: Path, seen: Path, *, port: int, distribution: int, epmd: int) -> dict[str, str]:
+    """Writes the settings into the folder; a node in a system of its own sees it under another name."""
     (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\n")
     (folder / "enabled_plugins").write_text("[].\n")
     (folder / "rabbitmq-env.conf").write_text("")  # an empty one keeps the system's own out
@@ -72,14 +91,14 @@ def _environment(folder: Path, *, port: int, distribution: int, epmd: int) -> di
         readable.chmod(0o644)
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")},
-        "HOME": str(folder),  # the Erlang cookie is written there
+        "HOME": str(seen),  # the Erlang cookie is written there
         "RABBITMQ_NODENAME": f"outboxkit-{port}@localhost",
-        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
-        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
-        "RABBITMQ_LOG_BASE": str(folder / "log"),
-        "RABBITMQ_PID_FILE": str(folder / "node.pid"),
+        "RABBITMQ_CONFIG_FILE": str(seen / "rabbitmq"),
+        "RABBITMQ_CONF_ENV_FILE": str(seen / "rabbitmq-env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(seen / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(seen / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(seen / "log"),
+        "RABBITMQ_PID_FILE": str(seen / "node.pid"),
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
         "RABBITMQ_DIST_PORT": str(distribution),
@@ -122,9 +141,16 @@ def control(server: LocalServer, *command: str) -> None:
     """Runs rabbitmqctl as the node's own user."""
     user = server.user
     account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-    program = Path(server.argv[0]).with_name("rabbitmqctl")
+    *before, script = server.argv
+    program = [*before, Path(script).with_name("rabbitmqctl")]
     subprocess.run(  # type: ignore[call-overload]  # the three are given together or not at all
-        [program, *command], env=dict(server.env), cwd="/", check=True, capture_output=True, timeout=DEADLINE, **account
+        [*program, *command],
+        env=dict(server.env),
+        cwd="/",
+        check=True,
+        capture_output=True,
+        timeout=DEADLINE,
+        **account,
     )
 
 
