@@ -15,15 +15,15 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol
 
-from outboxkit.brokers import _urls
+from outboxkit.brokers._credentials import Credentials, Login, Token, logins_of
 from outboxkit.brokers._urls import redacted
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from concurrent.futures import Future
     from datetime import datetime, timedelta
 
@@ -108,35 +108,6 @@ class Receipts:
     partitions: Sequence[int]
     offsets: Sequence[int]
     refusals: tuple[Refusal, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """A user and a password."""
-
-    user: str
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """A bearer token (Kafka: OAUTHBEARER).
-
-    Attributes:
-        value: the token.
-        expires_at: aware; a new one is asked for in time.
-        principal: whose it is; Kafka shows it in its logs.
-        extensions: further facts for the broker (SASL extensions).
-    """
-
-    value: str = field(repr=False)
-    expires_at: datetime
-    principal: str = ""
-    extensions: Mapping[str, str] = field(default_factory=dict)
-
-
-#: Gives what a new connection logs in with; asked again each time, so that what was rotated is found.
-Credentials: TypeAlias = "Callable[[], Login | Token]"
 
 
 class Publisher(Protocol):
@@ -297,22 +268,6 @@ def open_subscriber(
     given = {} if credentials is None else {"credentials": credentials}
     subscriber: Subscriber = _module(url).subscriber(url, subscription, dict(options or {}), **given)
     return subscriber
-
-
-def logins_of(read_url: Callable[[], str]) -> Credentials:
-    """Returns credentials that read a broker URL anew each time: from a file that a secret store rewrites, say.
-
-    Args:
-        read_url: gives the URL; the credentials take its user and password, and refuse one without them.
-    """
-
-    def login() -> Login:
-        user, *password = _urls.read_url(read_url(), "amqp://user:password@host/").login or ("",)
-        if not user:
-            raise ConfigurationError("the broker URL that was read again has no user and password")
-        return Login(user, "".join(password))
-
-    return login
 
 
 def refuse_unknown(options: Mapping[str, str], allowed: Collection[str], broker: str) -> None:

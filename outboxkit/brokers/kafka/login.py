@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from outboxkit.brokers import Login, Token
+from outboxkit.brokers._credentials import ask
 from outboxkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def connection_settings(settings: Settings) -> dict[str, Any]:
 def _with_login(settings: Settings) -> dict[str, Any]:
     if settings.credentials is None:
         return dict(settings.common)
-    given = settings.credentials()
+    given = ask(settings.credentials)
     if isinstance(given, Login):
         login = {"sasl.username": given.user, "sasl.password": given.password}
         return {"sasl.mechanism": "PLAIN", **settings.common, **login}
@@ -53,7 +54,7 @@ def renewed(client: Producer | Consumer, settings: Settings, used: Mapping[str, 
     """Gives a client that was refused the password of this moment; False when there is no newer one."""
     if settings.credentials is None:
         return False
-    given = settings.credentials()
+    given = ask(settings.credentials)
     if not isinstance(given, Login) or given.password == used.get("sasl.password"):
         return False
     client.set_sasl_credentials(given.user, given.password)
@@ -62,7 +63,7 @@ def renewed(client: Producer | Consumer, settings: Settings, used: Mapping[str, 
 
 def _token_source(credentials: Credentials) -> Any:
     def next_token(_: str) -> tuple[str, float, str, Mapping[str, str]]:
-        token = _token(credentials())
+        token = _token(ask(credentials))
         return token.value, token.expires_at.timestamp(), token.principal, dict(token.extensions)
 
     return next_token

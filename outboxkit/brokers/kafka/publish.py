@@ -73,7 +73,7 @@ _PURGED: Final = frozenset({KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE}
 _POLL_SECONDS: Final = 0.005  # bounds how long a new batch waits while reports are awaited
 _LINGER_MS: Final = "2"  # 0.5 costs a sixth of throughput
 _TRICKLE: Final = 100  # messages under way, at most: they do not linger
-_IDLE_SECONDS: Final = 0.5  # serves librdkafka's log and error events while nothing is in flight
+_IDLE_SECONDS: Final = 0.5  # serves librdkafka's events while nothing is in flight
 _DRAIN_SECONDS: Final = 10.0  # after a purge every outcome is there within milliseconds
 _LOOKUP_SECONDS: Final = 5.0
 _SESSION_SECONDS: Final = 2.0  # for the first metadata of a session: without it nothing is produced
@@ -183,9 +183,12 @@ class KafkaPublisher:
     # From here on everything runs in the thread.
 
     def _run(self) -> None:
-        while self._survives():
-            pass
-        self._book.refuse_all("the publisher has ended")
+        try:
+            while self._survives():
+                pass
+        finally:  # no future may stay open
+            self._book.close()
+            self._book.refuse_all("the publisher has ended")
 
     def _survives(self) -> bool:
         """Works until the end, or until a defect of ours: then all in flight is given up, and the work goes on."""
@@ -371,7 +374,6 @@ class KafkaPublisher:
 
     def _delivered(self, pending: Pending, index: int, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            # a delivered message has both
             pending.accept(index, message.partition(), message.offset())  # type: ignore[arg-type]
         else:
             self._note(pending, error)

@@ -28,6 +28,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from outboxkit.brokers.rabbitmq.properties import RAW_PROPERTIES
+from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
@@ -169,7 +170,10 @@ async def connect(settings: Settings, rng: random.Random) -> Connection:
     Raises:
         ChannelError: every node is away (``broker-down``), or one refused the login (``unauthorized``).
     """
-    urls = settings.urls()
+    try:
+        urls = settings.urls()
+    except ConfigurationError as error:
+        raise ChannelError(Failure.UNAUTHORIZED, error.message) from error
     trouble = ChannelError(Failure.BROKER_DOWN, "no node")
     for url in rng.sample(urls, len(urls)):
         transport = _Transport()

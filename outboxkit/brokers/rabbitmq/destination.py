@@ -94,6 +94,12 @@ class DestinationTask:
 
     async def watch(self) -> None:
         """Gives up on confirms that do not come, and on a broker that answers nothing at all."""
+        try:
+            await self._watch()
+        except Exception as defect:  # noqa: BLE001  it must not end the thread that serves all destinations
+            self._owner.failed(self._destination, defect)
+
+    async def _watch(self) -> None:
         channel, now = self._channel, asyncio.get_running_loop().time()
         since = channel.silent_since() if channel else None
         if channel is None or since is None:

@@ -54,6 +54,8 @@ _IMPLIED: Final = {
     "app_id": "ce_source",
     "content_encoding": CONTENT_ENCODING,
     "reply_to": REPLY_TO,
+    "expiration": "expiration",
+    "user_id": "user-id",
 }
 _DEPTH: Final = 32  # tables in tables; what is deeper stays bytes
 _MILLISECONDS: Final = 1 << 32  # above, a number of seconds is of the year 2106: some clients write milliseconds

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode, urlunsplit
 
 from outboxkit.brokers import Features, Login, refuse_unknown
+from outboxkit.brokers._credentials import ask
 from outboxkit.brokers._urls import read_url
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Order
@@ -62,9 +63,9 @@ class Settings:
         """The URL of each node with the login of this moment; for the client only.
 
         Raises:
-            ConfigurationError: the credentials are a token, which RabbitMQ's login does not take.
+            ConfigurationError: the credentials cannot be had, or are a token, which RabbitMQ's login does not take.
         """
-        login = self.login if self.credentials is None else _login(self.credentials())
+        login = self.login if self.credentials is None else _login(ask(self.credentials))
         before = ":".join(quote(part, safe="") for part in login) + "@" if login else ""
         return [urlunsplit((self.scheme, before + node, self.path, self.query, "")) for node in self.nodes]
 

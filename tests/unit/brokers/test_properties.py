@@ -71,6 +71,8 @@ def test_every_property_that_has_a_header_becomes_one() -> None:
         "ce_source": b"a",
         "content-encoding": b"gzip",
         "reply-to": b"answers",
+        "expiration": b"1000",
+        "user-id": b"u",
     }
     assert properties.timestamp == datetime(2026, 1, 1, tzinfo=UTC)
     assert (properties.reply_to, properties.content_encoding) == ("answers", "gzip")

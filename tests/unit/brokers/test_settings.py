@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outboxkit.brokers import Login, Subscription, Token, logins_of, open_publisher, open_subscriber, redacted
+from outboxkit.brokers import Batch, Login, Subscription, Token, logins_of, open_publisher, open_subscriber, redacted
 from outboxkit.brokers.kafka import settings as kafka_settings
 from outboxkit.brokers.kafka.login import connection_settings
 from outboxkit.brokers.rabbitmq import settings as rabbitmq_settings
 from outboxkit.brokers.rabbitmq.subscribe import queue_of
 from outboxkit.errors import ConfigurationError
+from outboxkit.policy import Failure
+from outboxkit.testing.broker_conformance import make_row
 
 CANARY = "c4n4ry"
 
@@ -239,3 +241,19 @@ def test_credentials_may_come_from_a_url_that_is_read_again_each_time() -> None:
 def test_a_url_without_a_login_gives_none() -> None:
     with pytest.raises(ConfigurationError, match="no user"):
         logins_of(lambda: "amqp://one/")()
+
+
+@pytest.mark.parametrize("url", ["amqp://127.0.0.1:1/", "kafka://127.0.0.1:1"])
+def test_credentials_that_cannot_be_had_are_told_without_what_they_say(url: str) -> None:
+    def broken() -> Login:
+        raise OSError(f"/run/secrets/{CANARY}")
+
+    publisher = open_publisher(url, credentials=broken)
+
+    with pytest.raises(ConfigurationError, match="cannot be had: OSError") as caught:
+        publisher.check(["t"], timedelta(seconds=5))
+    refusals = publisher.publish(Batch("t", [make_row("t")])).result(60).refusals
+    publisher.close()
+
+    assert refusals[0].failure is Failure.UNAUTHORIZED
+    assert CANARY not in str(caught.value) + refusals[0].text
