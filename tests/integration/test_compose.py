@@ -21,7 +21,7 @@ def test_the_world_is_complete() -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_image_is_pinned_to_a_version(name: str) -> None:
-    assert re.fullmatch(r"[\w./-]+:\d+\.\d+(\.\d+)?(-[\w.]+)?", SERVICES[name]["image"])
+    assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+(\.\d+)?(-[\w.]+)?", SERVICES[name]["image"])
 
 
 @pytest.mark.parametrize("name", SERVICES)
