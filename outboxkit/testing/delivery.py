@@ -7,7 +7,7 @@ a time, and delays between retries are skipped.
 from __future__ import annotations
 
 import itertools
-from asyncio import Event, sleep
+from asyncio import Event, sleep, to_thread
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -199,7 +199,8 @@ class _Draining(MemorySubscriber):
         del timeout  # whatever will come is there already
         found = await super().receive(limit, _AT_ONCE)
         self._in_hand += len(found)
-        if not found and not self._in_hand and not self._make_due():
+        # In a thread: an open transaction of a handler may need this loop to end, and SQLite has one writer.
+        if not found and not self._in_hand and not await to_thread(self._make_due):
             self._stop.set()
         await sleep(_BREATH)  # so that what is in hand is handled meanwhile
         return found

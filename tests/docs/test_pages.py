@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import html
 import re
 import subprocess
@@ -145,44 +144,6 @@ def test_every_error_is_documented_under_its_code(built: Path) -> None:
     assert len({kind.code for kind in kinds}) == len(kinds) > 10, "a code names one error"
     assert not [kind for kind in kinds if not kind.__doc__ or kind.__name__ not in page]
     assert not [kind.code for kind in kinds if f'id="{kind.code.replace("_", "-")}"' not in page]
-
-
-def test_every_log_event_is_documented_with_its_level() -> None:
-    page = (DOCS / "reference" / "logs.md").read_text()
-    documented = dict(re.findall(r"^\| `([\w.]+)` \| (\w+) \|", page, re.MULTILINE))
-
-    written = dict(_events())
-
-    assert written
-    assert {name: documented.get(name) for name in written} == written
-    assert documented.keys() == written.keys()
-
-
-def _events() -> set[tuple[str, str]]:
-    """Names and levels of all log calls; a name that is looked up comes from the dictionary of the same module."""
-    found: set[tuple[str, str]] = set()
-    for file in [*(ROOT / "outboxkit").rglob("*.py"), *(ROOT / "relay" / "outboxkit_relay").rglob("*.py")]:
-        tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Attribute):
-                caller, method = ast.unparse(node.func.value), node.func.attr
-                level = method if caller == "_log" else "warning" if method == "_say" else ""
-                names = _names(tree, node.args[0]) if level else []
-                found |= {(name, level) for name in names if " " not in name}
-    return found
-
-
-def _names(tree: ast.Module, argument: ast.expr) -> list[str]:
-    if isinstance(argument, ast.Constant):
-        return [str(argument.value)]
-    return _values(tree, ast.unparse(argument.value)) if isinstance(argument, ast.Subscript) else []
-
-
-def _values(tree: ast.Module, table: str) -> list[str]:
-    for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table and isinstance(node.value, ast.Dict):
-            return [str(ast.literal_eval(value)) for value in node.value.values]
-    return []
 
 
 def test_every_exit_code_is_documented() -> None:
