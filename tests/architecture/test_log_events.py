@@ -32,7 +32,8 @@ def _events() -> set[tuple[str, str]]:
                 level = (
                     method.replace("exception", "error") if caller == "_log" else "warning" if method == "_say" else ""
                 )
-                found |= {(name, level) for name in _names(tree, node.args[0]) if level and " " not in name}
+                names = _names(tree, node.args[0]) if level else []
+                found |= {(name, level) for name in names if " " not in name}
     return found
 
 
