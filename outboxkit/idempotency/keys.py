@@ -25,6 +25,7 @@ from outboxkit._sql import database_now
 from outboxkit.dialects import DatabaseTrouble, insert_ignoring
 from outboxkit.errors import (
     ConfigurationError,
+    EncodeError,
     IdempotencyConflict,
     IdempotencyInProgress,
     IdempotencyOutcomeUnknown,
@@ -63,11 +64,13 @@ class Outcome:
         """Packs the outcome into one value of a column.
 
         Raises:
-            ConfigurationError: it is larger than 1 MiB.
+            EncodeError: it is larger than 1 MiB.
         """
         packed = json.dumps([self.status, self.headers, b64encode(self.body).decode()]).encode()
         if len(packed) > MAX_OUTCOME_BYTES:
-            raise ConfigurationError(f"an outcome has at most {MAX_OUTCOME_BYTES:,} bytes, got {len(packed):,}")
+            raise EncodeError(
+                f"an outcome has at most {MAX_OUTCOME_BYTES:,} bytes, got {len(packed):,}: keep a reference"
+            )
         return packed
 
     @classmethod
@@ -132,6 +135,7 @@ def idempotent(
         IdempotencyInProgress: (at the beginning of the block) another call is under way; for HTTP: 409.
         IdempotencyConflict: another request came under this key; for HTTP: 422.
         IdempotencyOutcomeUnknown: an earlier call committed in its middle; nobody knows how it ended.
+        EncodeError: (at the end of the block) the outcome is too large.
     """
     for name, text in (("key", key), ("scope", scope)):
         if not text or len(text) > MAX_KEY or "\0" in text:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from outboxkit import tables
 from outboxkit._sql import database_now
-from outboxkit.errors import ConfigurationError, IdempotencyConflict, IdempotencyOutcomeUnknown
+from outboxkit.errors import ConfigurationError, EncodeError, IdempotencyConflict, IdempotencyOutcomeUnknown
 from outboxkit.idempotency import Outcome, idempotent
 from tests.consumer_fixture import Effect, create_tables
 from tests.sqlite_template import copied
@@ -138,7 +138,7 @@ def test_a_key_that_no_database_could_hold_is_refused(engine: Engine, key: str) 
 
 
 def test_an_outcome_that_is_too_large_is_refused_with_its_effect(engine: Engine) -> None:
-    with pytest.raises(ConfigurationError, match="1,048,576"):
+    with pytest.raises(EncodeError, match="1,048,576"):
         place(engine, answer=Outcome(body=b"x" * (1 << 20)))
 
     assert effects(engine) == 0
