@@ -6,6 +6,7 @@ in ``pyproject.toml``), defaults. An unknown key is an error that names it.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
@@ -281,8 +282,21 @@ def _refuse_unknown_variables() -> None:
 
 def _explain(error: ValidationError) -> str:
     # Never the input: it may be a secret.
-    lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_input=False)]
+    lines = []
+    for problem in error.errors(include_input=False):
+        why = _unknown(problem["loc"]) if problem["type"] == "extra_forbidden" else problem["msg"]
+        lines.append(f"{'.'.join(map(str, problem['loc']))}: {why}")
     return "wrong settings: " + "; ".join(lines)
+
+
+def _unknown(path: tuple[int | str, ...]) -> str:
+    """Returns our words for a setting that does not exist, with the one that may be meant."""
+    *outer, wrong = map(str, path)
+    model: Any = Settings
+    for name in outer:
+        model = model.model_fields[name].annotation if name in getattr(model, "model_fields", {}) else None
+    close = difflib.get_close_matches(wrong, getattr(model, "model_fields", ()), 1)
+    return "there is no such setting" + (f"; did you mean {'.'.join((*outer, close[0]))}?" if close else "")
 
 
 def _required(value: SecretStr | None, name: str, example: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+import re
 import traceback
 from pathlib import Path
 
@@ -35,6 +37,8 @@ def report(error: Exception) -> int:
     """Says what went wrong; returns the exit code."""
     if isinstance(error, click.UsageError):
         error.show()
+        if meant := _meant(error):
+            click.echo(f"Did you mean {meant}?", err=True)
         return Exit.USAGE
     if isinstance(error, click.ClickException):
         error.show()
@@ -50,6 +54,15 @@ def report(error: Exception) -> int:
     if isinstance(error, OutboxKitError):
         return _say(error.message, Exit.FAILED)
     return _unexpected(error)
+
+
+def _meant(error: click.UsageError) -> str:
+    """Returns the command that a mistyped one may stand for, empty where none is close."""
+    wrong = re.fullmatch(r"No such command '(.+)'\.", error.message)
+    if wrong is None or error.ctx is None or not isinstance(error.ctx.command, click.Group):
+        return ""
+    close = difflib.get_close_matches(wrong[1], error.ctx.command.list_commands(error.ctx), 1)
+    return f"{error.ctx.command_path} {close[0]}" if close else ""
 
 
 def _unexpected(error: Exception) -> int:

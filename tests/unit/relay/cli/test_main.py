@@ -169,3 +169,39 @@ def test_a_consumer_that_is_not_there_is_one_line(outboxkit: Outboxkit, name: st
     assert done.code == 2
     assert words in done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["stauts"], "Did you mean outboxkit status?"),
+        (["dlq", "gruops"], "Did you mean outboxkit dlq groups?"),
+        (["xyz"], None),
+    ],
+)
+def test_a_mistyped_command_is_told_with_the_one_that_is_meant(
+    outboxkit: Outboxkit, typed: list[str], meant: str | None
+) -> None:
+    done = outboxkit(*typed)
+
+    assert done.code == 2
+    assert typed[-1] in done.err
+    assert (meant is None and "mean" not in done.err) or (meant or "") in done.err
+
+
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ("OUTBOXKIT_RELAY__BATCHSIZE", "relay.batchsize: there is no such setting; did you mean relay.batch_size?"),
+        ("OUTBOXKIT_RELAY__XYZ", "relay.xyz: there is no such setting\n"),
+    ],
+)
+def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(
+    outboxkit: Outboxkit, monkeypatch: pytest.MonkeyPatch, variable: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, "3")
+
+    done = outboxkit("status")
+
+    assert done.code == 2
+    assert told in done.err
