@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-__all__ = ["audit", "carry_out", "discard", "outgoing", "replay"]
+__all__ = ["audit", "carry_out", "discard", "outgoing", "repair_and_replay", "replay"]
 
 _LETTERS: Final = tables.dead_letters
 _REPLACED: Final = (REPLAY_FOR, LETTER, "outboxkit-attempt", "ce_sequence", "ce_recordedtime")  # there are new ones
@@ -88,6 +88,37 @@ def replay(
         carry_out(connection, letters, decisions, by=by, to=to, payloads=payloads)
         done = [decision.id for decision in decisions if decision.action != "none"]
         audit(connection, "dlq.replay", done, by=by, why=why)
+    return decisions
+
+
+def repair_and_replay(
+    connection: Connection,
+    payloads: Mapping[UUID, bytes],
+    terms: Terms,
+    *,
+    by: str,
+    why: str,
+    dry_run: bool = False,
+) -> list[Decision]:
+    """Replays letters with repaired payloads, each under a new id, in a new letter that has the old one as parent.
+
+    Transaction: joins the caller's; does not commit. Locks the letters.
+    Guarantee: as `replay`; the bytes of the old letters never change.
+
+    Args:
+        connection: the caller's.
+        payloads: the repaired payload of each letter.
+        terms: of the replay.
+        by: who asks, for the audit.
+        why: the reason, for the audit.
+        dry_run: decides the same and writes nothing.
+    """
+    letters = in_order(connection, list(payloads), lock=not dry_run)
+    decisions = preflight.decide(connection, letters, terms, payloads)
+    if not dry_run:
+        carry_out(connection, letters, decisions, by=by, to=terms.to, payloads=payloads)
+        done = [decision.id for decision in decisions if decision.action != "none"]
+        audit(connection, "dlq.repair", done, by=by, why=why)
     return decisions
 
 

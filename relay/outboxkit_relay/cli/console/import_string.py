@@ -1,42 +1,66 @@
-"""The user's consumers, by import string: ``app:billing``."""
+"""The user's consumers and functions, by import string: ``app:billing``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outboxkit.consumer import Consumer
 from outboxkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from outboxkit.brokers import Subscription
 
-__all__ = ["load", "subscription"]
+__all__ = ["load", "load_function", "subscription"]
 
 
 def load(name: str) -> Consumer:
-    """The consumer behind ``module:attribute``; modules of the current directory are found too.
+    """Returns the consumer behind ``module:attribute``; modules of the current directory are found too.
 
     Raises:
         ConfigurationError: says which part of the name leads nowhere.
     """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ConfigurationError(f"expected module:consumer, for example app:billing, got {name!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    found = getattr(_module(module_name), attribute, None)
+    found = _found(name, "module:consumer, for example app:billing")
     if not isinstance(found, Consumer):
-        what = "has no" if found is None else f"has a {type(found).__name__}, not a Consumer, as"
-        raise ConfigurationError(f"the module {module_name} {what} {attribute!r}; give module:consumer")
+        raise _wrong(name, found, "a Consumer")
     return found
 
 
+def load_function(name: str) -> Callable[..., Any]:
+    """Returns the function behind ``module:function``; modules of the current directory are found too.
+
+    Raises:
+        ConfigurationError: says which part of the name leads nowhere.
+    """
+    found: Callable[..., Any] | None = _found(name, "module:function, for example repairs:add_currency")
+    if not callable(found):
+        raise _wrong(name, found, "a function")
+    return found
+
+
+def _found(name: str, expected: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ConfigurationError(f"expected {expected}, got {name!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return getattr(_module(module_name), attribute, None)
+
+
+def _wrong(name: str, found: object, expected: str) -> ConfigurationError:
+    module_name, _, attribute = name.partition(":")
+    what = "has no" if found is None else f"has a {type(found).__name__}, not {expected}, as"
+    kind = "consumer" if expected == "a Consumer" else "function"
+    return ConfigurationError(f"the module {module_name} {what} {attribute!r}; give module:{kind}")
+
+
 def subscription(consumer: Consumer) -> Subscription:
-    """What the consumer reads."""
+    """Returns what the consumer reads."""
     return consumer.subscription
 
 

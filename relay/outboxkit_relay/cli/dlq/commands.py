@@ -14,7 +14,7 @@ from outboxkit.rows import Request, StopReason
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
 from outboxkit_relay.cli.console.operator import who
-from outboxkit_relay.cli.dlq import replays, select, show
+from outboxkit_relay.cli.dlq import repair, replays, select, show, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -206,5 +206,5 @@ def _release_followers(connection: Connection, discarded: Sequence[DeadLetter], 
             connection.execute(update(stopped).where(head).values(request=Request.SKIP, requested_by=by))
 
 
-for _one in replays.COMMANDS:
+for _one in (*replays.COMMANDS, *repair.COMMANDS, *transfer.COMMANDS):
     command.add_command(_one)
