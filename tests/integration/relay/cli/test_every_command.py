@@ -26,8 +26,8 @@ from tests.unit.relay.cli.conftest import Outboxkit
 from tests.unit.relay.cli.test_dlq import _bury
 from tests.unit.relay.cli.test_quarantine import _stop
 
-#: Commands that look at no database, and have tests of their own.
-ELSEWHERE = {"demo", "demo-broker", "consume", "healthcheck", "schema"}
+#: Commands that look at no database, or have tests of their own on both.
+ELSEWHERE = {"demo", "demo-broker", "consume", "healthcheck", "saga", "schema"}
 
 #: command -> command lines that succeed, with names of what the tables hold.
 LINES: dict[str, list[str]] = {
@@ -50,7 +50,7 @@ LINES: dict[str, list[str]] = {
     "dlq resume": ["{replay}", "{replay} --dry-run"],
     "dlq stop": ["{replay} --why x", "{replay} --dry-run"],
     "dlq edit": ["{letter} --dry-run"],
-    "dlq repair": ["{letter} --with json:dumps --dry-run"],
+    "dlq repair": ["{letter} --with repairs:empty --dry-run"],
     "dlq export": ["{letter} --why x", "--group {group} --why x"],
     "dlq import": ["/dev/null"],
     "dlq discard": ["{letter} --yes --why x", "--group {group} --dry-run --why x"],
@@ -94,6 +94,10 @@ def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     if request.param == "postgresql":
         url = request.getfixturevalue("database_url")
     monkeypatch.setenv("OUTBOXKIT_DATABASE_URL", url)
+    Path("repairs.py").write_text("def empty(message):\n    return {}\n")
+    Path("editor").write_text('#!/bin/sh\necho {} > "$1"\n')
+    Path("editor").chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(Path("editor").absolute()))
     engine = open_engine(url, patience=timedelta(seconds=10))
     with engine.begin() as connection:
         migrations.upgrade(connection)
