@@ -1,4 +1,4 @@
-"""What a test sees of the outbox: the committed messages, and assertions whose failures show them.
+"""The outbox as a test sees it: the committed messages, and assertions whose failures show them.
 
 Only what is committed counts, because only that would be published. Delayed messages count as well.
 """
@@ -52,7 +52,7 @@ class EmittedMessages:
 
     @property
     def messages(self) -> list[Message]:
-        """What is committed and not published, in the order of the outbox; delayed messages last.
+        """Committed messages that are not published, in the order of the outbox; delayed ones last.
 
         Transaction: opens its own; only reads.
 

@@ -96,7 +96,7 @@ def outbox_async_sessions(outbox_engine: Engine) -> async_sessionmaker[AsyncSess
 
 @pytest.fixture
 def outbox(outbox_engine: Engine, outbox_session: Session) -> EmittedMessages:
-    """What is committed to the outbox, and assertions about it."""
+    """The committed messages of the outbox, and assertions about them."""
     return EmittedMessages(outbox_engine, outbox_session)
 
 

@@ -10,7 +10,7 @@ __all__ = [
 
 
 class Exit(IntEnum):
-    """What a command's exit code says. Killed by a second signal it is 130 or 143, as shells have it."""
+    """Exit codes of the commands. Killed by a second signal it is 130 or 143, as shells have it."""
 
     OK = 0  #: done; also after a clean SIGTERM or SIGINT
     FAILED = 1  #: something went wrong while it worked

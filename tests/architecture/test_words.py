@@ -61,19 +61,8 @@ RETIRED_NAMES = {
 DOCS = [ROOT / "README.md", ROOT / "llms.txt", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Being mended; both lists only ever become shorter.
-QUESTIONS_LEFT = 160
-WORDS_LEFT = {
-    "Patience",
-    "bring_back",
-    "bury_the_dead",
-    "go_on",
-    "heavy",
-    "judge",
-    "mourner",
-    "set_aside",
-    "surplus",
-    "weigh",
-}
+QUESTIONS_LEFT = 125
+WORDS_LEFT = {"go_on", "judge", "surplus", "weigh"}
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:

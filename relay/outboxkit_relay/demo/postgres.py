@@ -76,7 +76,7 @@ def _user() -> str | None:
 
 
 def _programs(folder: Path, user: str | None) -> Path:
-    """Where this user can run them: as they are installed, or copied out of somebody's private home."""
+    """Finds the programs where this user can run them; copies them out of somebody's private home."""
     found = find_spec(_MODULE)
     assert found is not None  # noqa: S101  asked before
     assert found.origin is not None  # noqa: S101  it is a package with a file

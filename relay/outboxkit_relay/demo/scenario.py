@@ -61,7 +61,7 @@ _PROGRESS: Final = text(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the person asked for; an empty URL means the demo's own."""
+    """Choices of the person; an empty URL means the demo's own server."""
 
     orders: int
     seed: int
@@ -74,7 +74,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """How the broker is taken from the relay, and given back."""
+    """Takes the broker from the relay, and gives it back."""
 
     begin: Callable[[], None]
     end: Callable[[], None]

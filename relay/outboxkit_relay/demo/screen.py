@@ -1,4 +1,4 @@
-"""What people see of the demo: lines, and on a terminal how far the orders have come, below them."""
+"""Output of the demo: lines, and on a terminal progress bars below them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GLUE: Final = "\x00"  # a blank at which no line is broken
 
 
 class Screen:
-    """Where the demo speaks.
+    """Prints the lines of the demo.
 
     Args:
         quiet: it says nothing.

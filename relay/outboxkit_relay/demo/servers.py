@@ -1,4 +1,4 @@
-"""Where the demo plays: servers of its own, or somebody's, where it has a place of its own and leaves nothing."""
+"""Servers of the demo: its own, or somebody's, on which it has a place of its own and leaves nothing."""
 
 from __future__ import annotations
 
