@@ -29,6 +29,8 @@ class Meaning(Enum):
     UNKNOWN = "it is in no table"
 
 
+_INCONSISTENT_TOPIC_ID: Final = 103  # the oldest client that we support has no name for it
+
 _BY_MEANING: Final[Mapping[Meaning, Iterable[int]]] = {
     Meaning.LOGIN: (
         KafkaError._AUTHENTICATION,
@@ -52,7 +54,7 @@ _BY_MEANING: Final[Mapping[Meaning, Iterable[int]]] = {
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
         KafkaError.UNKNOWN_TOPIC_ID,
-        KafkaError.INCONSISTENT_TOPIC_ID,
+        _INCONSISTENT_TOPIC_ID,
     ),
     # auto.offset.reset=error: going on would skip messages in silence.
     Meaning.GONE: (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION),
