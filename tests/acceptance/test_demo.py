@@ -316,7 +316,7 @@ def _works_in(process: psutil.Process, folder: Path) -> bool:
 
 _DEAD_LETTER = (
     "INSERT INTO dead_letters (id, side, state, topic, message_id, type, kind, headers, failure, stage, error_class, "
-    "error, attempts, fingerprint) "
+    'error, attempts, "group") '
     "VALUES ('x', 'consumer', 'replayed', 't', 'm', 't', 'event', '', 'poison', 'decode', 'E', 'e', 1, 'f')"
 )
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import select
 
+import outboxkit
 import outboxkit_relay
 from outboxkit import _failpoints, migrations, outbox, tables
 from tests import servers
@@ -55,11 +56,17 @@ class Crash:
 
 
 def test_the_sweep_knows_every_failpoint_of_the_relays_code() -> None:
-    """A place that is not declared would never be swept."""
-    (folder,) = outboxkit_relay.__path__
-    code = "".join(path.read_text() for path in Path(folder).rglob("*.py"))
+    """A place that is not declared would never be swept; those of a replay have a sweep of their own."""
+    (relay,), (library,) = outboxkit_relay.__path__, outboxkit.__path__
+    found = _failpoints_in(relay) | _failpoints_in(library)
 
-    assert set(re.findall(r'\bfailpoint\("([^"]+)"\)', code)) == set(POINTS)
+    assert found == set(_failpoints.NAMES)
+    assert {name for name in _failpoints_in(relay) if not name.startswith("replay.")} == set(POINTS)
+
+
+def _failpoints_in(folder: str) -> set[str]:
+    code = "".join(path.read_text() for path in Path(folder).rglob("*.py"))
+    return set(re.findall(r'\bfailpoint\("([^"]+)"\)', code))
 
 
 @pytest.mark.timeout(1800)
