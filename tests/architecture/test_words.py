@@ -35,7 +35,6 @@ RETIRED_NAMES = {
     "Given": "TransactionScope",
     "Handling": "MessageProcessor",
     "Missed": "RescanResult",
-    "Patience": "RetryOnDatabaseTrouble",
     "Recipient": "HandlerLookup",
     "Rules": "RelayConfig",
     "Spent": "FailedAttempt",
