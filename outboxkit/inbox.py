@@ -26,7 +26,7 @@ from outboxkit.errors import ConfigurationError, InboxConflict, OutboxKitError
 from outboxkit.message import content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from types import TracebackType
 
     from sqlalchemy import ColumnElement, Connection
@@ -43,10 +43,12 @@ __all__ = [
     "Claim",
     "Claiming",
     "admit",
+    "admit_batch",
     "block",
     "claim",
     "fault_of",
     "finish",
+    "finish_batch",
     "handled",
     "unblock",
 ]
@@ -59,6 +61,7 @@ _UNFINISHED: Final = _OURS + b"claimed by "
 _REPLAY: Final = _UNFINISHED + b"its replay"  # of a dead message that was sent again
 _tokens: weakref.WeakKeyDictionary[SessionTransaction, bytes] = weakref.WeakKeyDictionary()
 _KEYS_AT_ONCE: Final = 500  # in one statement: databases bound the number of values
+_MUST_NOT: Final = "the handler must not roll back or commit, by any door; use session.begin_nested() for what may fail"
 _MAX_TRIES: Final = 10  # each means that another transaction rolled back, or a purge ran, between two statements
 
 
@@ -87,6 +90,11 @@ class _Entry:
     message_id: str
     digest: bytes | None
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The primary key."""
+        return self.consumer, self.source, self.message_id
+
     def where(self) -> ColumnElement[bool]:
         row = tables.inbox_messages.c
         return and_(row.consumer == self.consumer, row.source == self.source, row.message_id == self.message_id)
@@ -104,6 +112,57 @@ def admit(session: Session, consumer: str, message: Message) -> Admission:
         ConfigurationError: the connection is in AUTOCOMMIT mode.
     """
     return _admit(session, _entry(consumer, message))
+
+
+def admit_batch(session: Session, consumer: str, messages: Sequence[Message]) -> list[bool] | None:
+    """Claims several messages by one statement, in the order of their ids; True for each that nobody handled.
+
+    Transaction: joins the caller's; does not commit. None means that one of them must be looked at alone (other content
+    under a known id, or an unfinished claim): then the transaction must be rolled back.
+    Guarantee: as `admit`, and no deadlock between two batches that share messages.
+
+    Writes: ``inbox_messages``. Reads: the same, by primary key. Locks: the inserted rows.
+    """
+    entries = [_entry(consumer, message) for message in messages]
+    unique = {entry.key: entry for entry in reversed(entries)}
+    if any(unique[entry.key].digest != entry.digest for entry in entries):
+        return None
+    connection, inbox = session.connection(), tables.inbox_messages
+    _refuse_autocommit(connection, consumer)
+    names = ("consumer", "source", "message_id")
+    rows = [dict(zip(names, key, strict=True)) | {"content_hash": unique[key].digest} for key in sorted(unique)]
+    insert = insert_ignoring(connection, inbox).values(outcome=_mark(session, connection))
+    found = connection.execute(insert.returning(inbox.c.source, inbox.c.message_id), rows)
+    inserted = {(consumer, source, message_id) for source, message_id in found}
+    if not all(_is_duplicate(connection, unique[key]) for key in unique.keys() - inserted):
+        return None
+    firsts = []
+    for entry in entries:
+        firsts.append(entry.key in inserted)
+        inserted.discard(entry.key)  # a second one of this batch is a duplicate
+    return firsts
+
+
+def finish_batch(session: Session, consumer: str, outcomes: Sequence[tuple[Message, bytes | None]]) -> None:
+    """Stores the outcomes of messages that `admit_batch` claimed: the last statements before the commit.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: as `finish`.
+
+    Raises:
+        OutboxKitError: a row is gone or no longer ours, because a handler rolled back or committed by itself.
+    """
+    connection, inbox = session.connection(), tables.inbox_messages
+    plain = sorted(_entry(consumer, message).key for message, outcome in outcomes if outcome is None)
+    identity = tuple_(inbox.c.consumer, inbox.c.source, inbox.c.message_id)
+    for start in range(0, len(plain), _KEYS_AT_ONCE):
+        keys = plain[start : start + _KEYS_AT_ONCE]
+        mine = and_(identity.in_(keys), inbox.c.outcome == _mark(session, connection))
+        if connection.execute(inbox.update().where(mine).values(outcome=None)).rowcount != len(keys):
+            raise OutboxKitError(f"{consumer}: inbox rows of this batch are gone before the commit: {_MUST_NOT}")
+    for message, outcome in outcomes:
+        if outcome is not None:
+            _finish(session, _entry(consumer, message), outcome)
 
 
 def fault_of(message_id: str, source: str) -> str:
@@ -292,11 +351,7 @@ def _mark(session: Session, connection: Connection) -> ClaimedHere:
 
 def _admit(session: Session, entry: _Entry) -> Admission:
     connection, inbox = session.connection(), tables.inbox_messages
-    if commits_by_itself(connection):
-        raise ConfigurationError(
-            f"{entry.consumer}: the connection is in AUTOCOMMIT mode, where a failed handler takes nothing back and "
-            "its message counts as handled; use an engine with a transactional isolation level"
-        )
+    _refuse_autocommit(connection, entry.consumer)
     mark = _mark(session, connection)
     insert = insert_ignoring(connection, inbox).returning(inbox.c.message_id)
     values = {"consumer": entry.consumer, "source": entry.source, "message_id": entry.message_id}
@@ -317,6 +372,23 @@ def _admit(session: Session, entry: _Entry) -> Admission:
     raise OutboxKitError(
         f"{entry.consumer}: the inbox row of {entry.message_id!r} appears and disappears; is a purge running?"
     )
+
+
+def _refuse_autocommit(connection: Connection, consumer: str) -> None:
+    if commits_by_itself(connection):
+        raise ConfigurationError(
+            f"{consumer}: the connection is in AUTOCOMMIT mode, where a failed handler takes nothing back and its "
+            "message counts as handled; use an engine with a transactional isolation level"
+        )
+
+
+def _is_duplicate(connection: Connection, entry: _Entry) -> bool:
+    """True if the effect of this very message is committed, or it is dead."""
+    inbox = tables.inbox_messages
+    found = connection.execute(select(inbox.c.content_hash, inbox.c.outcome).where(entry.where())).one_or_none()
+    if found is None or (None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest):
+        return False
+    return not bytes(found.outcome or b"").startswith(_UNFINISHED)
 
 
 def _is_unfinished(found: Any) -> bool:
@@ -340,8 +412,7 @@ def _finish(session: Session, entry: _Entry, outcome: bytes | None) -> None:
     mine = and_(entry.where(), tables.inbox_messages.c.outcome == _mark(session, connection))
     if connection.execute(tables.inbox_messages.update().where(mine).values(values)).rowcount != 1:
         raise OutboxKitError(
-            f"{entry.consumer}: the inbox row of {entry.message_id!r} is gone before the commit: the handler must not "
-            "roll back or commit, by any door; use session.begin_nested() for what may fail",
+            f"{entry.consumer}: the inbox row of {entry.message_id!r} is gone before the commit: {_MUST_NOT}"
         )
 
 

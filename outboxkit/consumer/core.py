@@ -328,4 +328,6 @@ def _name(job: Job) -> Hashable:
 
 def _may_share(entry: _Entry) -> bool:
     job = entry.job
-    return not (entry.alone or entry.single or entry.behind or job.fault or job.room_id is not None or entry.deaths)
+    return job.shares and not (
+        entry.alone or entry.single or entry.behind or job.fault or job.room_id is not None or entry.deaths
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args, get_origin
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -84,11 +84,13 @@ class Want(StrEnum):
     """What a parameter of a handler is given."""
 
     MESSAGE = "message"  #: the event; a raw handler gets the `Message`
+    MESSAGES = "messages"  #: a list of them: up to `Consumer(batch=…)` first deliveries, in order
     SESSION = "session"
     ASYNC_SESSION = "async session"
     CONTEXT = "context"
 
 
+_LISTS: Final = ("list", "Sequence")
 _INJECTED: Final = {Want.ASYNC_SESSION: AsyncSession, Want.SESSION: Session, Want.CONTEXT: MessageContext}
 
 
@@ -109,6 +111,11 @@ class Handler:
     pattern: str
     event_type: EventType | None
     wants: tuple[tuple[str, Want], ...]
+
+    @property
+    def takes_list(self) -> bool:
+        """Whether it handles several messages by one call."""
+        return any(want is Want.MESSAGES for _, want in self.wants)
 
     def call(self, given: dict[Want, object]) -> Any:
         """Calls the function; the result of a coroutine function is its coroutine."""
@@ -183,7 +190,10 @@ def _wants(function: Callable[..., Any], contract: EventType | None) -> tuple[tu
     parameters = inspect.signature(function).parameters.values()
     event = contract.cls.__name__ if contract else "Message"
     wants = tuple((parameter.name, _want(function, parameter, event)) for parameter in parameters)
-    if [want for _, want in wants].count(Want.MESSAGE) != 1:
+    kinds = [want for _, want in wants]
+    if Want.MESSAGES in kinds and Want.CONTEXT in kinds:
+        raise ConfigurationError(f"{function.__qualname__} takes a list of messages, and a MessageContext is of one")
+    if kinds.count(Want.MESSAGE) + kinds.count(Want.MESSAGES) != 1:
         raise ConfigurationError(
             f"{function.__qualname__} needs one parameter for the {event}; it has {len(wants)} in all"
         )
@@ -198,10 +208,21 @@ def _want(function: Callable[..., Any], parameter: inspect.Parameter, event: str
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
     if parameter.annotation is parameter.empty or name.partition("[")[0] in (event, "dict", "Mapping"):
         return Want.MESSAGE
+    if _is_list_of(annotation, event):
+        return Want.MESSAGES
     raise ConfigurationError(
-        f"{function.__qualname__}: nothing to give for {parameter.name}: {name}; expected {event}, AsyncSession, "
-        "Session or MessageContext",
+        f"{function.__qualname__}: nothing to give for {parameter.name}: {name}; expected {event}, list[{event}], "
+        "AsyncSession, Session or MessageContext",
     )
+
+
+def _is_list_of(annotation: object, event: str) -> bool:
+    if isinstance(annotation, str):
+        kind, _, inner = annotation.removesuffix("]").partition("[")
+        return kind.rpartition(".")[2] in _LISTS and inner.rpartition(".")[2] == event
+    (inner_type, *_), kind_type = (*get_args(annotation), None), get_origin(annotation)
+    name = inner_type if isinstance(inner_type, str) else getattr(inner_type, "__name__", "")
+    return getattr(kind_type, "__name__", "") in _LISTS and name == event
 
 
 def _evaluated(function: Callable[..., Any], annotation: object) -> object:

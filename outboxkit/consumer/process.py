@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy.util import await_only
 
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from outboxkit.message import Message
 
 __all__ = ["MessageTransaction", "Result", "Try", "failure_of", "subject_of"]
+
+
+T = TypeVar("T")
 
 
 class Result(StrEnum):
@@ -114,9 +118,24 @@ class MessageTransaction:
         Raises:
             Exception: whatever went wrong; `failure_of` says what it means.
         """
+        return self._void_if_broken(given, tried, lambda: self._attempt(given, tried))
+
+    def attempt_batch(self, given: TransactionScope, tried: Try, jobs: Sequence[Job]) -> list[Result]:
+        """Handles fresh messages together, in their order, unless that was done.
+
+        Transaction: the caller's own, which it commits.
+        Guarantee: as `attempt`, for all of them or for none.
+
+        Raises:
+            Exception: whatever went wrong with one of them: all must be handled singly.
+        """
+        return self._void_if_broken(given, tried, lambda: self._attempt_batch(given, tried, jobs))
+
+    def _void_if_broken(self, given: TransactionScope, tried: Try, work: Callable[[], T]) -> T:
+        """Whatever was raised, an attempt whose connection broke says nothing about the message."""
         connection = given.session.connection()
         try:
-            return self._attempt(given, tried)
+            return work()
         except Exception as error:
             if connection.invalidated or dialects.sqlstate_of(error) in _ENDED_BY_SERVER:
                 tried.broken += tried.stage in (Stage.HANDLER, Stage.COMMIT)
@@ -146,7 +165,7 @@ class MessageTransaction:
         if admission.kind is Admitted.CONFLICT:
             raise InboxConflict(f"the id {message.id!r} came again with other content")
         is_first = admission.kind is Admitted.FIRST
-        outcome = self._call(given, tried, message, handler) if is_first else None
+        outcome = self._call(given, tried, [message], handler) if is_first else None
         tried.stage = Stage.COMMIT
         if message.header(LETTER) is not None:
             dead_letters.mark_replayed(given.session.connection(), self.consumer, message)
@@ -159,15 +178,35 @@ class MessageTransaction:
             failpoint("commit.before")
         return Result.HANDLED if is_first else Result.DUPLICATE
 
-    def _call(self, given: TransactionScope, tried: Try, message: Message, handler: Handler) -> bytes | None:
-        connection = given.session.connection()
+    def _attempt_batch(self, given: TransactionScope, tried: Try, jobs: Sequence[Job]) -> list[Result]:
+        tried.stage = Stage.ADMIT
+        admitted = inbox.admit_batch(given.session, self.consumer, [_message(job) for job in jobs])
+        if admitted is None:
+            raise OutboxKitError("one of the batch must be looked at alone")
+        outcomes: list[tuple[Message, bytes | None]] = []
+        for handler, together in _calls([job for job, is_first in zip(jobs, admitted, strict=True) if is_first]):
+            tried.job = together[0]
+            messages = [_message(job) for job in together]
+            outcome = self._call(given, tried, messages, handler)
+            outcomes += [(message, outcome) for message in messages]
+        tried.stage = Stage.COMMIT
+        given.session.flush()
+        if outcomes:
+            inbox.finish_batch(given.session, self.consumer, outcomes)
+        failpoint("commit.before")
+        return [Result.HANDLED if is_first else Result.DUPLICATE for is_first in admitted]
+
+    def _call(self, given: TransactionScope, tried: Try, messages: Sequence[Message], handler: Handler) -> bytes | None:
+        connection, message = given.session.connection(), messages[0]
         tried.stage = Stage.DECODE
-        value = message if handler.event_type is None else decode(message, handler.event_type, self._resolver(given))
+        contract, resolve = handler.event_type, self._resolver(given)
+        values = [one if contract is None else decode(one, contract, resolve) for one in messages]
         tried.stage = Stage.HANDLER
         about = self._context(tried, message)
         failpoint("handler.before")
         parameters = {
-            Want.MESSAGE: value,
+            Want.MESSAGE: values[0],
+            Want.MESSAGES: values,
             Want.SESSION: given.session,
             Want.ASYNC_SESSION: given.asynchronous,
             Want.CONTEXT: about,
@@ -225,6 +264,26 @@ def subject_of(job: Job) -> Subject:
     """Returns what the shell knows of a job."""
     subject: Subject = job.subject  # type: ignore[assignment]  # made by `Reading.job`
     return subject
+
+
+def _message(job: Job) -> Message:
+    message = subject_of(job).message
+    if message is None:
+        raise OutboxKitError("an attempt needs a message")
+    return message
+
+
+def _calls(jobs: Sequence[Job]) -> Iterator[tuple[Handler, list[Job]]]:
+    """The calls of a batch, in order: one for each message, or one for those in a row whose handler takes a list."""
+    together: list[Job] = []
+    for job, after in zip_longest(jobs, jobs[1:]):
+        handler = subject_of(job).handler
+        if handler is None:
+            raise OutboxKitError("an attempt needs a handler")
+        together.append(job)
+        if not handler.takes_list or after is None or subject_of(after).handler is not handler:
+            yield handler, together
+            together = []
 
 
 def failure_of(error: Exception, tried: Try, poison: tuple[type[BaseException], ...]) -> Failed:

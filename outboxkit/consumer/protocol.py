@@ -83,6 +83,7 @@ class Job:
         room_id: its row in the waiting room; None for a fresh delivery.
         spent: attempts that it has had before.
         first_failed_at: when the first of them failed.
+        shares: whether it may share a transaction with others; replays do not.
         subject: the shell's own (message and handler); the core does not look at it.
     """
 
@@ -94,6 +95,7 @@ class Job:
     room_id: int | None = None
     spent: int = 0
     first_failed_at: datetime | None = None
+    shares: bool = True
     subject: object = None
 
     @property

@@ -18,7 +18,7 @@ from outboxkit.consumer import cloudevents, crash_marker
 from outboxkit.consumer.protocol import Failed, Job, Standing
 from outboxkit.dead_letters import Stage
 from outboxkit.errors import ConfigurationError, DecodeError, OutboxKitError
-from outboxkit.headers import from_wire
+from outboxkit.headers import REPLAY_FOR, from_wire
 from outboxkit.message import Message
 from outboxkit.policy import Failure
 
@@ -144,7 +144,8 @@ class Reading:
     def _timely(self, facts: dict[str, Any], subject: Subject, now: datetime) -> Job:
         expires = subject.message.expires_at if subject.message else None
         if expires is None or expires > now or self.expired is Expired.HANDLE:
-            return Job(subject=subject, **facts)
+            shares = subject.message is None or subject.message.header(REPLAY_FOR) is None
+            return Job(subject=subject, shares=shares, **facts)
         if self.expired is Expired.SKIP:
             return Job(standing=Standing.EXPIRED, subject=subject, **facts)
         error = OutboxKitError(f"the message expired at {expires.isoformat()}, before it was handled")

@@ -82,7 +82,7 @@ class Settling:
         settled = False
         try:
             async with self._marked(attempt):
-                failed = await self._try(attempt.jobs[0], attempt.number)
+                failed = await self._try(attempt.jobs, attempt.number)
             settled = True
         except Stopped:
             return self._core.abandoned(attempt)
@@ -91,19 +91,26 @@ class Settling:
                 self._core.stop()
         return self._core.attempted(attempt, failed, datetime.now(UTC))
 
-    async def _try(self, job: Job, number: int) -> Failed | None:
-        tried = Try(job, number)
+    async def _try(self, jobs: Sequence[Job], number: int) -> Failed | None:
+        tried = Try(jobs[0], number)
+
+        def attempt(given: TransactionScope) -> list[Result]:
+            if len(jobs) == 1:
+                return [self._transaction.attempt(given, tried)]
+            return self._transaction.attempt_batch(given, tried, jobs)
+
         try:
-            result = await self._patience.run(lambda given: self._transaction.attempt(given, tried), tried.gives_up)
+            results = await self._patience.run(attempt, tried.gives_up)
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001  the boundary around the user's handler
             return failure_of(error, tried, self._config.policy.retry.poison_classes)
         failpoint("commit.after")
-        self._config.counts[result] += 1
-        message = subject_of(job).message
-        if result is Result.HANDLED and message is not None:
-            self._check_order(message)
+        self._config.counts.update(results)
+        for job, result in zip(jobs, results, strict=True):
+            message = subject_of(job).message
+            if result is Result.HANDLED and message is not None:
+                self._check_order(message)
         return None
 
     def _marked(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
