@@ -112,7 +112,7 @@ def suspects(session: Session, owner: Owner, *, starting: bool = False) -> dict[
     for marked in _dead(session, owner, starting=starting):
         # Another process may have counted the same death: the one that deletes the marker counts.
         if connection.execute(delete(_batches).where(_batches.c.id == marked.id)).rowcount == 1 and marked.messages:
-            _count_death(session, owner.consumer, sorted(marked.messages))
+            _count_death(session, owner.consumer, sorted(set(marked.messages)))
     fresh = _suspects.c.seen_at > database_now(-_SUSPICION)
     query = select(_suspects.c.identity, _suspects.c.deaths).where(_suspects.c.consumer == owner.consumer, fresh)
     return {row.identity: row.deaths for row in connection.execute(query)}
