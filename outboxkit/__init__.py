@@ -8,7 +8,7 @@ A map of the house, in the order in which a message passes through it:
 - `outboxkit_relay` publishes what the outbox holds: `core/` decides, `store/` is its SQL, `daemon/` runs it, `observe/`
   tells how it is; `settings`, `logs`, `redaction`, `exit_codes`; `cli/` are the commands, `demo/` shows it all.
 - `brokers/` carry messages; `registries/` and `schema_store` know the schemas that they were written with.
-- `consumer/` calls handlers, with `inbox` in the same transaction: each message takes effect once. `policy` decides on
+- `consumer/` calls handlers, with `inbox/` in the same transaction: each message takes effect once. `policy` decides on
   failures, `signals` are what a handler raises on purpose; `guards/` limit its calls of others, `saga/` joins handlers,
   `idempotency/` does for any call what the inbox does for messages.
 - `dead_letters/` keeps what could not be handled, byte for byte, and replays it.

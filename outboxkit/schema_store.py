@@ -47,30 +47,28 @@ _SCHEMAS: Final = tables.outbox_schemas
 
 
 def record(connection: Connection, consumer: str, contracts: Iterable[EventType]) -> dict[str, Reader]:
-    """Records the readers of a consumer in place of its earlier ones; returns them by type.
+    """Records the readers of a consumer in place of its earlier ones; returns the latest of each type.
 
     Transaction: joins the caller's; does not commit. Writes: ``outbox_schemas``.
     """
     found: dict[str, Reader] = {}
-    for contract in contracts:
+    kept: dict[str, list[str]] = {}
+    for contract in sorted(contracts, key=lambda contract: contract.version):
         text = codec_named(contract.codec).schema_text(contract)
-        mine = and_(_SCHEMAS.c.role == "reader", _SCHEMAS.c.consumer == consumer, _SCHEMAS.c.type == contract.name)
+        fingerprints = kept.setdefault(contract.name, [])
         if text is None:
-            connection.execute(delete(_SCHEMAS).where(mine))
             continue
         fingerprint = fingerprint_of(text)
-        connection.execute(delete(_SCHEMAS).where(mine, _SCHEMAS.c.fingerprint != fingerprint))
-        values = {
-            "fingerprint": fingerprint,
-            "role": "reader",
-            "consumer": consumer,
-            "type": contract.name,
-            "text": text,
-        }
-        connection.execute(insert_ignoring(connection, _SCHEMAS).values(values))
+        fingerprints.append(fingerprint)
+        names = {"fingerprint": fingerprint, "role": "reader", "consumer": consumer, "type": contract.name}
+        connection.execute(insert_ignoring(connection, _SCHEMAS).values(**names, text=text))
+        this = and_(*(_SCHEMAS.c[name] == value for name, value in names.items()))
         # A new default changes how it reads, but not its fingerprint.
-        connection.execute(update(_SCHEMAS).where(mine).values(text=text, seen_at=database_now()))
+        connection.execute(update(_SCHEMAS).where(this).values(text=text, seen_at=database_now()))
         found[contract.name] = (fingerprint, text)
+    for name, fingerprints in kept.items():
+        mine = and_(_SCHEMAS.c.role == "reader", _SCHEMAS.c.consumer == consumer, _SCHEMAS.c.type == name)
+        connection.execute(delete(_SCHEMAS).where(mine, _SCHEMAS.c.fingerprint.not_in(fingerprints)))
     return found
 
 
@@ -90,7 +88,8 @@ def current(connection: Connection, consumer: str, type_name: str) -> str | None
     Transaction: joins the caller's.
     """
     mine = and_(_SCHEMAS.c.role == "reader", _SCHEMAS.c.consumer == consumer, _SCHEMAS.c.type == type_name)
-    return connection.execute(select(_SCHEMAS.c.text).where(mine).limit(1)).scalar()
+    latest = select(_SCHEMAS.c.text).where(mine).order_by(_SCHEMAS.c.seen_at.desc()).limit(1)
+    return connection.execute(latest).scalar()
 
 
 def schema_text(connection: Connection, fingerprint: str, resolve: Callable[[str], str] | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args, get_origin
@@ -25,7 +25,6 @@ from outboxkit.signals import DeadLetterRequested, RetryRequested
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import datetime
 
     from outboxkit.message import Headers, Message
 
@@ -50,8 +49,16 @@ class MessageContext:
         headers: those that are not ours, in order.
         attempt: which try this is, from 1.
         first_seen: when this consumer first tried it.
-        deadline: when the handler's time is over.
+        deadline: when the handler's time is over: after the consumer's time-out, or when the message expires.
         correlation_id: names the whole conversation.
+        partition: of the broker's log; None where there is none.
+        offset: in that partition; None where there is none.
+        timestamp: when the producer or the broker stamped it; None when nobody did.
+        routing_key: the name under which it was routed (RabbitMQ); None elsewhere.
+        reply_to: where an answer is expected; None when nowhere.
+        content_encoding: how the payload came; what a handler gets is unpacked.
+        redelivered: the broker knows that it was handed out before.
+        is_tombstone: it came without a payload, which is not an empty one.
     """
 
     id: str
@@ -63,6 +70,18 @@ class MessageContext:
     first_seen: datetime
     deadline: datetime
     correlation_id: str
+    partition: int | None = None
+    offset: int | None = None
+    timestamp: datetime | None = None
+    routing_key: str | None = None
+    reply_to: str | None = None
+    content_encoding: str | None = None
+    redelivered: bool = False
+    is_tombstone: bool = False
+
+    def remaining(self) -> timedelta:
+        """Returns how much of the handler's time is left, for time-outs of calls to others; never below zero."""
+        return max(self.deadline - datetime.now(UTC), timedelta(0))
 
     def dead_letter(self, why: str) -> NoReturn:
         """Gives the message up: its transaction is rolled back and it becomes a dead letter with this reason."""
@@ -90,6 +109,8 @@ class Want(StrEnum):
     CONTEXT = "context"
 
 
+_ANY: Final = "*"
+_DIGITS: Final = 10
 _LISTS: Final = ("list", "Sequence")
 _INJECTED: Final = {Want.ASYNC_SESSION: AsyncSession, Want.SESSION: Session, Want.CONTEXT: MessageContext}
 
@@ -126,11 +147,11 @@ class Handlers:
     """The handlers of one consumer, by topic and type."""
 
     def __init__(self) -> None:
-        self._exact: dict[tuple[str, str], Handler] = {}
+        self._exact: dict[tuple[str, str], dict[int, Handler]] = {}  # by the version of the contract
         self._patterns: list[Handler] = []
 
     def __iter__(self) -> Iterator[Handler]:
-        return iter([*self._exact.values(), *self._patterns])
+        return iter([*(handler for versions in self._exact.values() for handler in versions.values()), *self._patterns])
 
     @property
     def contracts(self) -> list[EventType]:
@@ -153,24 +174,41 @@ class Handlers:
             wants=_wants(function, contract),
         )
         for other in self:
-            if other.topic == topic and (fnmatchcase(pattern, other.pattern) or fnmatchcase(other.pattern, pattern)):
+            if other.topic == topic and _overlap(handler, other):
                 raise ConfigurationError(
                     f"{topic}: {pattern} has a handler already, {other.function.__qualname__} for {other.pattern}; "
                     "one type has one handler, another reaction is another consumer",
                 )
         if contract:
-            self._exact[topic, pattern] = handler
+            self._exact.setdefault((topic, pattern), {})[contract.version] = handler
         else:
             self._patterns.append(handler)
         return handler
 
-    def find(self, topic: str, type_name: str) -> Handler | None:
-        """The handler of a type, or None."""
-        exact = self._exact.get((topic, type_name))
-        raw = (
-            handler for handler in self._patterns if handler.topic == topic and fnmatchcase(type_name, handler.pattern)
-        )
-        return exact or next(raw, None)
+    def find(self, topic: str, type_name: str, dataschema: str = "") -> Handler | None:
+        """Returns the handler of a type, or None: that of the message's version, or of the latest one known here.
+
+        A pattern comes after a contract, and ``*``, which takes what nobody else does, last.
+        """
+        if versions := self._exact.get((topic, type_name)):
+            return versions.get(_version_of(dataschema)) or versions[max(versions)]
+        raw = [one for one in self._patterns if one.topic == topic and fnmatchcase(type_name, one.pattern)]
+        return min(raw, key=lambda handler: handler.pattern == _ANY, default=None)
+
+
+def _overlap(one: Handler, other: Handler) -> bool:
+    """True if a message could go to either. Versions of one contract are told apart, and ``*`` takes what is left."""
+    if one.event_type is not None and other.event_type is not None and one.pattern == other.pattern:
+        return one.event_type.version == other.event_type.version
+    if (one.pattern == _ANY) != (other.pattern == _ANY):
+        return False
+    return fnmatchcase(one.pattern, other.pattern) or fnmatchcase(other.pattern, one.pattern)
+
+
+def _version_of(dataschema: str) -> int:
+    """The version in our own ``ce_dataschema``; 0 for that of others."""
+    number = dataschema.rpartition(":")[2] if dataschema.startswith("urn:outboxkit:") else ""
+    return int(number) if number.isascii() and number.isdigit() and len(number) < _DIGITS else 0
 
 
 def decode(message: Message, contract: EventType, resolve: Callable[[str], str]) -> object:

@@ -238,7 +238,8 @@ class MessageTransaction:
             yield
 
     def _context(self, tried: Try, message: Message) -> MessageContext:
-        now = datetime.now(UTC)
+        now, delivery = datetime.now(UTC), tried.job.delivery
+        ends = now + self.timeout
         return MessageContext(
             id=message.id,
             type=message.type,
@@ -247,8 +248,16 @@ class MessageTransaction:
             headers=message.headers,
             attempt=tried.number,
             first_seen=tried.job.first_failed_at or now,
-            deadline=now + self.timeout,
+            deadline=min(ends, message.expires_at) if message.expires_at and message.expires_at > now else ends,
             correlation_id=message.correlation_id or message.id,
+            partition=delivery.partition,
+            offset=delivery.offset,
+            timestamp=delivery.timestamp,
+            routing_key=delivery.routing_key,
+            reply_to=delivery.reply_to,
+            content_encoding=delivery.content_encoding,
+            redelivered=delivery.redelivered,
+            is_tombstone=delivery.payload is None,
         )
 
     def _resolver(self, given: TransactionScope) -> Callable[[str], str]:

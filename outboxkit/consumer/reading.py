@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from outboxkit import dead_letters, inbox
-from outboxkit.consumer import cloudevents, crash_marker
+from outboxkit.consumer import crash_marker, envelopes
 from outboxkit.consumer.protocol import Failed, Job, Standing
 from outboxkit.dead_letters import Stage
 from outboxkit.errors import ConfigurationError, DecodeError, OutboxKitError
@@ -98,7 +98,7 @@ class Reading:
         try:
             message = message_of(delivery)
             message = replace(message, type=self._type(message, delivery))
-            handler = self.handlers.find(delivery.topic, message.type) or self._sole(message)
+            handler = self.handlers.find(delivery.topic, message.type, message.dataschema) or self._sole(message)
             if handler is None:
                 return self._ignored(facts, message, waiting)
             message = self._named(message, handler, delivery)
@@ -111,7 +111,7 @@ class Reading:
     def _type(self, message: Message, delivery: Delivery) -> str:
         if self.type_of is not None and (found := _asked("type_of", self.type_of, message, delivery)):
             return found
-        routing_key = str(getattr(delivery, "routing_key", "") or "")
+        routing_key = delivery.routing_key or ""
         return message.type or (routing_key if routing_key not in (delivery.topic, *self.queues) else "")
 
     def _sole(self, message: Message) -> Handler | None:
@@ -157,13 +157,15 @@ def message_of(delivery: Delivery) -> Message:
     """Returns the message of a delivery, in binary or structured mode.
 
     Raises:
-        DecodeError: an attribute, or the envelope, cannot be read.
+        DecodeError: an attribute, the envelope or the encoding cannot be read.
     """
     if delivery.fault is not None:
         raise DecodeError(delivery.fault)
-    headers, payload = delivery.headers, delivery.payload or b""
-    if cloudevents.is_structured(headers):
-        headers, payload = cloudevents.unwrap(headers, payload)
+    if delivery.fault is not None:  # the client could not read its envelope
+        raise DecodeError(delivery.fault)
+    headers, payload = delivery.headers, envelopes.unpacked(delivery)
+    if envelopes.is_structured(headers):
+        headers, payload = envelopes.unwrap(headers, payload)
     return from_wire(delivery.topic, delivery.key, headers, payload)
 
 

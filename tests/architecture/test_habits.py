@@ -12,8 +12,8 @@ from tests.architecture.source_tree import ROOT, calls, files, functions, import
 
 CORES = files(
     "outboxkit/avro",
-    "outboxkit/consumer/cloudevents.py",
     "outboxkit/consumer/core.py",
+    "outboxkit/consumer/envelopes.py",
     "outboxkit/consumer/order_check.py",
     "outboxkit/consumer/protocol.py",
     "outboxkit/guards/circuit_breaker.py",

@@ -1,7 +1,8 @@
-"""CloudEvents in structured mode: the envelope is the payload. Pure.
+"""Envelopes: what wraps a payload. Content encodings, and CloudEvents in structured mode. Pure.
 
-It is turned into the binary mode that everything else reads: attributes become ``ce_`` headers, the data becomes the
-payload, byte for byte as it stood in the envelope.
+A structured event is turned into the binary mode that everything else reads: attributes become ``ce_`` headers, the
+data becomes the payload, byte for byte as it stood in the envelope. Unpacking is bounded: a small message may be a
+bomb.
 """
 
 from __future__ import annotations
@@ -9,15 +10,57 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from outboxkit.errors import DecodeError
 from outboxkit.headers import CONTENT_TYPE
 
 if TYPE_CHECKING:
+    from outboxkit.brokers import Delivery
     from outboxkit.message import Headers
 
-__all__ = ["is_structured", "unwrap"]
+__all__ = ["MAX_UNPACKED", "is_structured", "unpacked", "unwrap"]
+
+# --- content encodings -------------------------------------------------------------------------------------------
+
+MAX_UNPACKED: Final = 16 * 1024 * 1024  #: bytes of a payload that was packed
+_ENCODING: Final = "content-encoding"
+_NOT_PACKED: Final = ("", "identity", "utf-8")
+_WINDOWS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's way to name the container
+
+
+def unpacked(delivery: Delivery) -> bytes:
+    """Returns the payload as its producer encoded it.
+
+    Raises:
+        DecodeError: an encoding that is not read here, broken data, or more than `MAX_UNPACKED` bytes.
+    """
+    payload = delivery.payload or b""
+    given = next((value for name, value in delivery.headers if name.lower() == _ENCODING), b"") or b""
+    encoding = (delivery.content_encoding or given.decode("ascii", "replace")).strip().lower()
+    if encoding in _NOT_PACKED or not payload:
+        return payload
+    if encoding not in _WINDOWS:
+        known = ", ".join(_WINDOWS)
+        raise DecodeError(f"the payload is packed as {encoding[:40]!r}; only {known} are read here")
+    return _inflated(payload, encoding)
+
+
+def _inflated(payload: bytes, encoding: str) -> bytes:
+    machine = zlib.decompressobj(_WINDOWS[encoding])
+    try:
+        found = machine.decompress(payload, MAX_UNPACKED)
+    except zlib.error as error:
+        raise DecodeError(f"the payload is not {encoding}, as its content encoding says") from error
+    if machine.unconsumed_tail:
+        raise DecodeError(f"the payload unpacks to more than {MAX_UNPACKED:,} bytes")
+    if not machine.eof:
+        raise DecodeError(f"the payload ends in the middle of its {encoding} data")
+    return found
+
+
+# --- structured mode ---------------------------------------------------------------------------------------------
 
 _PREFIX: Final = "application/cloudevents"
 _JSON: Final = "application/cloudevents+json"

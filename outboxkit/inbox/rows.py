@@ -1,0 +1,186 @@
+"""Rows of the inbox: how a message is claimed and finished, in the caller's transaction."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from sqlalchemy import and_, bindparam, select
+
+from outboxkit import tables
+from outboxkit._failpoints import failpoint
+from outboxkit._sql import ClaimedHere
+from outboxkit.dialects import commits_by_itself, insert_ignoring
+from outboxkit.errors import ConfigurationError, OutboxKitError
+from outboxkit.message import content_hash
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy.orm import Session, SessionTransaction
+
+    from outboxkit.message import Message
+
+__all__ = [
+    "DEAD",
+    "KEYS_AT_ONCE",
+    "MAX_ID_BYTES",
+    "MAX_OUTCOME_BYTES",
+    "MUST_NOT",
+    "OURS",
+    "REPLAY",
+    "UNFINISHED",
+    "Admission",
+    "Admitted",
+    "Entry",
+    "admit",
+    "bounded",
+    "entry_of",
+    "finish",
+    "is_duplicate",
+    "mark_of",
+    "refuse_autocommit",
+]
+
+MAX_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
+MAX_ID_BYTES: Final = 1024  #: of an id and of a source: an index entry has no room for much more
+OURS: Final = b"\0outboxkit: "  # begins the outcomes that say something of the row itself
+DEAD: Final = OURS + b"dead"  # of a message that had no effect and became a dead letter
+UNFINISHED: Final = OURS + b"claimed by "
+REPLAY: Final = UNFINISHED + b"its replay"  # of a dead message that was sent again
+_tokens: weakref.WeakKeyDictionary[SessionTransaction, bytes] = weakref.WeakKeyDictionary()
+KEYS_AT_ONCE: Final = 500  # in one statement: databases bound the number of values
+MUST_NOT: Final = "the handler must not roll back or commit, by any door; use session.begin_nested() for what may fail"
+_MAX_TRIES: Final = 10  # each means that another transaction rolled back, or a purge ran, between two statements
+
+
+class Admitted(StrEnum):
+    """What a message is to an inbox."""
+
+    FIRST = "first"  #: nobody handled it: go on, in this transaction
+    DUPLICATE = "duplicate"  #: its effect is committed
+    CONFLICT = "conflict"  #: its id is taken by other content
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer of `admit`; ``outcome`` is what `finish` stored for a duplicate."""
+
+    kind: Admitted
+    outcome: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the inbox: its key, and the hash of what came under it."""
+
+    consumer: str
+    source: str
+    message_id: str
+    digest: bytes | None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The primary key."""
+        return self.consumer, self.source, self.message_id
+
+    def where(self) -> ColumnElement[bool]:
+        row = tables.inbox_messages.c
+        return and_(row.consumer == self.consumer, row.source == self.source, row.message_id == self.message_id)
+
+
+def entry_of(consumer: str, message: Message) -> Entry:
+    """Returns the row that a message has in the inbox of a consumer."""
+    return Entry(consumer, message.source, message.id, content_hash(message))
+
+
+def mark_of(session: Session, connection: Connection) -> ClaimedHere:
+    """The mark of this transaction's claims. PostgreSQL knows its transactions by number; elsewhere we keep a token."""
+    transaction = session.get_transaction()
+    token = b""
+    if connection.dialect.name != "postgresql" and transaction is not None:
+        token = _tokens.setdefault(transaction, uuid4().bytes)
+    return ClaimedHere(bindparam("unfinished", UNFINISHED + token, tables.inbox_messages.c.outcome.type))
+
+
+def admit(session: Session, entry: Entry) -> Admission:
+    """Claims a message, as `outboxkit.inbox.admit` says."""
+    connection, inbox = session.connection(), tables.inbox_messages
+    refuse_autocommit(connection, entry.consumer)
+    mark = mark_of(session, connection)
+    insert = insert_ignoring(connection, inbox).returning(inbox.c.message_id)
+    values = {"consumer": entry.consumer, "source": entry.source, "message_id": entry.message_id}
+    known = select(inbox.c.content_hash, inbox.c.outcome, mark.label("mine")).where(entry.where())
+    for _ in range(_MAX_TRIES):
+        # RETURNING tells what was inserted; psycopg's rowcount does not.
+        row = values | {"content_hash": entry.digest, "outcome": mark}
+        if connection.execute(insert.values(row)).one_or_none() is not None:
+            failpoint("inbox.inserted")
+            return Admission(Admitted.FIRST)
+        if (found := connection.execute(known).one_or_none()) is not None:
+            if None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest:
+                return Admission(Admitted.CONFLICT)
+            if not _is_unfinished(found):
+                return Admission(Admitted.DUPLICATE, _of_user(found.outcome))
+            if _take_over(connection, entry, found.outcome, mark):
+                return Admission(Admitted.FIRST)
+    raise OutboxKitError(
+        f"{entry.consumer}: the inbox row of {entry.message_id!r} appears and disappears; is a purge running?"
+    )
+
+
+def refuse_autocommit(connection: Connection, consumer: str) -> None:
+    """Refuses a connection where a rollback takes nothing back."""
+    if commits_by_itself(connection):
+        raise ConfigurationError(
+            f"{consumer}: the connection is in AUTOCOMMIT mode, where a failed handler takes nothing back and its "
+            "message counts as handled; use an engine with a transactional isolation level"
+        )
+
+
+def is_duplicate(connection: Connection, entry: Entry) -> bool:
+    """True if the effect of this very message is committed, or it is dead."""
+    inbox = tables.inbox_messages
+    found = connection.execute(select(inbox.c.content_hash, inbox.c.outcome).where(entry.where())).one_or_none()
+    if found is None or (None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest):
+        return False
+    return not bytes(found.outcome or b"").startswith(UNFINISHED)
+
+
+def _is_unfinished(found: Any) -> bool:
+    """True if another transaction claimed the message, was ended from inside, and never finished."""
+    outcome = bytes(found.outcome or b"")
+    return outcome.startswith(UNFINISHED) and outcome != bytes(found.mine)
+
+
+def _of_user(outcome: bytes | None) -> bytes | None:
+    return None if outcome is None or bytes(outcome).startswith(OURS) else outcome
+
+
+def _take_over(connection: Connection, entry: Entry, unfinished: bytes, mark: ClaimedHere) -> bool:
+    this = and_(entry.where(), tables.inbox_messages.c.outcome == unfinished)
+    return connection.execute(tables.inbox_messages.update().where(this).values(outcome=mark)).rowcount == 1
+
+
+def finish(session: Session, entry: Entry, outcome: bytes | None) -> None:
+    """Stores an outcome, as `outboxkit.inbox.finish` says."""
+    connection = session.connection()
+    values = {"outcome": None if outcome is None else bounded(outcome)}
+    mine = and_(entry.where(), tables.inbox_messages.c.outcome == mark_of(session, connection))
+    if connection.execute(tables.inbox_messages.update().where(mine).values(values)).rowcount != 1:
+        raise OutboxKitError(
+            f"{entry.consumer}: the inbox row of {entry.message_id!r} is gone before the commit: {MUST_NOT}"
+        )
+
+
+def bounded(outcome: bytes) -> bytes:
+    """Returns the outcome, unless it is too long or pretends to be ours."""
+    if outcome.startswith(OURS):
+        raise OutboxKitError(f"an outcome cannot begin with {OURS!r}: such outcomes are ours")
+    if len(outcome) > MAX_OUTCOME_BYTES:
+        raise OutboxKitError(
+            f"an outcome has at most {MAX_OUTCOME_BYTES:,} bytes, got {len(outcome):,}; store a reference"
+        )
+    return outcome
