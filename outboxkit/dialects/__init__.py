@@ -40,6 +40,7 @@ __all__ = [
     "Features",
     "chain",
     "commits_by_itself",
+    "dialect_named",
     "dialect_of",
     "hidden",
     "insert_ignoring",
@@ -149,6 +150,15 @@ def dialect_of(connection: Connection | Engine) -> Dialect:
         ConfigurationError: this database is not supported.
     """
     return _dialect(connection.dialect.name)
+
+
+def dialect_named(name: str) -> Dialect:
+    """Returns the dialect that SQLAlchemy calls by this name.
+
+    Raises:
+        ConfigurationError: this database is not supported.
+    """
+    return _dialect(name)
 
 
 def insert_ignoring(connection: Connection, table: Table) -> Insert:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, func, or_, select, tuple_
+from sqlalchemy import LargeBinary, and_, bindparam, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from outboxkit import tables
@@ -86,7 +86,7 @@ def admit_batch(session: Session, consumer: str, messages: Sequence[Message]) ->
     rows.refuse_autocommit(connection, consumer)
     names = ("consumer", "source", "message_id")
     wanted = [dict(zip(names, key, strict=True)) | {"content_hash": unique[key].digest} for key in sorted(unique)]
-    insert = insert_ignoring(connection, inbox).values(outcome=rows.mark_of(session, connection))
+    insert = insert_ignoring(connection, inbox).values(outcome=_mark(session, connection))
     found = connection.execute(insert.returning(inbox.c.source, inbox.c.message_id), wanted)
     inserted = {(consumer, source, message_id) for source, message_id in found}
     if not all(rows.is_duplicate(connection, unique[key]) for key in unique.keys() - inserted):
@@ -112,12 +112,16 @@ def finish_batch(session: Session, consumer: str, outcomes: Sequence[tuple[Messa
     identity = tuple_(inbox.c.consumer, inbox.c.source, inbox.c.message_id)
     for start in range(0, len(plain), rows.KEYS_AT_ONCE):
         keys = plain[start : start + rows.KEYS_AT_ONCE]
-        mine = and_(identity.in_(keys), inbox.c.outcome == rows.mark_of(session, connection))
+        mine = and_(identity.in_(keys), inbox.c.outcome == _mark(session, connection))
         if connection.execute(inbox.update().where(mine).values(outcome=None)).rowcount != len(keys):
             raise OutboxKitError(f"{consumer}: inbox rows of this batch are gone before the commit: {rows.MUST_NOT}")
     for message, outcome in outcomes:
         if outcome is not None:
             rows.finish(session, rows.entry_of(consumer, message), outcome)
+
+
+def _mark(session: Session, connection: Connection) -> ClaimedHere:
+    return ClaimedHere(bindparam("unfinished", rows.mark_of(session, connection), LargeBinary))
 
 
 def fault_of(message_id: str, source: str) -> str:
@@ -157,8 +161,9 @@ def block(connection: Connection, consumer: str, *, source: str, message_id: str
     if connection.execute(insert.values(content_hash=digest, outcome=rows.DEAD, **values)).one_or_none() is not None:
         return True
     is_unfinished = func.substr(inbox.c.outcome, 1, len(rows.UNFINISHED)) == rows.UNFINISHED
-    mine = and_(rows.Entry(consumer, source, message_id, None).where(), is_unfinished)
-    return connection.execute(inbox.update().where(mine).values(outcome=rows.DEAD)).rowcount == 1
+    mine = and_(rows.THIS, is_unfinished)
+    bound = rows.Entry(consumer, source, message_id, None).bound
+    return connection.execute(inbox.update().where(mine).values(outcome=rows.DEAD), bound).rowcount == 1
 
 
 def unblock(connection: Connection, messages: Collection[tuple[str, str, str]]) -> None:

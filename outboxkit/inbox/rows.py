@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,12 +14,12 @@ from sqlalchemy import and_, bindparam, select
 from outboxkit import tables
 from outboxkit._failpoints import failpoint
 from outboxkit._sql import ClaimedHere
-from outboxkit.dialects import commits_by_itself, insert_ignoring
+from outboxkit.dialects import commits_by_itself, dialect_named
 from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit.message import content_hash
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import Connection, Executable
     from sqlalchemy.orm import Session, SessionTransaction
 
     from outboxkit.message import Message
@@ -31,6 +32,7 @@ __all__ = [
     "MUST_NOT",
     "OURS",
     "REPLAY",
+    "THIS",
     "UNFINISHED",
     "Admission",
     "Admitted",
@@ -86,9 +88,43 @@ class Entry:
         """The primary key."""
         return self.consumer, self.source, self.message_id
 
-    def where(self) -> ColumnElement[bool]:
-        row = tables.inbox_messages.c
-        return and_(row.consumer == self.consumer, row.source == self.source, row.message_id == self.message_id)
+    @property
+    def bound(self) -> dict[str, str]:
+        """The key as parameters of the statements below."""
+        return {"of_consumer": self.consumer, "of_source": self.source, "of_id": self.message_id}
+
+
+# --- statements, made once: to build one costs as much as to run it ----------------------------------------------
+
+_row: Final = tables.inbox_messages.c
+THIS: Final = and_(
+    _row.consumer == bindparam("of_consumer"),
+    _row.source == bindparam("of_source"),
+    _row.message_id == bindparam("of_id"),
+)
+_MARK: Final = ClaimedHere(bindparam("unfinished", type_=_row.outcome.type))
+_KNOWN: Final = select(_row.content_hash, _row.outcome, _MARK.label("mine")).where(THIS)
+_FINISH: Final = (
+    tables.inbox_messages
+    .update()
+    .where(THIS, _row.outcome == _MARK)
+    .values(outcome=bindparam("final", type_=_row.outcome.type))
+)
+_TAKE_OVER: Final = (
+    tables.inbox_messages
+    .update()
+    .where(THIS, _row.outcome == bindparam("found", type_=_row.outcome.type))
+    .values(outcome=_MARK)
+)
+
+
+@functools.lru_cache(maxsize=8)
+def _claim(dialect: str) -> Executable:
+    """The INSERT of a claim. RETURNING tells what was inserted; psycopg's rowcount does not."""
+    columns = {"consumer": "of_consumer", "source": "of_source", "message_id": "of_id", "content_hash": "digest"}
+    values = {name: bindparam(given, type_=_row[name].type) for name, given in columns.items()}
+    insert = dialect_named(dialect).insert(tables.inbox_messages).on_conflict_do_nothing()
+    return insert.values(**values, outcome=_MARK).returning(_row.message_id)
 
 
 def entry_of(consumer: str, message: Message) -> Entry:
@@ -96,35 +132,29 @@ def entry_of(consumer: str, message: Message) -> Entry:
     return Entry(consumer, message.source, message.id, content_hash(message))
 
 
-def mark_of(session: Session, connection: Connection) -> ClaimedHere:
+def mark_of(session: Session, connection: Connection) -> bytes:
     """The mark of this transaction's claims. PostgreSQL knows its transactions by number; elsewhere we keep a token."""
-    transaction = session.get_transaction()
-    token = b""
-    if connection.dialect.name != "postgresql" and transaction is not None:
-        token = _tokens.setdefault(transaction, uuid4().bytes)
-    return ClaimedHere(bindparam("unfinished", UNFINISHED + token, tables.inbox_messages.c.outcome.type))
+    if connection.dialect.name == "postgresql" or (transaction := session.get_transaction()) is None:
+        return UNFINISHED
+    return UNFINISHED + _tokens.setdefault(transaction, uuid4().bytes)
 
 
 def admit(session: Session, entry: Entry) -> Admission:
     """Claims a message, as `outboxkit.inbox.admit` says."""
-    connection, inbox = session.connection(), tables.inbox_messages
+    connection = session.connection()
     refuse_autocommit(connection, entry.consumer)
-    mark = mark_of(session, connection)
-    insert = insert_ignoring(connection, inbox).returning(inbox.c.message_id)
-    values = {"consumer": entry.consumer, "source": entry.source, "message_id": entry.message_id}
-    known = select(inbox.c.content_hash, inbox.c.outcome, mark.label("mine")).where(entry.where())
+    bound: dict[str, object] = {**entry.bound, "unfinished": mark_of(session, connection)}
+    claim = _claim(connection.dialect.name)
     for _ in range(_MAX_TRIES):
-        # RETURNING tells what was inserted; psycopg's rowcount does not.
-        row = values | {"content_hash": entry.digest, "outcome": mark}
-        if connection.execute(insert.values(row)).one_or_none() is not None:
+        if connection.execute(claim, bound | {"digest": entry.digest}).first() is not None:
             failpoint("inbox.inserted")
             return Admission(Admitted.FIRST)
-        if (found := connection.execute(known).one_or_none()) is not None:
+        if (found := connection.execute(_KNOWN, bound).first()) is not None:
             if None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest:
                 return Admission(Admitted.CONFLICT)
             if not _is_unfinished(found):
                 return Admission(Admitted.DUPLICATE, _of_user(found.outcome))
-            if _take_over(connection, entry, found.outcome, mark):
+            if connection.execute(_TAKE_OVER, bound | {"found": found.outcome}).rowcount == 1:
                 return Admission(Admitted.FIRST)
     raise OutboxKitError(
         f"{entry.consumer}: the inbox row of {entry.message_id!r} appears and disappears; is a purge running?"
@@ -142,8 +172,7 @@ def refuse_autocommit(connection: Connection, consumer: str) -> None:
 
 def is_duplicate(connection: Connection, entry: Entry) -> bool:
     """True if the effect of this very message is committed, or it is dead."""
-    inbox = tables.inbox_messages
-    found = connection.execute(select(inbox.c.content_hash, inbox.c.outcome).where(entry.where())).one_or_none()
+    found = connection.execute(_KNOWN, entry.bound | {"unfinished": UNFINISHED}).first()
     if found is None or (None not in (found.content_hash, entry.digest) and found.content_hash != entry.digest):
         return False
     return not bytes(found.outcome or b"").startswith(UNFINISHED)
@@ -159,17 +188,12 @@ def _of_user(outcome: bytes | None) -> bytes | None:
     return None if outcome is None or bytes(outcome).startswith(OURS) else outcome
 
 
-def _take_over(connection: Connection, entry: Entry, unfinished: bytes, mark: ClaimedHere) -> bool:
-    this = and_(entry.where(), tables.inbox_messages.c.outcome == unfinished)
-    return connection.execute(tables.inbox_messages.update().where(this).values(outcome=mark)).rowcount == 1
-
-
 def finish(session: Session, entry: Entry, outcome: bytes | None) -> None:
     """Stores an outcome, as `outboxkit.inbox.finish` says."""
     connection = session.connection()
-    values = {"outcome": None if outcome is None else bounded(outcome)}
-    mine = and_(entry.where(), tables.inbox_messages.c.outcome == mark_of(session, connection))
-    if connection.execute(tables.inbox_messages.update().where(mine).values(values)).rowcount != 1:
+    final = None if outcome is None else bounded(outcome)
+    bound = {**entry.bound, "unfinished": mark_of(session, connection), "final": final}
+    if connection.execute(_FINISH, bound).rowcount != 1:
         raise OutboxKitError(
             f"{entry.consumer}: the inbox row of {entry.message_id!r} is gone before the commit: {MUST_NOT}"
         )
