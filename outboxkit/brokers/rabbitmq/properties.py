@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO
@@ -57,6 +58,9 @@ _IMPLIED: Final = {
     "expiration": "expiration",
     "user_id": "user-id",
 }
+_FLAGS: Final = struct.Struct(">H")
+_LENGTH: Final = struct.Struct(">I")
+_BYTES: Final = b"Sx"  # tags of a text and of bytes
 _DEPTH: Final = 32  # tables in tables; what is deeper stays bytes
 _MILLISECONDS: Final = 1 << 32  # above, a number of seconds is of the year 2106: some clients write milliseconds
 
@@ -83,35 +87,34 @@ class Properties:
 def read_properties(raw: bytes) -> Properties:
     """Reads the flags and values of a content header. Never raises."""
     try:
-        values, table = _values(raw)
+        values, carried = _values(raw)
     except (struct.error, IndexError, ValueError) as error:
         kept = ((RAW_PROPERTIES, raw),)
         return Properties(kept, fault=f"the AMQP properties cannot be read: {error}")
-    carried = tuple(_spelled_ours(table))
     names = {name for name, _ in carried}
-    implied = [(header, values[name]) for name, header in _IMPLIED.items() if values.get(name) and header not in names]
+    implied = [(_IMPLIED[name], value) for name, value in values.items() if value and name in _IMPLIED]
     return Properties(
-        (*implied, *carried),
+        (*(pair for pair in implied if pair[0] not in names), *carried),
         _instant(int.from_bytes(values["timestamp"], "big")) if "timestamp" in values else None,
         _text(values.get("reply_to")),
         _text(values.get("content_encoding")),
     )
 
 
-def _values(raw: bytes) -> tuple[dict[str, bytes], list[tuple[str, object]]]:
-    """The properties by name, as bytes, and the entries of the header table."""
+def _values(raw: bytes) -> tuple[dict[str, bytes], list[tuple[str, bytes]]]:
+    """The properties by name, as bytes, and the headers of the table in our spelling."""
     values: dict[str, bytes] = {}
-    table: list[tuple[str, object]] = []
-    (flags,) = struct.unpack_from(">H", raw, 0)
+    headers: list[tuple[str, bytes]] = []
+    (flags,) = _FLAGS.unpack_from(raw, 0)
     at = 2
-    while struct.unpack_from(">H", raw, at - 2)[0] & 1:  # further words of flags: AMQP defines none
+    while _FLAGS.unpack_from(raw, at - 2)[0] & 1:  # further words of flags: AMQP defines none
         at += 2
     for bit, name, form in _LAYOUT:
         if not flags >> bit & 1:
             continue
         if form is _TABLE:
             end = _end(raw, at)
-            table = list(_entries(raw, at + 4, end, 0))
+            headers = _headers(raw, at + 4, end)
         else:
             start = at + 1 if form is _TEXT else at
             end = start + (raw[at] if form is _TEXT else 8 if form is _TIME else 1)
@@ -119,13 +122,27 @@ def _values(raw: bytes) -> tuple[dict[str, bytes], list[tuple[str, object]]]:
         at = end
     if at > len(raw):
         raise ValueError("they are cut short")
-    return values, table
+    return values, headers
+
+
+def _headers(raw: bytes, at: int, end: int) -> list[tuple[str, bytes]]:
+    headers: list[tuple[str, bytes]] = []
+    while at < end:
+        start = at + 1
+        at = start + raw[at]
+        name = _spelled_ours(raw[start:at])
+        if raw[at] in _BYTES:  # nearly all are: the short way
+            start, at = at + 5, _end(raw, at + 1)
+            headers.append((name, raw[start:at]))
+        else:
+            value, at = _value(raw, at, 0)
+            headers += [(name, _to_bytes(single)) for single in (value if isinstance(value, list) else (value,))]
+    return headers
 
 
 def _end(raw: bytes, at: int) -> int:
     """Returns the end of the sized value whose length stands here."""
-    (length,) = struct.unpack_from(">I", raw, at)
-    end: int = at + 4 + length
+    end: int = at + 4 + _LENGTH.unpack_from(raw, at)[0]
     if end > len(raw):
         raise ValueError("a length points behind their end")
     return end
@@ -135,7 +152,7 @@ def _entries(raw: bytes, at: int, end: int, depth: int) -> Iterator[tuple[str, o
     while at < end:
         start = at + 1
         at = start + raw[at]
-        name = raw[start:at].decode("utf-8", "backslashreplace")
+        name = _name(raw[start:at])
         value, at = _value(raw, at, depth)
         yield name, value
 
@@ -211,12 +228,15 @@ _FIXED: Final[dict[bytes, tuple[struct.Struct, Callable[..., object]]]] = {
 }
 
 
-def _spelled_ours(table: list[tuple[str, object]]) -> Iterator[tuple[str, bytes]]:
-    for raw, value in table:
-        prefix = next((prefix for prefix in _FOREIGN if raw.startswith(prefix)), "")
-        name = _OURS + raw[len(prefix) :] if prefix else raw
-        for single in value if isinstance(value, list) else (value,):
-            yield name, _to_bytes(single)
+@lru_cache(maxsize=4096)
+def _spelled_ours(name: bytes) -> str:
+    text = _name(name)
+    prefix = next((prefix for prefix in _FOREIGN if text.startswith(prefix)), "")
+    return _OURS + text[len(prefix) :] if prefix else text
+
+
+def _name(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _to_bytes(value: object) -> bytes:
