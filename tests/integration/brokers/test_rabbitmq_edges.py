@@ -68,6 +68,18 @@ def alarm(rabbitmq: servers.Server) -> Iterator[None]:
         control(rabbitmq, "set_vm_memory_high_watermark", "0.6")
 
 
+@contextmanager
+def short_consumer_timeout(rabbitmq: servers.Server) -> Iterator[None]:
+    """The broker ends channels that hold a message for half a second."""
+    for setting, value in (("consumer_timeout", 500), ("channel_tick_interval", 200)):
+        control(rabbitmq, "eval", f"application:set_env(rabbit, {setting}, {value}).")
+    try:
+        yield
+    finally:
+        for setting, value in (("consumer_timeout", 1_800_000), ("channel_tick_interval", 60_000)):
+            control(rabbitmq, "eval", f"application:set_env(rabbit, {setting}, {value}).")
+
+
 def drained(channel: BlockingChannel, queue: str) -> list[bytes]:
     """Takes out what is in the queue."""
     bodies = []
@@ -223,9 +235,7 @@ async def test_e92_when_the_broker_ends_a_channel_that_held_a_message_too_long_t
     subscriber = open_subscriber(rabbitmq.url, subscription)
     await subscriber.declare(subscription)
     publisher.publish(Batch(topic, [make_row(topic, b"%d" % number) for number in range(3)])).result(60)
-    control(rabbitmq, "eval", "application:set_env(rabbit, consumer_timeout, 500).")
-    control(rabbitmq, "eval", "application:set_env(rabbit, channel_tick_interval, 200).")
-    try:
+    with short_consumer_timeout(rabbitmq):
         held = list(await subscriber.receive(1, SOON * 5))
         patience = Patience()
         while held[-1].payload != b"0" or len(held) < 2:  # a handler is at work all the time
@@ -234,11 +244,27 @@ async def test_e92_when_the_broker_ends_a_channel_that_held_a_message_too_long_t
                 held += await subscriber.receive(1, SOON)
         await subscriber.acknowledge(held[:1])  # too late: this changes nothing
         await subscriber.acknowledge(held[-1:])
-    finally:
-        control(rabbitmq, "eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
-        control(rabbitmq, "eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
 
     assert held[-1].redelivered
+    await subscriber.close()
+
+
+async def test_a_channel_that_ends_again_and_again_before_anything_is_settled_is_told(
+    rabbitmq: servers.Server, publisher: Publisher, topic: str
+) -> None:
+    """It connects every time, so connecting is no success: what counts is what was settled."""
+    subscription = Subscription(consumer="c", topics=(topic,))
+    subscriber = open_subscriber(rabbitmq.url, subscription)
+    await subscriber.declare(subscription)
+    publisher.publish(Batch(topic, [make_row(topic)])).result(60)
+
+    async def hold() -> None:
+        while True:
+            await subscriber.receive(1, SOON)
+
+    with short_consumer_timeout(rabbitmq), pytest.raises(TransientBrokerError, match="times before a message was set"):
+        await hold()
+
     await subscriber.close()
 
 
