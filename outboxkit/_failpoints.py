@@ -12,7 +12,7 @@ from typing import Final
 
 from outboxkit.errors import ConfigurationError
 
-__all__ = ["NAMES", "FailpointHit", "disable", "enable", "failpoint"]
+__all__ = ["NAMES", "Crash", "FailpointHit", "disable", "enable", "failpoint"]
 
 NAMES: Final = (
     # relay
@@ -48,7 +48,7 @@ NAMES: Final = (
 )
 
 _EXIT_STATUS: Final = 137  # as after SIGKILL: no handler, no finally, no flush
-_ACTIONS: Final = ("exit", "raise", "stop")
+_ACTIONS: Final = ("crash", "exit", "raise", "stop")
 
 _armed: dict[str, tuple[str, int]] = {}
 
@@ -57,11 +57,16 @@ class FailpointHit(Exception):
     """A failpoint with the action ``raise`` was reached."""
 
 
+class Crash(BaseException):
+    """A failpoint with the action ``crash`` was reached; like the end of a process, nothing handles it."""
+
+
 def enable(text: str) -> None:
     """Arms failpoints: ``name=action`` or ``name=action:n`` (at the n-th hit), separated by commas.
 
     Args:
         text: as in ``commit.after=exit:2,ack.before=raise``; ``exit`` ends the process at once, ``raise`` raises,
+            ``crash`` raises what no `except Exception` sees, for a test in one process,
             ``stop`` is SIGSTOP: somebody outside can look at what is there, and kill it or let it go on.
 
     Raises:
@@ -89,6 +94,8 @@ def failpoint(name: str) -> None:
     if left == 1:
         if action == "exit":
             os._exit(_EXIT_STATUS)
+        if action == "crash":
+            raise Crash(name)
         if action == "raise":
             raise FailpointHit(name)
         signal.raise_signal(signal.SIGSTOP)  # to this thread: sent to the process, it would stop a moment later

@@ -31,10 +31,11 @@ from outboxkit.events import event_type
 from outboxkit.headers import pack_headers, wire_headers
 from outboxkit.message import Kind, Message
 from outboxkit.rows import Row
+from outboxkit.testing import crashes
 from outboxkit.testing.emitted import is_unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
@@ -125,6 +126,37 @@ class ConsumerHarness:
             exchange.append(message.topic, self._row(message))
         twin, stop = self._twin(consumer.config), Event()
         await Run(twin, _Draining(exchange, twin.subscription, self._engine, stop), stop, _AT_ONCE).work()
+
+    async def assert_one_effect(
+        self,
+        event: object,
+        *,
+        consumer: Consumer,
+        effects: Callable[[], int],
+        key: str | bytes | None = None,
+        topic: str = "",
+    ) -> None:
+        """Asserts that a message has its effect once, though it comes twice, and though the consumer crashes.
+
+        The event is delivered as several messages: once; twice; and, for each place of `crashes.CRASH_POINTS`, again
+        after a crash there. Each must add as many effects, and as many messages to the outbox, as the first one.
+
+        Transaction: the consumer opens its own, in the test's database.
+
+        Args:
+            event: an event.
+            consumer: who gets it.
+            effects: counts the effects so far: rows of a table, calls that a fake has noted.
+            key: the ordering key.
+            topic: where from; see `deliver`.
+
+        Raises:
+            AssertionError: names each place after which the counts differ.
+            ConfigurationError: as `deliver`.
+        """
+        messages = [self._message(event, key, {}) for _ in range(2 + len(crashes.CRASH_POINTS))]
+        messages = [_addressed(message, consumer, topic) for message in messages]
+        await crashes.assert_one_effect(self, self._engine, messages, consumer=consumer, effects=effects)
 
     def _twin(self, config: ConsumerConfig) -> ConsumerConfig:
         policy = replace(config.policy, concurrency=1)
