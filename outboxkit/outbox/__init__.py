@@ -1,7 +1,7 @@
 """The outbox: messages written with the domain's transaction, read and settled by relays.
 
-Verbs of writers: `write`, `schedule`. Verbs of relays: `read`, `confirm_lease`, `fence`, `remove`. All are Core
-statements on a connection that the caller owns.
+Verbs of writers: `write`, `schedule`, `cancel`. Verbs of relays: `read`, `confirm_lease`, `fence`, `remove`. All are
+Core statements on a connection that the caller owns.
 
 State is presence: a row lives in ``outbox_messages`` from its commit to the broker's acknowledgement. What becomes of a
 message that fails for reasons of its own is told in `outboxkit_relay.store.stopped_keys`.
@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
-from sqlalchemy import delete, func, literal, select
+from sqlalchemy import and_, delete, func, literal, select
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit import tables
@@ -27,20 +27,22 @@ from outboxkit.errors import ConfigurationError, LeaseLost
 from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.message import Message
 from outboxkit.outbox.insert import insert_messages, insert_waiting, stored_id
-from outboxkit.rows import UNREADABLE, Evidence, Page, Reading, Row, microseconds, shard_of
+from outboxkit.rows import UNREADABLE, Evidence, Page, Reading, Row, WaitReason, microseconds, shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Connection, Dialect
+    from sqlalchemy import ColumnElement, Connection, Dialect
 
 
 __all__ = [
     "Lag",
     "Original",
     "Row",
+    "cancel",
     "confirm_lease",
     "fence",
+    "is_scheduled",
     "lag",
     "read",
     "remove",
@@ -173,6 +175,28 @@ def _require_version(connection: Connection) -> None:
     """Looks once for each engine; copies of it with other execution options share its dialect."""
     if connection.dialect not in _RIGHT:
         shards_of(connection)
+
+
+def cancel(connection: Connection, message_id: str) -> bool:
+    """Removes a scheduled message; False when there is none, or it is due: then it may be at the broker.
+
+    Transaction: joins the caller's, which should be short: a message that becomes due before the commit goes out.
+    Index used: none; the waiting room is small.
+    """
+    return connection.execute(delete(_WAITING).where(_scheduled(message_id))).rowcount > 0
+
+
+def is_scheduled(connection: Connection, message_id: str) -> bool:
+    """Tells whether `cancel` would remove a message.
+
+    Transaction: joins the caller's; reads only.
+    """
+    return connection.execute(select(literal(1)).where(_scheduled(message_id)).limit(1)).first() is not None
+
+
+def _scheduled(message_id: str) -> ColumnElement[bool]:
+    same = _WAITING.c.message_id == stored_id(message_id)
+    return and_(same, _WAITING.c.reason == WaitReason.SCHEDULED, _WAITING.c.due_at > database_now())
 
 
 # --- relays ------------------------------------------------------------------------------------------------------

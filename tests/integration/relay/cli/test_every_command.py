@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from outboxkit import dead_letters, migrations, outbox, tables
 from outboxkit._sql import database_now
-from outboxkit.dead_letters import Terms, plan
+from outboxkit.dead_letters import Terms, plan, transfer
 from outboxkit.dialects import open_engine
 from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope, Target
@@ -28,6 +28,8 @@ from tests.unit.relay.cli.test_quarantine import _stop
 
 #: Commands that look at no database, or have tests of their own on both.
 ELSEWHERE = {"demo", "demo-broker", "consume", "healthcheck", "saga", "schema"}
+
+WITHOUT_JSON = {"init", "db upgrade", "db sql", "relay run", "dlq note", "dlq explain", "dlq export", "dlq stop"}
 
 #: command -> command lines that succeed, with names of what the tables hold.
 LINES: dict[str, list[str]] = {
@@ -52,12 +54,15 @@ LINES: dict[str, list[str]] = {
     "dlq edit": ["{letter} --dry-run"],
     "dlq repair": ["{letter} --with repairs:empty --dry-run"],
     "dlq export": ["{letter} --why x", "--group {group} --why x"],
-    "dlq import": ["/dev/null"],
+    "dlq import": ["letters.jsonl --yes", "letters.jsonl --dry-run"],
     "dlq discard": ["{letter} --yes --why x", "--group {group} --dry-run --why x"],
     "quarantine list": ["", "--topic orders"],
     "quarantine release": ["orders 7 --yes", "orders 7 --dry-run"],
     "quarantine skip": ["orders 7 --yes", "orders 7 --dry-run"],
     "prune": ["--dry-run", ""],
+    "log": ["", "--action dlq --since 1h", "--by ana"],
+    "messages list": ["", "--state scheduled", "--topic payments --limit 1"],
+    "messages cancel": ["{scheduled} --yes --why x", "{scheduled} --dry-run --why x"],
 }
 
 
@@ -108,22 +113,25 @@ def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 def _fill(engine: Engine) -> dict[str, str]:
     letter, other = _bury(engine), _bury(engine, "shipping", b"8")
     _stop(engine, reason="parked")
-    pending, published = order(1, topic="payments"), uuid4()
+    pending, scheduled, published = order(1, topic="payments"), order(2), uuid4()
     with engine.begin() as connection:
         outbox.write(connection, [pending])
-        outbox.schedule(connection, [(order(2), timedelta(hours=1))])
+        outbox.schedule(connection, [(scheduled, timedelta(hours=1))])
         pauses.pause(connection, Target(Scope.DESTINATION, "invoices"), by="ana", reason="x", lasts=None)
         connection.execute(tables.outbox_ledger.insert().values(**_evidence(published)))
         lease = {"id": uuid4(), "host": "h", "version": "1", "expires_at": database_now(timedelta(seconds=-1))}
         connection.execute(tables.outbox_relays.insert().values(**lease))
         drafted = plan.draft(connection, [other.id], Terms())
         replay_id = plan.freeze(connection, drafted, Terms(), by="ana", why="x")
+        travelling = replace(letter, id=uuid4(), message_id=str(uuid4()))
+        Path("letters.jsonl").write_text(json.dumps(transfer.as_record(travelling)) + "\n")
         dead_letters.annotate(connection, letter.group, by="ana", note="a note", owner="ana")
     return {
         "letter": str(letter.id),
         "group": letter.group,
         "dead": letter.message_id,
         "message": pending.id,
+        "scheduled": scheduled.id,
         "published": str(published),
         "replay": str(replay_id),
     }
@@ -141,7 +149,16 @@ CASES = [(name, line, as_json) for name, lines in LINES.items() for line in line
 def test_it_runs(outboxkit: Outboxkit, held: Held, name: str, line: str, *, as_json: bool) -> None:
     takes_json = any("--json" in parameter.opts for parameter in _all()[name].params)
     if as_json and not takes_json:
-        assert name in {"init", "db upgrade", "db sql", "relay run", "dlq note", "dlq explain", "dlq stop"}
+        assert name in {
+            "init",
+            "db upgrade",
+            "db sql",
+            "relay run",
+            "dlq note",
+            "dlq explain",
+            "dlq export",
+            "dlq stop",
+        }
         return
     arguments = [*name.split(), *line.format_map(held.names).split(), *(["--json"] if as_json else [])]
 
