@@ -4,6 +4,8 @@ A marker names what a process is about to handle. It is committed before anythin
 run, and taken away when the work is done or the process stops in order. What the marker of a vanished process names is
 *suspect*: it runs under a marker of its own, so that a further death counts against it alone.
 
+Beside its markers a run has a row in ``inbox_consumers``: who runs now, how it stands, and who ran lately.
+
 All verbs are Core statements in a transaction of the caller. All instants are the database's.
 """
 
@@ -31,12 +33,26 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Delivery
 
-__all__ = ["Owner", "clear", "identity", "mark", "named_elsewhere", "renew", "suspects", "unmark"]
+__all__ = [
+    "Owner",
+    "began",
+    "clear",
+    "ended",
+    "identity",
+    "is_alive",
+    "mark",
+    "named_elsewhere",
+    "renew",
+    "suspects",
+    "unmark",
+]
 
 _SUSPICION: Final = timedelta(days=1)  # a suspect that was not seen again for so long was settled elsewhere
 _START: Final = uuid4().hex[:8]  # tells this process from an earlier one under the same number
 _batches: Final = tables.inbox_batches
 _suspects: Final = tables.inbox_suspects
+_starts: Final = tables.inbox_consumers
+_REMEMBERED: Final = timedelta(days=30)  # a consumer's name counts as known for so long
 
 
 def identity(delivery: Delivery) -> str:
@@ -65,6 +81,38 @@ class Owner:
     def host(self) -> str:
         """Machine and process, so that the next start on this machine recognises a dead predecessor at once."""
         return f"{socket.gethostname()}/{os.getpid()}/{_START}"
+
+
+def began(session: Session, owner: Owner) -> None:
+    """Records the start of a run, and forgets those that nobody needs to know any more.
+
+    Transaction: joins the caller's; does not commit. Writes: ``inbox_consumers``.
+    """
+    connection = session.connection()
+    old = and_(_starts.c.consumer == owner.consumer, _starts.c.expires_at < database_now(-_REMEMBERED))
+    connection.execute(delete(_starts).where(old))
+    values = {"id": owner.ids[0], "consumer": owner.consumer, "host": owner.host}
+    connection.execute(insert_ignoring(connection, _starts).values(expires_at=database_now(owner.lease), **values))
+
+
+def is_alive(session: Session, owner: Owner, *, in_hand: int, trouble: str | None) -> None:
+    """Says that a run is alive, and how it stands.
+
+    Transaction: joins the caller's; does not commit. Writes: ``inbox_consumers``.
+    """
+    values = {"expires_at": database_now(owner.lease), "in_hand": in_hand, "trouble": trouble}
+    session.connection().execute(update(_starts).where(_starts.c.id == owner.ids[0]).values(values))
+
+
+def ended(session: Session, owner: Owner) -> None:
+    """Says that a run has ended in order, and takes its markers away.
+
+    Transaction: joins the caller's; does not commit. Writes: ``inbox_consumers`` and ``inbox_batches``.
+    """
+    now = database_now()
+    values = {"stopped_at": now, "expires_at": now, "in_hand": 0}
+    session.connection().execute(update(_starts).where(_starts.c.id == owner.ids[0]).values(values))
+    unmark(session, owner.ids)
 
 
 def mark(session: Session, owner: Owner, marker: UUID, identities: Sequence[str]) -> None:

@@ -119,6 +119,7 @@ class Run:
                     "message counts as handled; use an engine with a transactional isolation level"
                 )
             outbox.shards_of(connection)
+            crash_marker.began(given.session, self._owner)
             crash_marker.suspects(given.session, self._owner, starting=True)
             retries.sweep(given.session, name)
             return schema_store.record(connection, name, handlers.contracts)
@@ -253,16 +254,15 @@ class Run:
         self._is_cut_off = True
 
     async def _renew(self) -> None:
-        """Keeps the markers alive while handlers run, and takes the common one away when nothing is in hand."""
-        is_marked = False
+        """Says that the run is alive, keeps its markers, and takes the common one away when nothing is in hand."""
         while True:
             await asyncio.sleep(LEASE.total_seconds() / 3)
-            if self._core.in_hand or is_marked:
-                is_marked = bool(self._core.in_hand)
-                await self._patience.run(self._renew_or_unmark)
+            await self._patience.run(self._say_alive)
 
-    def _renew_or_unmark(self, given: TransactionScope) -> None:
-        if self._core.in_hand:
+    def _say_alive(self, given: TransactionScope) -> None:
+        in_hand, trouble = self._core.in_hand, "the broker is away" if self._is_cut_off else None
+        crash_marker.is_alive(given.session, self._owner, in_hand=in_hand, trouble=trouble)
+        if in_hand:
             crash_marker.renew(given.session, self._owner)
         else:
             crash_marker.unmark(given.session, self._owner.ids[:1])
@@ -289,7 +289,7 @@ class Run:
         if unsettled := self._core.unsettled():
             _log.info("consumer.released", extra={"consumer": self._config.name, "messages": len(unsettled)})
             await self._try(self._subscriber.release(unsettled))
-        await self._try(self._patience.run(lambda given: crash_marker.unmark(given.session, self._owner.ids)))
+        await self._try(self._patience.run(lambda given: crash_marker.ended(given.session, self._owner)))
         await self._subscriber.close()
         self._transactions.close()
 

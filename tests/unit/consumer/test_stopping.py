@@ -130,3 +130,24 @@ async def test_a_failed_message_does_not_begin_its_immediate_retry_after_a_stop(
 
     assert calls == [1]
     assert len(ran.released) == 1
+
+
+async def test_who_runs_is_recorded_and_who_has_stopped(world: ConsumerFixture) -> None:
+    begun, stop = asyncio.Event(), asyncio.Event()
+
+    async def hang(number: int) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    world.send(order(1))
+    running, _ = start(world, billing_of(world, hang, drain="10ms"), stop)
+    await begun.wait()
+    (row,) = world.rows(tables.inbox_consumers)
+    assert (row.consumer, row.stopped_at) == ("billing", None)
+    assert row.expires_at > row.started_at
+    stop.set()
+    await running
+
+    (row,) = world.rows(tables.inbox_consumers)
+    assert row.stopped_at is not None
+    assert row.expires_at == row.stopped_at
