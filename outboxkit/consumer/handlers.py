@@ -6,6 +6,7 @@ What a handler wants is read from its annotations, once, at registration: the ev
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args, get_origin
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from outboxkit.avro.frames import frame_of, name_of
 from outboxkit.codecs import codec_named
 from outboxkit.codecs.plain import from_plain
-from outboxkit.errors import ConfigurationError
+from outboxkit.errors import ConfigurationError, DecodeError
 from outboxkit.events import EventType
 from outboxkit.policy import duration
 from outboxkit.signals import DeadLetterRequested, RetryRequested
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from outboxkit.message import Headers, Message
 
@@ -34,6 +36,8 @@ __all__ = [
     "MessageContext",
     "Want",
     "decode",
+    "is_framed",
+    "named_by_frame",
 ]
 
 
@@ -209,6 +213,46 @@ def _version_of(dataschema: str) -> int:
     """The version in our own ``ce_dataschema``; 0 for that of others."""
     number = dataschema.rpartition(":")[2] if dataschema.startswith("urn:outboxkit:") else ""
     return int(number) if number.isascii() and number.isdigit() and len(number) < _DIGITS else 0
+
+
+def named_by_frame(message: Message, handlers: Sequence[Handler], resolve: Callable[[str], str]) -> Handler | None:
+    """Returns the handler whose contract has the record that the payload's frame names; None when none has it.
+
+    Raises:
+        DecodeError: the payload has no frame, or its schema is no record.
+        SchemaNotFound: nobody knows the schema.
+        RegistryUnavailable: the registry is away.
+    """
+    names = _record_names(resolve(name_of(frame_of(message))))
+    if not names:
+        raise DecodeError("the frame of the payload names a schema that is not a record")
+    for handler in handlers:
+        contract = handler.event_type
+        own = None if contract is None else codec_named(contract.codec).schema_text(contract)
+        if own is not None and names & _record_names(own):
+            return handler
+    return None
+
+
+def is_framed(message: Message) -> bool:
+    """True if the payload says which schema wrote it."""
+    try:
+        frame_of(message)
+    except DecodeError:
+        return False
+    return True
+
+
+def _record_names(schema: str) -> set[str]:
+    """The full name of a record, and its aliases."""
+    try:
+        found = json.loads(schema)
+    except ValueError:
+        return set()
+    if not isinstance(found, dict) or found.get("type") != "record":
+        return set()
+    space, names = found.get("namespace") or "", [found.get("name", ""), *found.get("aliases", ())]
+    return {name if "." in name or not space else f"{space}.{name}" for name in names}
 
 
 def decode(message: Message, contract: EventType, resolve: Callable[[str], str]) -> object:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import zip_longest
@@ -17,7 +17,7 @@ from sqlalchemy.util import await_only
 from outboxkit import context, dead_letters, dialects, inbox, schema_store
 from outboxkit._failpoints import failpoint
 from outboxkit.consumer import replays, retries
-from outboxkit.consumer.handlers import Handler, MessageContext, Want, decode
+from outboxkit.consumer.handlers import Handler, MessageContext, Want, decode, named_by_frame
 from outboxkit.consumer.protocol import Failed
 from outboxkit.consumer.reading import Cause
 from outboxkit.consumer.transactions import (
@@ -146,13 +146,15 @@ class MessageTransaction:
         subject = subject_of(tried.job)
         if subject.waiting is not None and not retries.take(given.session, subject.waiting):
             return Result.GONE
-        if subject.message is None or subject.handler is None:
-            raise OutboxKitError("an attempt needs a message and its handler")
-        if self._is_for_another(given, subject.message):
+        message, handler = _message(tried.job), subject.handler
+        if handler is None:
+            handler = named_by_frame(message, subject.candidates, self._resolver(given))
+            message = replace(message, type=handler.pattern if handler else "")
+        if handler is None or self._is_for_another(given, message):
             if subject.waiting is not None:
                 retries.remove(given.session, self.consumer, subject.waiting)
             return Result.IGNORED
-        return self._once(given, tried, subject.message, subject.handler)
+        return self._once(given, tried, message, handler)
 
     def _is_for_another(self, given: TransactionScope, message: Message) -> bool:
         """True if it is the replay of another consumer's letter. A header alone says nothing: anybody may set it."""

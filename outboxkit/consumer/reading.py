@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from outboxkit import dead_letters, inbox
 from outboxkit.consumer import crash_marker, envelopes
+from outboxkit.consumer.handlers import is_framed
 from outboxkit.consumer.protocol import Failed, Job, Standing
 from outboxkit.dead_letters import Stage
 from outboxkit.errors import ConfigurationError, DecodeError, OutboxKitError
@@ -57,11 +58,15 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What the shell knows of a job: the message as far as it can be read, its handler, its row in the waiting room."""
+    """What the shell knows of a job: the message as far as it can be read, its handler, its row in the waiting room.
+
+    ``candidates`` are the handlers among which the schema that the payload's frame names will decide.
+    """
 
     message: Message | None
     handler: Handler | None = None
     waiting: WaitingDelivery | None = None
+    candidates: tuple[Handler, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +103,14 @@ class Reading:
         try:
             message = message_of(delivery)
             message = replace(message, type=self._type(message, delivery))
-            handler = self.handlers.find(delivery.topic, message.type, message.dataschema) or self._sole(message)
-            if handler is None:
+            handler = self.handlers.find(delivery.topic, message.type, message.dataschema)
+            candidates = () if handler or message.type else self._of_topic(message)
+            if handler is None and not candidates:
                 return self._ignored(facts, message, waiting)
+            if len(candidates) == 1:
+                handler, candidates = candidates[0], ()
             message = self._named(message, handler, delivery)
-            return self._timely(facts, Subject(message, handler, waiting), now)
+            return self._timely(facts, Subject(message, handler, waiting, candidates), now)
         except Exception as error:  # noqa: BLE001  the boundary around headers and the user's extractors
             kept = message and _without_identity(message)
             fault = Failed(failure=Failure.POISON, cause=Cause(Stage.READ, error))
@@ -114,20 +122,19 @@ class Reading:
         routing_key = delivery.routing_key or ""
         return message.type or (routing_key if routing_key not in (delivery.topic, *self.queues) else "")
 
-    def _sole(self, message: Message) -> Handler | None:
-        """The handler of a message that names no type: that of the only contract of its topic."""
-        if message.type:
-            return None
+    def _of_topic(self, message: Message) -> tuple[Handler, ...]:
+        """The handlers of a message without a type: that of the topic's only contract, or those a frame may name."""
         known = [handler for handler in self.handlers if handler.topic == message.topic]
-        if len(known) == 1 and known[0].event_type is not None:
-            return known[0]
+        contracts = tuple(handler for handler in known if handler.event_type is not None)
+        if len(known) == len(contracts) == 1 or (contracts and is_framed(message)):
+            return contracts
         names = ", ".join(sorted(handler.pattern for handler in known))
         raise DecodeError(
             f"the message has no type, and {message.topic} has {len(known)} handlers here ({names}): let the producer "
             "send ce_type, or give the Consumer type_of=…, or handle what has no type by on('*')"
         )
 
-    def _named(self, message: Message, handler: Handler, delivery: Delivery) -> Message:
+    def _named(self, message: Message, handler: Handler | None, delivery: Delivery) -> Message:
         """The message under the type of its contract, with an id that the inbox can keep."""
         found = message.id
         if not found and self.message_id is not None:
@@ -136,7 +143,7 @@ class Reading:
             raise DecodeError("the message has no id: nothing tells it from its copies; give the Consumer message_id=…")
         if fault := inbox.fault_of(found, message.source):
             raise DecodeError(fault)
-        return replace(message, id=found, type=message.type or handler.pattern)
+        return replace(message, id=found, type=message.type or (handler.pattern if handler else ""))
 
     def _ignored(self, facts: dict[str, Any], message: Message, waiting: WaitingDelivery | None) -> Job:
         return Job(standing=Standing.IGNORED, subject=Subject(message, None, waiting), **facts)
@@ -144,7 +151,8 @@ class Reading:
     def _timely(self, facts: dict[str, Any], subject: Subject, now: datetime) -> Job:
         expires = subject.message.expires_at if subject.message else None
         if expires is None or expires > now or self.expired is Expired.HANDLE:
-            shares = subject.message is None or subject.message.header(REPLAY_FOR) is None
+            is_plain = subject.message is None or subject.message.header(REPLAY_FOR) is None
+            shares = is_plain and not subject.candidates
             return Job(subject=subject, shares=shares, **facts)
         if self.expired is Expired.SKIP:
             return Job(standing=Standing.EXPIRED, subject=subject, **facts)

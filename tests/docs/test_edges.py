@@ -12,7 +12,7 @@ LINES = dict(re.findall(r"^\| (E\d+) \|(.*)$", PAGE.read_text("utf-8"), re.MULTI
 LINK = re.compile(r"\[([^\]]+)\]\(\.\./\.\./((?:tests|outboxkit/testing)/[^)]+\.py)\)")
 DOCUMENTED = re.compile(r"documented: \[[^\]]+\]\((\.\./)?[\w/]+\.md#[\w-]+\)")
 NO_TEST_CAN_SHOW = ["E59", "E71"]
-WITHOUT_LINE = (106, 111, 115, 117)  # of the consumer's
+WITHOUT_LINE = (111, 115, 117)  # of the consumer's
 NAMED_BY_EDGE = (
     *(ROOT / "tests" / "integration" / "capture").glob("test_*.py"),
     *(ROOT / "tests" / "integration").glob("*/test_*edges.py"),

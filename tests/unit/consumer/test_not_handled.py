@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit.consumer import Consumer
 from outboxkit.dead_letters import Stage
+from outboxkit.events import EventType
 from outboxkit.headers import pack_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure
@@ -208,3 +209,44 @@ def test_a_consumer_says_what_it_is() -> None:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outboxkit.consumer.run.IDLE", timedelta(milliseconds=5))
+
+
+SHIPPED = {"type": "record", "name": "Shipped", "namespace": "shop", "fields": [{"name": "number", "type": "int"}]}
+PAID = {"type": "record", "name": "Paid", "namespace": "shop", "fields": [{"name": "number", "type": "int"}]}
+REGISTRY = {
+    "7": json.dumps(SHIPPED),
+    "8": json.dumps(PAID),
+    "9": json.dumps(PAID | {"name": "Refunded"}),
+    "10": '"string"',
+}
+
+
+def framed(schema_id: int, number: int = 5) -> bytes:
+    """Confluent's frame of five bytes, and an int."""
+    return b"\0" + schema_id.to_bytes(4, "big") + bytes([number * 2])
+
+
+@pytest.mark.parametrize(
+    ("schema_id", "handled", "ignored_and_dead"),
+    [(7, ["shipped"], (0, 0)), (8, ["paid"], (0, 0)), (9, [], (1, 0)), (10, [], (0, 1))],
+)
+async def test_a_confluent_frame_names_the_record_and_the_record_names_the_contract(
+    world: ConsumerFixture, schema_id: int, handled: list[str], ignored_and_dead: tuple[int, int]
+) -> None:
+    billing = consumer(world, message_id="place", resolve=lambda name: REGISTRY[name])
+    calls: list[str] = []
+
+    @billing.on(EventType(name="order.shipped", schema=SHIPPED, codec="avro"), topic="orders")
+    async def shipped(event: dict[str, Any]) -> None:
+        calls.append("shipped")
+
+    @billing.on(EventType(name="order.paid", schema=PAID, codec="avro"), topic="orders")
+    async def paid(event: dict[str, Any]) -> None:
+        calls.append("paid")
+
+    world.exchange.append("orders", foreign(payload=framed(schema_id)))
+    ran = await world.run(billing)
+
+    assert calls == handled
+    assert (billing.counts["ignored"], len(letters(world))) == ignored_and_dead
+    assert len(ran.acknowledged) == 1
