@@ -3,7 +3,7 @@
     scripts/bench relay [--broker kafka|rabbitmq] [--round-trip MS] [--quick] [--json FILE]
 
 Each contender drains a backlog of its own in a process of its own; they take turns, and the ratios are taken inside a
-round, because the machine's speed drifts. Messages have 300 bytes and four headers beside the CloudEvents ones.
+round, because the machine's speed drifts. Messages have 300 bytes, and every contender sends the same 13 headers.
 
 Kafka:     orm      the tutorial: ORM rows, batch 100, FOR UPDATE SKIP LOCKED, produce, flush, delete
            loop     the usual psycopg loop: batch 100, decoded values, produce, flush, delete
@@ -164,7 +164,7 @@ def orm(database: str, broker: str, _count: int) -> None:
             if not rows:
                 return
             for row in rows:
-                headers = {"ce_id": str(row.message_id), "ce_type": row.type, **dict(HEADERS[7:11])}
+                headers = [*HEADERS[:1], ("ce_id", str(row.message_id)), ("ce_type", row.type), *HEADERS[3:]]
                 kafka.produce(row.topic, row.payload, row.key, headers=headers)
             kafka.flush()
             for row in rows:
@@ -182,7 +182,7 @@ def loop(database: str, broker: str, _count: int) -> None:
     with psycopg.connect(database.replace("+psycopg", "")) as connection:
         while rows := connection.execute(select).fetchall():
             for _, message_id, topic, key, kind, payload in rows:
-                headers = {"ce_id": str(message_id), "ce_type": kind, **dict(HEADERS[7:11])}
+                headers = [*HEADERS[:1], ("ce_id", str(message_id)), ("ce_type", kind), *HEADERS[3:]]
                 kafka.produce(topic, payload, key, headers=headers)
             kafka.flush()
             connection.execute("DELETE FROM outbox_messages WHERE position = ANY(%s)", [[row[0] for row in rows]])

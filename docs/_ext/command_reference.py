@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from outboxkit import errors
 from outboxkit_relay.cli.main import COMMANDS, program
-from outboxkit_relay.settings import PREFIX, DestinationSettings, Settings
+from outboxkit_relay.sections import DestinationSettings
+from outboxkit_relay.settings import PREFIX, Settings
 
 __all__ = ["commands", "errors_by_code", "settings"]
 

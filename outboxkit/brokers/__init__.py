@@ -116,6 +116,11 @@ class Publisher(Protocol):
     @property
     def features(self) -> Features: ...
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the adapter's own thread has ended, by a defect: the owner closes it and opens another one."""
+        ...
+
     def publish(self, batch: Batch) -> Future[Receipts]:
         """Hands a batch over and returns at once.
 

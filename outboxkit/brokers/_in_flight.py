@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Batch
 
-__all__ = ["InFlight", "Pending", "unsendable"]
+__all__ = ["InFlight", "OwnThread", "Pending", "unsendable"]
 
 _MESSAGES_PER_DESTINATION: Final = 10_000  # a window of 8 batches of 1,000, and some
 _BYTES: Final = 64 << 20  # bounds memory, whatever the size of the messages
@@ -151,3 +151,14 @@ class InFlight:
 def unsendable(error: Exception) -> str:
     """Words for a row that cannot be put on the wire at all; never with its content."""
     return f"the row cannot be sent: its headers are not packed as outboxkit packs them ({type(error).__name__})"
+
+
+class OwnThread:
+    """A publisher with a thread of its own, which ends with the publisher, or before it by a defect."""
+
+    _thread: threading.Thread | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread has ended."""
+        return self._thread is not None and not self._thread.is_alive()

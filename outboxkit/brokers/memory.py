@@ -162,6 +162,7 @@ class MemoryPublisher:
     """See `outboxkit.brokers.Publisher`."""
 
     features = FEATURES
+    has_ended = False  # it has no thread
 
     def __init__(self, target: Exchange) -> None:
         self._target = target

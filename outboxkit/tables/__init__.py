@@ -152,7 +152,11 @@ outbox_relays = Table(
     Column("started_at", Instant, nullable=False, server_default=database_now()),
     Column("expires_at", Instant, nullable=False),
     Column("version", Text, nullable=False),
-    comment="leases; the id is the fencing token of one start of one relay",
+    Column("routing", Text),
+    Column("state", Text),
+    Column("told_at", Instant),
+    Column("ended", Text),
+    comment="leases; the id is the fencing token of one start of one relay; and what each relay has told of itself",
 )
 
 outbox_shards = Table(

@@ -9,17 +9,26 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from outboxkit.errors import ConfigurationError
-from outboxkit.policy import Followers, Order, duration
+from outboxkit_relay import redaction
+from outboxkit_relay.sections import (
+    BrokerSettings,
+    DestinationSettings,
+    Duration,
+    LogSettings,
+    ProbeSettings,
+    RelaySettings,
+    Retention,
+)
 
 __all__ = [
     "Duration",
@@ -37,85 +46,10 @@ __all__ = [
 PREFIX: Final = "OUTBOXKIT_"
 _IN_FILES: Final = ("database_url", "database_direct_url", "broker_url")
 
-Duration = Annotated[timedelta, BeforeValidator(lambda value: duration(value) if isinstance(value, str) else value)]
-
-
-def _rate(value: object) -> object:
-    """Messages a second, from a text such as ``200/s``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)", value.strip()) if isinstance(value, str) else None
-    if isinstance(value, str) and match is None:
-        raise ValueError("expected a rate such as 200/s, 5000/m or 100/h")
-    return value if match is None else float(match[1]) / {"s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-Rate = Annotated[float, BeforeValidator(_rate), Field(gt=0)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CircuitSettings(_Section):
-    """``[relay.circuit]`` and ``[destinations.NAME.circuit]``: when a destination that refuses is left alone."""
-
-    failure_rate: float = Field(0.5, gt=0, le=1, description="it opens when so much of a window's messages is refused")
-    window: Duration = Field(timedelta(seconds=30), description="how far it looks back")
-    open_for: Duration = Field(timedelta(seconds=5), description="how long it stays open before a few messages probe")
-
-
-class RelaySettings(_Section):
-    """``[relay]``: how the daemon publishes."""
-
-    batch_size: int = Field(1000, ge=1, le=10_000, description="rows read, claimed and settled together")
-    window: int = Field(8, ge=1, le=64, description="batches in flight for one destination")
-    lease: Duration = Field(timedelta(seconds=10), description="how long the others wait before they take over")
-    drain: Duration = Field(timedelta(seconds=20), description="how long a stop waits for messages in flight")
-    patience: Duration = Field(timedelta(seconds=30), description="a batch not answered for so long is sent again")
-    wake: Literal["poll", "notify"] = Field(
-        "poll",
-        description="notify: PostgreSQL wakes it when writers call commit_hooks.notify; it polls, too",
-    )
-    poll_slowest: Duration = Field(timedelta(milliseconds=250), description="the longest pause between two idle reads")
-    order: Order | None = Field(
-        None, description="pipelined or strict; default: pipelined on Kafka, strict on RabbitMQ"
-    )
-    on_dead: Followers = Field(Followers.PARK, description="followers of a dead head: park, skip or block")
-    retry_base: Duration = Field(timedelta(milliseconds=100), description="full jitter: base of the delay")
-    retry_cap: Duration = Field(timedelta(seconds=5), description="full jitter: the longest delay")
-    retry_attempts: int = Field(8, ge=1, le=1000, description="tries after the first before a message is dead")
-    circuit: CircuitSettings = Field(default_factory=CircuitSettings)
-
-
-class DestinationSettings(_Section):
-    """``[destinations.NAME]``: what one topic or queue may take of each relay."""
-
-    rate: Rate | None = Field(None, description="messages per time: 200/s, 5000/m; default: as fast as it goes")
-    in_flight: int | None = Field(None, ge=1, le=1_000_000, description="messages at the broker; default: the window")
-    circuit: CircuitSettings | None = Field(None, description="default: [relay.circuit]")
-
-
-class Retention(_Section):
-    """``[retention]``: how long finished things are kept."""
-
-    ledger: Duration = Field(timedelta(days=3), description="evidence of what was published")
-    inbox: Duration = Field(timedelta(days=14), description="how long a redelivered message is recognised")
-    dead_letters: Duration = Field(timedelta(days=90), description="closed dead letters")
-    audit: Duration = Field(timedelta(days=365), description="who did what")
-
-
-class LogSettings(_Section):
-    """``[log]``: what is written to standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least severe level shown")
-    format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, JSON elsewhere")
-
-
-class ProbeSettings(_Section):
-    """``[probes]``: ``/livez``, ``/readyz`` and ``/metrics`` of the relay."""
-
-    port: int | None = Field(None, ge=0, le=65_535, description="off unless set; 0 takes a free one and logs it")
-    host: str = Field("127.0.0.1", description="the address to listen on")
-    allow_remote: bool = Field(False, description="let it be an address that other machines reach: there is no login")
+# Kubernetes gives every pod such variables for every Service, in the form of Docker's links.
+_OF_A_SERVICE: Final = re.compile(
+    rf"(?!.*__){PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
 
 
 class Settings(BaseSettings):
@@ -142,14 +76,19 @@ class Settings(BaseSettings):
     broker: dict[str, str] = Field(
         default_factory=dict, description="client settings by their own names, by allow-list"
     )
+    brokers: dict[str, BrokerSettings] = Field(
+        default_factory=dict, description="further brokers by name, see below: one outbox feeds them all"
+    )
     relay: RelaySettings = Field(default_factory=RelaySettings)
     destinations: dict[str, DestinationSettings] = Field(
-        default_factory=dict, description="limits of single topics and queues, see below"
+        default_factory=dict, description="limits and brokers of single topics and queues, see below"
     )
     retention: Retention = Field(default_factory=Retention)
     log: LogSettings = Field(default_factory=LogSettings)
     probes: ProbeSettings = Field(default_factory=ProbeSettings)
     failpoints: str = Field("", description="for tests only: name=exit[:n],…", exclude=True)
+    secret_files: dict[str, Path] = Field(default_factory=dict, description="where secrets came from", exclude=True)
+    read_from: Path | None = Field(None, description="the settings file", exclude=True)
 
     @classmethod
     def settings_customise_sources(  # noqa: PLR0917  pydantic's signature
@@ -165,12 +104,12 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
     def database(self) -> str:
-        """The database URL, secret included.
+        """Returns the database URL, secret included; read again from its file, if it came from one.
 
         Raises:
             ConfigurationError: it is not set.
         """
-        return _required(self.database_url, "database_url", "postgresql+psycopg://user@host/database")
+        return _required(self._secret("database_url"), "database_url", "postgresql+psycopg://user@host/database")
 
     @property
     def pooled(self) -> bool:
@@ -183,7 +122,7 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: the database is not set.
         """
-        return self.database_direct_url.get_secret_value() if self.database_direct_url else self.database()
+        return self._secret("database_direct_url") or self.database()
 
     def broker_address(self) -> str:
         """The broker URL, secret included.
@@ -191,7 +130,49 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: it is not set.
         """
-        return _required(self.broker_url, "broker_url", "kafka://localhost:9092 or amqp://guest@localhost/")
+        return _required(self._secret("broker_url"), "broker_url", "kafka://localhost:9092 or amqp://guest@localhost/")
+
+    def broker_names(self) -> tuple[str, ...]:
+        """The names of all brokers, the default one first; that of ``broker_url`` is the empty one.
+
+        Raises:
+            ConfigurationError: none is the default, or several are, or a destination names one that is not there.
+        """
+        chosen = [name for name, one in self.brokers.items() if one.default]
+        candidates = chosen or ([""] if self.broker_url or not self.brokers else list(self.brokers))
+        if len(candidates) != 1 or (chosen and self.broker_url):
+            raise ConfigurationError(
+                "several brokers and no single default: set broker_url, or default = true in one of [brokers.NAME]; "
+                f"found {', '.join(sorted(candidates) or ['none'])}"
+            )
+        for destination, own in self.destinations.items():
+            if own.broker and own.broker not in self.brokers:
+                raise ConfigurationError(
+                    f"destinations.{destination}.broker is {own.broker}; there are {', '.join(sorted(self.brokers))}"
+                )
+        return (*candidates, *(name for name in self.brokers if name not in candidates))
+
+    def address_of(self, broker: str) -> str:
+        """Returns the URL of a broker by its name, secret included; read again from its file, if it came from one.
+
+        Raises:
+            ConfigurationError: it is not set, or the file cannot be read.
+        """
+        if not broker:
+            return self.broker_address()
+        own, name = self.brokers[broker], f"brokers.{broker}.url"
+        given = _secret_file(own.url_file, name) if own.url_file else own.url.get_secret_value() if own.url else ""
+        return _required(given, name, "amqp://guest@localhost/")
+
+    def options_of(self, broker: str) -> dict[str, str]:
+        """The client settings of a broker by its name."""
+        return self.brokers[broker].options if broker else self.broker
+
+    def _secret(self, name: str) -> str:
+        if name in self.secret_files:
+            return _secret_file(self.secret_files[name], f"{PREFIX}{name.upper()}_FILE")
+        value: SecretStr | None = getattr(self, name)
+        return value.get_secret_value() if value else ""
 
 
 def load(file: Path | None = None, **flags: Any) -> Settings:
@@ -204,13 +185,18 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
     Raises:
         ConfigurationError: each wrong key with what was expected.
     """
-    content = {**_content(file), **_secrets_from_files()}
+    found, read_from = _content(file)
+    files = _secret_files()
+    content = found | {name: _secret_file(path, f"{PREFIX}{name.upper()}_FILE") for name, path in files.items()}
     _refuse_unknown_variables()
+    _refuse_failpoints(found)
     try:
         settings = Settings(**content)
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None
-    return settings.model_copy(update={name: SecretStr(value) for name, value in flags.items() if value is not None})
+    given = {name: SecretStr(value) for name, value in flags.items() if value is not None}
+    kept = {name: path for name, path in files.items() if name not in given}
+    return settings.model_copy(update={**given, "secret_files": kept, "read_from": read_from})
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -235,20 +221,43 @@ def colourless() -> bool:
     return bool(os.environ.get("NO_COLOR"))
 
 
-def _content(file: Path | None) -> dict[str, Any]:
+def _content(file: Path | None) -> tuple[dict[str, Any], Path | None]:
+    """What a file says, and which one."""
     named = file or (Path(value) if (value := os.environ.get(f"{PREFIX}CONFIG")) else None)
+    if named is None and (default := Path("outboxkit.toml")).is_file():
+        named = default
     if named is not None:
-        return _toml(named)
-    if (default := Path("outboxkit.toml")).is_file():
-        return _toml(default)
+        return _toml(named), named.absolute()
     if (project := Path("pyproject.toml")).is_file():
-        found: dict[str, Any] = _toml(project).get("tool", {}).get("outboxkit", {})
-        return found
-    return {}
+        found = _toml(project).get("tool", {}).get("outboxkit", {})
+        return found, project.absolute() if found else None
+    return {}, None
+
+
+def _refuse_failpoints(content: Mapping[str, Any]) -> None:
+    """They end processes: nobody gets them from a file that happens to lie there, and production never."""
+    if "failpoints" in content:
+        raise ConfigurationError(
+            f"failpoints are for tests: they are read from {PREFIX}FAILPOINTS only, not from a file"
+        )
+    if os.environ.get(f"{PREFIX}FAILPOINTS") and os.environ.get(f"{PREFIX}PROFILE") == "production":
+        raise ConfigurationError(
+            f"{PREFIX}FAILPOINTS is set, and {PREFIX}PROFILE is production: failpoints are for tests"
+        )
+
+
+def _refuse_foreign(path: Path, status: os.stat_result) -> None:
+    """A settings file says where messages go, and with which checks: nobody else may have a hand in it."""
+    foreign = os.name == "posix" and status.st_uid not in {0, os.geteuid()}
+    by_group = status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()
+    if foreign or by_group or status.st_mode & stat.S_IWOTH:
+        why = "belongs to another user" if foreign else "can be written by other users"
+        raise ConfigurationError(f"the settings file {path} {why}: own it, and let nobody else write it (chmod go-w)")
 
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
+        _refuse_foreign(path, path.stat())
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigurationError(f"the settings file {path} cannot be read: {error.strerror}") from None
@@ -256,27 +265,36 @@ def _toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"the settings file {path} is not TOML: {error}") from None
 
 
-def _secrets_from_files() -> dict[str, str]:
-    """``OUTBOXKIT_DATABASE_URL_FILE`` and the like: for secrets that are mounted as files."""
-    found = {}
-    for name in _IN_FILES:
-        if path := os.environ.get(f"{PREFIX}{name.upper()}_FILE"):
-            try:
-                found[name] = Path(path).read_text().strip()
-            except OSError as error:
-                raise ConfigurationError(f"{PREFIX}{name.upper()}_FILE: {path}: {error.strerror}") from None
-    return found
+def _secret_files() -> dict[str, Path]:
+    """``OUTBOXKIT_DATABASE_URL_FILE`` and the like: for secrets that are mounted as files.
+
+    A variable with the secret itself wins over its file.
+    """
+    variables = {name: f"{PREFIX}{name.upper()}" for name in _IN_FILES}
+    named = {name: os.environ.get(f"{variable}_FILE", "") for name, variable in variables.items()}
+    return {name: Path(path) for name, path in named.items() if path and not os.environ.get(variables[name])}
+
+
+def _secret_file(path: Path, name: str) -> str:
+    try:
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"{name}: {path}: {why}") from None
+    redaction.remember({*redaction.secrets_of(secret)})
+    return secret
 
 
 def _refuse_unknown_variables() -> None:
     sections = {"CONFIG", *(f"{name.upper()}_FILE" for name in _IN_FILES), "PROFILE", "DEMO_DATABASE", "DEMO_BROKER"}
-    known = sections | {name.upper() for name in Settings.model_fields}
+    known = sections | {name.upper() for name in Settings.model_fields} | {"ALLOW_FAILPOINTS"}
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX):
             section = variable.removeprefix(PREFIX).partition("__")[0]
-            if section not in known and not section.startswith("TEST_"):
+            if section not in known and not section.startswith("TEST_") and not _OF_A_SERVICE.fullmatch(variable):
                 raise ConfigurationError(
-                    f"the variable {variable} is not a setting of outboxkit; see docs/reference/settings.md"
+                    f"the variable {variable} is not a setting of outboxkit; see docs/reference/settings.md. "
+                    "If a Kubernetes Service of that name has set it, use enableServiceLinks: false"
                 )
 
 
@@ -299,9 +317,10 @@ def _unknown(path: tuple[int | str, ...]) -> str:
     return "there is no such setting" + (f"; did you mean {'.'.join((*outer, close[0]))}?" if close else "")
 
 
-def _required(value: SecretStr | None, name: str, example: str) -> str:
-    if value is None or not value.get_secret_value():
+def _required(value: str, name: str, example: str) -> str:
+    if not value:
+        variable = f"{PREFIX}{name.upper().replace('.', '__')}"
         raise ConfigurationError(
-            f"{name} is not set; set {PREFIX}{name.upper()}, or {name} in outboxkit.toml, for example {example}",
+            f"{name} is not set; set {variable}, or {name} in outboxkit.toml, for example {example}"
         )
-    return value.get_secret_value()
+    return value

@@ -28,7 +28,7 @@ CORES = files(
 )
 
 # Around one message (its headers and the user's extractors, its handler, our SQL about it), around leaving; where an
-# outage is told from other errors; around one relay cycle, in the command line's main.
+# outage is told from other errors; around one relay cycle, around the reset of a publisher, in the command line's main.
 BROAD_EXCEPTS = {
     "outboxkit/brokers/kafka/publish.py",
     "outboxkit/brokers/rabbitmq/channel.py",
@@ -39,6 +39,7 @@ BROAD_EXCEPTS = {
     "outboxkit/consumer/transactions.py",
     "relay/outboxkit_relay/daemon/db_thread.py",
     "relay/outboxkit_relay/daemon/embedded.py",
+    "relay/outboxkit_relay/daemon/publishers.py",
     "relay/outboxkit_relay/cli/__init__.py",
     "relay/outboxkit_relay/cli/dlq/repair.py",
 }

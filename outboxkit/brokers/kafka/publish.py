@@ -12,12 +12,13 @@ import logging
 import queue
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from outboxkit.brokers import Features, Refusal
-from outboxkit.brokers._in_flight import InFlight, Pending, unsendable
+from outboxkit.brokers._in_flight import InFlight, OwnThread, Pending, unsendable
 from outboxkit.brokers.kafka.errors import login_trouble
 from outboxkit.brokers.kafka.login import connection_settings, provable_settings, renewed
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove, unknown
@@ -97,17 +98,15 @@ def failure_of(error: KafkaError) -> Failure:
     return _FAILURES.get(code, Failure.REJECTED if code > 0 else Failure.INDETERMINATE)
 
 
+@dataclass(frozen=True, slots=True)
 class _Barrier:
     """Asks the thread for a new session, or for the end."""
 
-    __slots__ = ("done", "last")
-
-    def __init__(self, *, last: bool) -> None:
-        self.done = threading.Event()
-        self.last = last
+    last: bool
+    done: threading.Event = field(default_factory=threading.Event)
 
 
-class KafkaPublisher:
+class KafkaPublisher(OwnThread):
     """See `outboxkit.brokers.Publisher`."""
 
     features = FEATURES
@@ -129,8 +128,7 @@ class KafkaPublisher:
         self._away_until = 0.0  # it did not answer a moment ago: until then nobody asks again
         self._used: dict[str, Any] = {}  # its connection settings
         self._batch_bytes = 0
-        self._fatal = ""
-        self._farewell = ""  # why the latest session was ended
+        self._fatal = self._farewell = ""  # why the session is broken; why the latest one was ended
 
     def __repr__(self) -> str:
         return f"KafkaPublisher({self._settings.address})"

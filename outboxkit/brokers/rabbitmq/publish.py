@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from outboxkit.brokers import Refusal
-from outboxkit.brokers._in_flight import InFlight, Pending
+from outboxkit.brokers._in_flight import InFlight, OwnThread, Pending
 from outboxkit.brokers.rabbitmq.connection import ChannelError, close, connect, is_blocked, is_open, until_ready
 from outboxkit.brokers.rabbitmq.destination import DestinationTask, trouble_with
 from outboxkit.brokers.rabbitmq.settings import FEATURES
@@ -44,7 +44,7 @@ _AWAY_SECONDS: Final = 1.0
 _BLINK_SECONDS: Final = 0.01  # a look at what is known; no time at all would never see it
 
 
-class RabbitPublisher:
+class RabbitPublisher(OwnThread):
     """See `outboxkit.brokers.Publisher`."""
 
     features = FEATURES

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from outboxkit_relay.cli.main import Invocation
 
 __all__ = ["command"]
+
+_log: Final = logging.getLogger(__name__)
 
 
 @click.group()
@@ -39,6 +42,8 @@ def run(invocation: Invocation, *, once: bool) -> None:
     relays, also of dead ones; not for what is paused, parked, or scheduled for later.
     """
     settings = invocation.settings
+    if settings.failpoints:
+        _log.warning("failpoints.enabled", extra={"failpoints": settings.failpoints})
     _failpoints.enable(settings.failpoints)
     lifecycle.tune_interpreter()
     stop = threading.Event()

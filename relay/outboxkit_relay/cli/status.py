@@ -11,14 +11,15 @@ import click
 from sqlalchemy import exists, func, select, union_all
 
 from outboxkit import tables
-from outboxkit._sql import Instant, database_now
+from outboxkit._sql import database_now, microseconds_of
 from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope
 from outboxkit.policy import duration
-from outboxkit.rows import StopReason, WaitReason
+from outboxkit.rows import UNREADABLE, StopReason, WaitReason, microseconds
 from outboxkit_relay.cli import find_message, pause
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.exit_codes import Exit
+from outboxkit_relay.observe.sentences import from_text, sentence
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -124,7 +125,9 @@ def _problems(
 ) -> list[str]:
     alive = [relay for relay in relays if relay["alive"]]
     late = [topic for topic in topics if topic.oldest_seconds > patience.total_seconds()]
-    found = []
+    found = [told for relay in alive for told in relay["unavailable"]]
+    ended = [relay for relay in relays if relay["ended"] and not alive]
+    found += [f"the relay on {relay['host']} does not publish: {relay['ended']}" for relay in ended]
     if not alive and any(topic.pending or topic.retry or topic.scheduled for topic in topics):
         found.append("messages wait, and no relay is alive: start one with `outboxkit relay run`")
     for topic in late:
@@ -145,9 +148,12 @@ def _problems(
 
 def _topics(connection: Connection, now: datetime) -> list[Topic]:
     found: dict[str, dict[str, Any]] = {}
-    pending = select(_HOT.topic, func.count(), func.min(_HOT.recorded_at, type_=Instant())).group_by(_HOT.topic)
-    for topic, count, oldest in connection.execute(pending):
-        found.setdefault(topic, {}).update(pending=count, oldest_seconds=max(0.0, (now - oldest).total_seconds()))
+    recorded, until = microseconds_of(_HOT.recorded_at), microseconds(now)
+    oldest = func.min(func.nullif(recorded, UNREADABLE), type_=recorded.type)
+    pending = select(_HOT.topic, func.count(), oldest).group_by(_HOT.topic)
+    for topic, count, since in connection.execute(pending):
+        age = max(0.0, (until - since) / 1e6) if since is not None else 0.0
+        found.setdefault(topic, {}).update(pending=count, oldest_seconds=age)
     waiting = select(_WAITING.topic, _WAITING.reason, func.count()).group_by(_WAITING.topic, _WAITING.reason)
     for topic, reason, count in connection.execute(waiting):
         found.setdefault(topic, {})[reason] = count
@@ -168,7 +174,9 @@ def _relays(connection: Connection, now: datetime) -> list[dict[str, Any]]:
             "id": str(row["id"]),
             "host": row["host"],
             "version": row["version"],
-            "alive": row["expires_at"] > now,
+            "alive": row["expires_at"] > now and row["ended"] is None,
+            "ended": row["ended"],
+            "unavailable": [sentence(one, now) for one in from_text(row["state"])],
             "shards": shards.get(row["id"], 0),
             "lease_seconds": round((row["expires_at"] - now).total_seconds(), 1),
             "up_seconds": round((now - row["started_at"]).total_seconds(), 1),

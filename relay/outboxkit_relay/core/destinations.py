@@ -76,12 +76,14 @@ class DestinationLimits:
         rate: messages a second; None: as fast as it goes.
         circuit: when it is left alone; None: only for the pause that every trouble brings.
         order: how much of a key may be in flight; None: as the relay's.
+        broker: where it is; the empty name is the default broker's.
     """
 
     in_flight: int | None = None
     rate: float | None = None
     circuit: CircuitRule | None = None
     order: Order | None = None
+    broker: str = ""
 
 
 _NO_LIMITS: Final = DestinationLimits()

@@ -35,8 +35,8 @@ _LAST_ANSWERS: Final = timedelta(seconds=5)  # after a stop has given up: an ada
 
 def plan(state: State, commands: list[protocol.Command], now: datetime, rng: random.Random) -> None:
     """Adds the commands that are due now."""
-    if any(batch.deadline <= now for batch in state.batches()):
-        give_up(state, commands, now)
+    for broker in _brokers_that_are_late(state, now):
+        give_up(state, commands, now, broker)
     if now >= _rebalance_at(state) and not state.reading and not state.busy:
         _rebalance(state, commands, release=False)
     elif state.stop_at is not None:
@@ -53,12 +53,23 @@ def plan(state: State, commands: list[protocol.Command], now: datetime, rng: ran
         _read(state, commands, now)
 
 
-def give_up(state: State, commands: list[protocol.Command], now: datetime) -> None:
-    """Gives up all that is in flight, once: the answers that follow end every batch."""
-    state.given_up = state.number
-    for batch in state.batches():
-        batch.deadline = now + state.config.patience
-    commands.append(protocol.GiveUp())
+def give_up(state: State, commands: list[protocol.Command], now: datetime, broker: str) -> None:
+    """Gives up all that is in flight at a broker, once: the answers that follow end every batch."""
+    state.given_up[broker] = state.number
+    for destination in state.destinations.values():
+        if destination.limits.broker == broker:
+            for batch in destination.batches.values():
+                batch.deadline = now + state.config.patience
+    commands.append(protocol.GiveUp(broker))
+
+
+def _brokers_that_are_late(state: State, now: datetime) -> list[str]:
+    late = {
+        destination.limits.broker
+        for destination in state.destinations.values()
+        if any(batch.deadline <= now for batch in destination.batches.values())
+    }
+    return sorted(late)
 
 
 # --- lease and end -----------------------------------------------------------------------------------------------
@@ -113,7 +124,7 @@ def _next_batch(state: State, destination: Destination, now: datetime) -> Batch 
         not destination.queue
         or len(destination.batches) >= window
         or state.settling >= config.window  # a crash repeats what is acknowledged and not settled: that is bounded
-        or not destination.takes_more(state.given_up)
+        or not destination.takes_more(state.given_up.get(destination.limits.broker, 0))
     ):
         return _Hindrance.WAITS
     count = destination.allowance(config.batch_size if healthy else _PROBE, now)

@@ -284,7 +284,13 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Reset the publisher: every batch in flight gets its answer, the unknown ones ``indeterminate``."""
+    """Reset the publisher of a broker: every batch in flight there gets its answer, unknown ones ``indeterminate``.
+
+    Attributes:
+        broker: its name; None: all of them.
+    """
+
+    broker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from outboxkit.policy import Order, RetryPolicy
@@ -37,7 +38,7 @@ class RelayConfig:
         max_bytes: large payloads in hand; above it nothing more is read, except the rest of a page.
         once: leave as soon as nothing is left to publish, in the shards of other relays and in the waiting room, too.
         limits: of every destination that has none of its own.
-        destinations: limits of single destinations.
+        destinations: limits of single destinations, by name or by pattern (``payments.*``).
     """
 
     batch_size: int = 1000
@@ -62,6 +63,11 @@ class RelayConfig:
     def page_bytes(self) -> int:
         """Bytes of large payloads in a page; also the most that one destination may have queued in the main lane."""
         return self.max_bytes // 4
+
+    def limits_of(self, topic: str) -> DestinationLimits:
+        """The limits of a destination: under its name, else the longest pattern that fits, else the usual ones."""
+        fitting = [name for name in self.destinations if name == topic or fnmatchcase(topic, name)]
+        return self.destinations[max(fitting, key=lambda name: (name == topic, len(name)))] if fitting else self.limits
 
     @property
     def room(self) -> int:
@@ -93,7 +99,7 @@ class State:
         waiting: ids of waiting rows in hand.
         settling: settlements that are not committed yet.
         number: of the latest batch.
-        given_up: number of the latest batch that a reset of the publisher has ended.
+        given_up: number of the latest batch that a reset of its publisher has ended, by broker.
         reads: number of the latest read.
         reading: a read is under way.
         busy: the reader confirms the lease, rescans or rebalances.
@@ -133,7 +139,7 @@ class State:
     waiting: set[int] = field(default_factory=set)
     settling: int = 0
     number: int = 0
-    given_up: int = 0
+    given_up: dict[str, int] = field(default_factory=dict)
     reads: int = 0
     reading: bool = False
     busy: bool = False
@@ -188,7 +194,7 @@ class State:
         """The destination of a topic, made when it is seen for the first time."""
         found = self.destinations.get(topic)
         if found is None:
-            limits = self.config.destinations.get(topic, self.config.limits)
+            limits = self.config.limits_of(topic)
             order = limits.order or self.config.order
             found = self.destinations[topic] = Destination(topic, order, limits)
         return found

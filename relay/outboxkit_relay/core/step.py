@@ -130,8 +130,9 @@ def _answered(state: State, event: protocol.Answered, commands: Commands, *, now
     if Failure.FENCED in failures:
         _fenced(state, protocol.Fenced(), commands, now)
         return
-    if Failure.INDETERMINATE in failures and event.number > state.given_up:
-        give_up(state, commands, now)  # the session may be broken, and what is unknown must not come later
+    broker = destination.limits.broker
+    if Failure.INDETERMINATE in failures and event.number > state.given_up.get(broker, 0):
+        give_up(state, commands, now, broker)  # the session may be broken, and what is unknown must not come later
     for batch in destination.acknowledged(event.number, event.receipts):
         settle(state, decide_outcomes(state, destination, batch, now=now, rng=rng), commands)
     if destination.failing and not destination.batches:

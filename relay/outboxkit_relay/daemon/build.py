@@ -6,36 +6,47 @@ broker, and works until it is told to stop.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import UUID
 
-from sqlalchemy import select, union
+from sqlalchemy import event, make_url, select, union
+from sqlalchemy.exc import DBAPIError
 
 from outboxkit import dialects, tables
 from outboxkit.brokers import open_publisher
+from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit.guards.circuit_breaker import CircuitRule
 from outboxkit.policy import Backoff, RetryPolicy
+from outboxkit_relay import redaction
 from outboxkit_relay.core.destinations import DestinationLimits
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon import lifecycle
+from outboxkit_relay.daemon.janitor import Janitor
 from outboxkit_relay.daemon.listener import Listener
+from outboxkit_relay.daemon.publishers import Publishers, SupervisedPublisher
 from outboxkit_relay.daemon.relay import RelayDaemon
 from outboxkit_relay.observe import health
 from outboxkit_relay.observe.metrics import Subject
-from outboxkit_relay.settings import DestinationSettings
+from outboxkit_relay.sections import DestinationSettings
+from outboxkit_relay.store import reports
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Dialect, Engine
 
     from outboxkit.brokers import Publisher
     from outboxkit_relay.settings import RelaySettings, Settings
 
-__all__ = ["BuiltRelay", "build_relay", "relay_config"]
+__all__ = ["BuiltRelay", "build_relay", "relay_config", "routing_of"]
+
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +57,14 @@ class BuiltRelay:
         daemon: the relay.
         engine: of the database.
         direct: of the database past a pooler.
-        publisher: to the broker.
+        publishers: to the brokers, the default one first.
         settings: what it was built from.
     """
 
     daemon: RelayDaemon
     engine: Engine
     direct: Engine
-    publisher: Publisher
+    publishers: Publishers
     settings: Settings
     _resources: ExitStack
 
@@ -69,11 +80,27 @@ class BuiltRelay:
             # shut.
             if not (lifecycle.await_database(self.direct, stop) and lifecycle.await_database(self.engine, stop)):
                 return
-            if not lifecycle.await_broker(self.publisher, _destinations(self.engine), stop):
-                return
-            if self.settings.relay.wake == "notify":
-                running.enter_context(Listener(self.direct, self.daemon.wake))
-            self.daemon.run(stop)
+            _log.info("settings.read", extra={"file": str(self.settings.read_from or "none")})
+            try:
+                if not lifecycle.await_brokers(
+                    self.publishers, _destinations(self.engine), stop, tell=self._leave_word
+                ):
+                    return
+                if self.settings.relay.wake == "notify":
+                    running.enter_context(Listener(self.direct, self.daemon.wake))
+                running.enter_context(Janitor(self.engine, self.settings.retention, self._token))
+                self.daemon.run(stop)
+            except OutboxKitError as error:
+                self._leave_word(error.message)
+                raise
+
+    def _token(self) -> UUID | None:
+        return self.daemon.stats.relay if self.daemon.stats else None
+
+    def _leave_word(self, words: str) -> None:
+        """Lets ``outboxkit status`` say on any machine why this relay does not publish."""
+        with suppress(DBAPIError), self.engine.begin() as connection:
+            reports.leave_word(connection, redaction.redacted(words), version=version("outboxkit"))
 
     def close(self) -> None:
         """Closes its connections. Idempotent."""
@@ -90,7 +117,7 @@ class BuiltRelay:
             look=lambda: self.daemon.stats,
             engine=self.engine,
             lease=self.settings.relay.lease,
-            transport=self.publisher.features.name,
+            transport=self.publishers.transport_of,
             version=version("outboxkit"),
         )
 
@@ -106,17 +133,31 @@ def build_relay(settings: Settings, *, once: bool = False) -> BuiltRelay:
         ConfigurationError: a URL or setting is wrong, or an extra is missing.
     """
     patience = settings.relay.lease / 3
-    url = settings.broker_address()
+    names, kept = settings.broker_names(), settings.retention
+    if kept.inbox < kept.replay_horizon:
+        raise ConfigurationError(
+            f"retention.inbox is {kept.inbox}: below the {kept.replay_horizon.days} days (retention.replay_horizon) "
+            "within which the broker may deliver a message again, and what an inbox has forgotten takes effect twice"
+        )
     with ExitStack() as resources:
         engine = dialects.open_engine(settings.database(), patience=patience, pooled=settings.pooled)
         resources.callback(engine.dispose)
+        follow_rotation(engine, settings.database)
         direct = dialects.open_engine(settings.direct_database(), patience=patience)
         resources.callback(direct.dispose)
-        publisher = open_publisher(url, settings.broker)
-        resources.callback(publisher.close)
-        config = relay_config(settings.relay, publisher, destinations=settings.destinations, once=once)
+        follow_rotation(direct, settings.direct_database)
+        publishers = Publishers({name: _publisher(settings, name) for name in names})
+        resources.callback(publishers.close)
+        config = relay_config(settings.relay, publishers, destinations=settings.destinations, once=once)
+        publishers.broker_of = lambda destination: config.limits_of(destination).broker
         daemon = RelayDaemon(
-            engine, publisher, config, direct=direct, drain=settings.relay.drain, version=version("outboxkit")
+            engine,
+            publishers,
+            config,
+            direct=direct,
+            drain=settings.relay.drain,
+            version=version("outboxkit"),
+            routing=routing_of(settings, publishers),
         )
         if settings.relay.wake == "notify":
             Listener(direct, daemon.wake)  # refuses a database that cannot notify before anything starts
@@ -124,49 +165,80 @@ def build_relay(settings: Settings, *, once: bool = False) -> BuiltRelay:
             daemon=daemon,
             engine=engine,
             direct=direct,
-            publisher=publisher,
+            publishers=publishers,
             settings=settings,
             _resources=resources.pop_all(),
         )
 
 
+def follow_rotation(engine: Engine, address: Callable[[], str]) -> None:
+    """Lets each new connection log in with the user and password that the settings say by then."""
+
+    def log_in(dialect: Dialect, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+        if dialect.name == "postgresql":
+            now = make_url(address())
+            parameters |= {"user": now.username, "password": now.password}
+            for name in [name for name, value in parameters.items() if value is None]:
+                del parameters[name]
+
+    event.listen(engine, "do_connect", log_in)
+
+
+def routing_of(settings: Settings, publishers: Publishers) -> str:
+    """Where this relay sends messages, in words that two relays can compare."""
+    kinds = {one.broker: f"{one.broker or 'the default broker'} ({one.inner.features.name})" for one in publishers}
+    own = {name: one.broker for name, one in settings.destinations.items() if one.broker}
+    routed = [f"{name} to {kinds[broker]}" for name, broker in sorted(own.items())]
+    return ", ".join([*routed, f"everything {'else ' if routed else ''}to {kinds[publishers.default.broker]}"])
+
+
+def _publisher(settings: Settings, broker: str) -> SupervisedPublisher:
+    def open_() -> Publisher:
+        return open_publisher(settings.address_of(broker), settings.options_of(broker))
+
+    return SupervisedPublisher(broker, open_, partial(settings.address_of, broker))
+
+
 def relay_config(
     settings: RelaySettings,
-    publisher: Publisher,
+    publishers: Publishers,
     *,
     destinations: Mapping[str, DestinationSettings] | None = None,
     once: bool = False,
 ) -> RelayConfig:
-    """What the core goes by, from the settings and from what the broker can do.
+    """The core's configuration, from the settings and from what the brokers can do.
 
     Args:
         settings: of the relay.
-        publisher: with nothing in flight yet.
+        publishers: with nothing in flight yet, the default one first.
         destinations: settings of single ones.
         once: leave when nothing is left.
     """
-    room = publisher.capacity("")  # of any destination
     delayed = Backoff(base=settings.retry_base, cap=settings.retry_cap, attempts=settings.retry_attempts)
     return RelayConfig(
         batch_size=settings.batch_size,
         window=settings.window,
-        order=settings.order or publisher.features.order,
+        order=settings.order or publishers.default.inner.features.order,
         retry=RetryPolicy(delayed=delayed, followers=settings.on_dead),
         slow=settings.poll_slowest,
         patience=settings.patience,
         lease=settings.lease,
         once=once,
-        limits=_limits(DestinationSettings(), settings, room),
-        destinations={name: _limits(own, settings, room) for name, own in (destinations or {}).items()},
+        limits=_limits(DestinationSettings(), settings, publishers),
+        destinations={name: _limits(own, settings, publishers) for name, own in (destinations or {}).items()},
     )
 
 
-def _limits(own: DestinationSettings, settings: RelaySettings, room: int) -> DestinationLimits:
+def _limits(own: DestinationSettings, settings: RelaySettings, publishers: Publishers) -> DestinationLimits:
     circuit = own.circuit or settings.circuit
+    publisher = publishers[own.broker] if own.broker else publishers.default
+    room = publisher.inner.capacity("")  # of any destination
     return DestinationLimits(
         in_flight=min(own.in_flight or room, room),
         rate=own.rate,
         circuit=CircuitRule(failure_rate=circuit.failure_rate, window=circuit.window, open_for=circuit.open_for),
+        order=settings.order or publisher.inner.features.order,
+        broker=publisher.broker,
     )
 
 

@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session, sessionmaker
 
-    from outboxkit.brokers import Publisher, Refusal
+    from outboxkit.brokers import Refusal
+    from outboxkit_relay.daemon.publishers import Publishers
 
     Sessions = sessionmaker[Session] | async_sessionmaker[AsyncSession]
 
 __all__ = [
-    "await_broker",
+    "await_brokers",
     "await_database",
     "await_sessions",
     "require_tables",
@@ -161,21 +162,38 @@ def require_tables(connection: Connection) -> None:
         )
 
 
-def await_broker(publisher: Publisher, destinations: Collection[str], stop: threading.Event) -> bool:
-    """Returns True when the broker answers, False when `stop` was set first. Reports destinations in trouble.
+def await_brokers(
+    publishers: Publishers, destinations: Collection[str], stop: threading.Event, *, tell: Callable[[str], None]
+) -> bool:
+    """Returns True when a broker answers, False when `stop` was set first. Reports destinations in trouble.
+
+    One broker that is away keeps nothing back from the others: its destinations wait, and say why.
+
+    Args:
+        publishers: to all of them.
+        destinations: where messages go now.
+        stop: ends the waiting.
+        tell: gets a line for people on other machines as long as none answers.
 
     Raises:
-        ConfigurationError: the login is refused.
+        ConfigurationError: a login is refused.
     """
-    patience = _Waiting("broker")
+    waiting = {publisher.broker: _Waiting("broker", broker=publisher.broker) for publisher in publishers}
     while not stop.is_set():
-        troubles = publisher.check(destinations or _NO_DESTINATION, _CHECK_TIMEOUT)
-        away = [trouble for trouble in troubles.values() if trouble.failure is Failure.BROKER_DOWN]
-        if not away:
-            patience.over()
-            _report(troubles if destinations else {})
+        delays = []
+        for publisher in publishers:
+            mine = [name for name in destinations if publishers.broker_of(name) == publisher.broker]
+            troubles = publisher.inner.check(mine or _NO_DESTINATION, _CHECK_TIMEOUT)
+            away = [trouble for trouble in troubles.values() if trouble.failure is Failure.BROKER_DOWN]
+            if away:
+                delays.append(waiting[publisher.broker].fail(away[0].text))
+            else:
+                waiting[publisher.broker].over()
+                _report(troubles if mine else {})
+        if len(delays) < len(waiting):
             return True
-        stop.wait(patience.fail(away[0].text))
+        tell(f"it waits for its broker: {away[0].text}")
+        stop.wait(min(delays))
     return False
 
 
@@ -188,8 +206,8 @@ def _report(troubles: Mapping[str, Refusal]) -> None:
 class _Waiting:
     """With something that is away: says so once, and once when it is back; tells how long to wait."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, **fields: str) -> None:
+        self._what, self._fields = what, fields
         self._outage, self._refusals = OutageLog(_DELAYS), 0
         self._rng = random.Random()  # noqa: S311  jitter, not cryptography
 
@@ -209,10 +227,13 @@ class _Waiting:
         """Seconds to wait before the next try."""
         delay = self._outage.failed(self._rng)
         if self._outage.has_just_begun:
-            _log.warning(_AWAY[self._what], extra={"error": why if isinstance(why, str) else redaction.cause(why)})
+            _log.warning(
+                _AWAY[self._what],
+                extra={**self._fields, "error": why if isinstance(why, str) else redaction.cause(why)},
+            )
         return delay.total_seconds()
 
     def over(self) -> None:
         """It is there."""
         if failures := self._outage.over():
-            _log.info(_BACK[self._what], extra={"failures": failures})
+            _log.info(_BACK[self._what], extra={**self._fields, "failures": failures})

@@ -37,13 +37,15 @@ class Membership:
         return cls(uuid4(), _no_clock)
 
     @classmethod
-    def register(cls, connection: Connection, *, version: str, lease: timedelta) -> Self:
+    def register(cls, connection: Connection, *, version: str, lease: timedelta, routing: str) -> Self:
         """Enters the table of relays under a new token.
 
         Transaction: the caller's.
         """
         token = uuid4()
-        at = leases.register(connection, token, host=socket.gethostname(), version=version, lease=lease)
+        at = leases.register(
+            connection, token, host=socket.gethostname(), version=version, lease=lease, routing=routing
+        )
         began = time.monotonic()
         return cls(token, lambda: at + timedelta(seconds=time.monotonic() - began))
 

@@ -13,7 +13,7 @@ from outboxkit.outbox import pauses
 from outboxkit_relay.core import protocol
 from outboxkit_relay.core.flaws import flaws_of
 from outboxkit_relay.daemon.membership import Membership
-from outboxkit_relay.store import due, leases, mending, operator_requests, stopped_keys
+from outboxkit_relay.store import due, leases, mending, operator_requests, reports, stopped_keys
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -56,6 +56,14 @@ class Reader:
             snapshot of its own. What writes opens transactions of its own.
         """
         return self._verbs[type(command)](connection, command)
+
+    def report(self, connection: Connection, told: str) -> list[protocol.Event]:
+        """Writes beside the lease what people on other machines want to know.
+
+        Transaction: its own.
+        """
+        reports.report(connection, self.member.id, told)
+        return []  # nothing for the core
 
     def _fetch(self, connection: Connection, command: protocol.Fetch) -> protocol.Fetched:
         waited = self._waiting_room(command) if command.look and due.is_due(connection) else []

@@ -16,16 +16,17 @@ import queue
 import random
 import threading
 import time
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, ProgrammingError
 
 from outboxkit import dialects
 from outboxkit._failpoints import failpoint
 from outboxkit.context import tracing
-from outboxkit.errors import LeaseLost
+from outboxkit.errors import ConfigurationError, LeaseLost
 from outboxkit.policy import OutageLog, full_jitter
 from outboxkit_relay import redaction
 from outboxkit_relay.core import protocol
@@ -33,9 +34,11 @@ from outboxkit_relay.core.state import LONG_AGO, RelayConfig, State
 from outboxkit_relay.core.step import step
 from outboxkit_relay.daemon.db_thread import DatabaseThread
 from outboxkit_relay.daemon.membership import Membership
+from outboxkit_relay.daemon.publishers import Publishers
 from outboxkit_relay.daemon.reader import Reader
 from outboxkit_relay.daemon.settler import Settler
-from outboxkit_relay.observe.stats import RelayStats, Tally
+from outboxkit_relay.observe.sentences import sentence, to_text
+from outboxkit_relay.observe.stats import RelayStats, Tally, unavailable
 from outboxkit_relay.store import leases
 
 if TYPE_CHECKING:
@@ -51,8 +54,10 @@ _log: Final = logging.getLogger(__name__)
 
 _AWAY: Final = (OperationalError, InterfaceError, InternalError)
 _DATABASE_BACKOFF: Final = full_jitter("200ms", cap="5s", attempts=1)
+_INSUFFICIENT_PRIVILEGE: Final = "42501"
 _LONGEST_SLEEP: Final = 0.25  # seconds: a stop request is seen within this
 _SHOWN_EVERY: Final = 0.1  # seconds: statistics cost more than many an event
+_REPORTED_EVERY: Final = 1.0  # seconds: and a statement of the database costs more than that
 
 
 class RelayDaemon:
@@ -60,28 +65,30 @@ class RelayDaemon:
 
     Args:
         engine: of the database, made by `outboxkit.dialects.open_engine`.
-        publisher: to the broker.
+        publisher: to the broker, or the publishers to several ones.
         config: what the core goes by.
         direct: of the same database, for reading, when `engine` leads to a pooler: reads need a session of their own.
         drain: how long a stop waits for messages in flight.
         version: of this software, for people who look at ``outbox_relays``.
+        routing: where it sends messages to, in words: a relay that sends them elsewhere is refused.
     """
 
     def __init__(
         self,
         engine: Engine,
-        publisher: Publisher,
+        publisher: Publisher | Publishers,
         config: RelayConfig,
         *,
         direct: Engine | None = None,
         drain: timedelta = timedelta(seconds=20),
         version: str = "",
+        routing: str = "",
     ) -> None:
         self._engine, self._direct = engine, direct or engine
-        self._publisher = publisher
+        self._publishers = publisher if isinstance(publisher, Publishers) else Publishers.of(publisher)
         self._config = config
         self._drain = drain
-        self._version = version
+        self._version, self._routing = version, routing
         self._member = Membership.none()
         self._rng = random.Random()  # noqa: S311  jitter, not cryptography
         self._outage = OutageLog(_DATABASE_BACKOFF)
@@ -90,6 +97,8 @@ class RelayDaemon:
         self._state = State(config=config)
         self._tally = Tally()
         self._stats: RelayStats | None = None
+        self._refused = ""  # why the database lets it in no more
+        self._reported, self._reported_at = to_text(()), 0.0
         self._read_thread = DatabaseThread("outboxkit-reader", self._open_for_reading, self._arrivals.put)
         self._settle_thread = DatabaseThread("outboxkit-settler", engine.connect, self._arrivals.put)
         self._reader = Reader(engine, config)
@@ -127,6 +136,17 @@ class RelayDaemon:
                     _log.warning("relay.left_unregistered", extra={"relay": str(self._member.id)})
                     return
                 self._wait_for_database(error, stop)
+            except ProgrammingError as error:
+                raise _without_right(error) from error
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _abandon(self) -> None:
+        """Lets others take over at once from a relay that ends by a defect: nothing of it is at a broker any more."""
+        self._publishers.close()
+        with suppress(DBAPIError), self._engine.begin() as connection:
+            leases.leave(connection, self._member.id)
 
     # --- the dispatcher --------------------------------------------------------------------------------------
 
@@ -149,7 +169,7 @@ class RelayDaemon:
         now = self._member.now()
         self._tally.count(self._state, event, (time.monotonic(), now))
         _, commands = step(self._state, event, now, self._rng)
-        _log_changes(before, _unavailable(self._state), self._member.id)
+        _log_changes(self._state, before, self._member.id, now)
         for command in commands:
             self._carry_out(command)
         self._show()
@@ -158,8 +178,20 @@ class RelayDaemon:
         """Hands out statistics."""
         now, ending = time.monotonic(), self._state.left or self._state.stop_at is not None
         if away or ending or self._stats is None or now - self._stats.at >= _SHOWN_EVERY:
+            self._publishers.look()
             today = self._member.now() if self._state.joined else LONG_AGO
-            self._stats = self._tally.stats(self._state, self._member.id, (now, today), away=away)
+            self._stats = self._tally.stats(
+                self._state, self._member.id, (now, today), away=away, refused=self._refused
+            )
+            if self._state.joined and not away and now - self._reported_at >= _REPORTED_EVERY:
+                self._report(now)
+
+    def _report(self, now: float) -> None:
+        """Tells every machine what `stats` says of the destinations, when it has changed."""
+        told = to_text(self._stats.unavailable) if self._stats else ""
+        if told != self._reported:
+            self._reported, self._reported_at = told, now
+            self._read_thread.do(self._reader.report, told)
 
     def _carry_out(self, command: protocol.Command) -> None:
         if isinstance(command, protocol.Publish):
@@ -167,9 +199,9 @@ class RelayDaemon:
         elif isinstance(command, protocol.Settle):
             self._settle_thread.do(self._settler.settle, command)
         elif isinstance(command, protocol.GiveUp):
-            fields = {"relay": str(self._member.id), "in_flight": self._state.in_flight}
-            _log.warning("publisher.reset", extra=fields)
-            self._publisher.reset()
+            fields = {"broker": command.broker or "", "in_flight": self._state.in_flight}
+            _log.warning("publisher.reset", extra={"relay": str(self._member.id), **fields})
+            self._publishers.reset(command.broker)
         elif isinstance(command, protocol.Rejoin):
             self._join()
         elif isinstance(command, protocol.Leave):
@@ -205,7 +237,7 @@ class RelayDaemon:
     def _publish(self, command: protocol.Publish) -> None:
         failpoint("publish.before_send")
         ended = tracing.sending(command.batch.destination, command.batch.rows)
-        answer = self._publisher.publish(command.batch)
+        answer = self._publishers.publish(command.batch)
         failpoint("publish.after_send")
 
         def arrive(receipts: Future[Receipts]) -> None:
@@ -223,9 +255,12 @@ class RelayDaemon:
         while not self._arrivals.empty():
             self._arrivals.get_nowait()
         with self._engine.begin() as connection:
-            member = Membership.register(connection, version=self._version, lease=self._config.lease)
+            member = Membership.register(
+                connection, version=self._version, lease=self._config.lease, routing=self._routing
+            )
             hidden = dialects.hidden(connection)
         self._member = self._reader.member = self._settler.member = member
+        self._reported = to_text(())  # of the new row
         _log.info("relay.joined", extra={"relay": str(member.id)})
         if hidden:
             _log.warning("relay.rows_hidden", extra={"relay": str(member.id), "tables": hidden})
@@ -243,27 +278,39 @@ class RelayDaemon:
 
     def _wait_for_database(self, error: DBAPIError, stop: threading.Event) -> None:
         delay = self._outage.failed(self._rng)
+        refused = dialects.refusal(self._engine.url, error)
         if self._outage.has_just_begun:
             fields = {"relay": str(self._member.id), "error": redaction.cause(error.orig or error)}
             _log.warning("database.away", extra=fields)
+        if refused and refused != self._refused:
+            _log.error("database.login_refused", extra={"relay": str(self._member.id), "error": refused})
+        self._refused = refused
         self._show(away=True)
         # What is in flight is unknown now and will be sent again: the old batches must not come after that.
-        self._publisher.reset()
+        self._publishers.reset()
         stop.wait(delay.total_seconds())
 
     def _open_for_reading(self) -> Connection:
         return self._direct.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
-def _unavailable(state: State) -> dict[str, Any]:
-    return {topic: found.trouble for topic, found in state.destinations.items() if found.trouble is not None}
+def _without_right(error: ProgrammingError) -> Exception:
+    """A login that may not do what a relay does is for people to mend."""
+    if getattr(error.orig, "sqlstate", "") != _INSUFFICIENT_PRIVILEGE:
+        return error
+    said = str(error.orig).partition("\n")[0]
+    return ConfigurationError(f"the relay's database login lacks a right: {said}; see `outboxkit db roles`")
 
 
-def _log_changes(before: dict[str, Any], after: dict[str, Any], relay: UUID) -> None:
+def _unavailable(state: State) -> set[str]:
+    return {topic for topic, found in state.destinations.items() if found.trouble is not None}
+
+
+def _log_changes(state: State, before: set[str], relay: UUID, now: datetime) -> None:
     """Logs one line for each destination that changes its state."""
-    for topic in after.keys() - before.keys():
-        trouble = after[topic]
-        fields = {"topic": topic, "failure": trouble.failure.value, "reason": trouble.text}
-        _log.warning("destination.paused", extra={"relay": str(relay), **fields})
-    for topic in before.keys() - after.keys():
+    after = _unavailable(state)
+    for found in unavailable(state.destinations[topic] for topic in sorted(after - before)):
+        fields = {"topic": found.topic, "failure": found.failure, "reason": found.reason}
+        _log.warning("destination.paused", extra={"relay": str(relay), **fields, "sentence": sentence(found, now)})
+    for topic in before - after:
         _log.info("destination.resumed", extra={"relay": str(relay), "topic": topic})

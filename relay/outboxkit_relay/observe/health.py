@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from outboxkit.errors import ConfigurationError
 from outboxkit_relay.observe.metrics import RelayMetrics, Subject
+from outboxkit_relay.observe.sentences import sentence
 from outboxkit_relay.observe.stats import why_not_alive, why_not_ready
 
 if TYPE_CHECKING:
@@ -114,7 +116,8 @@ class _Answers:
         if path == "/livez":
             return _verdict(why_not_alive(found, lease))
         if path == "/readyz":
-            unavailable = [asdict(one) for one in found.unavailable] if found else []
+            now = datetime.now(UTC)
+            unavailable = [asdict(one) | {"sentence": sentence(one, now)} for one in found.unavailable] if found else []
             return _verdict(why_not_ready(found, lease), paused=unavailable)
         if path == "/metrics":
             return HTTPStatus.OK, CONTENT_TYPE_LATEST, await asyncio.to_thread(generate_latest, self._registry)

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
 from outboxkit.guards.circuit_breaker import CircuitState
+from outboxkit.policy import Failure
 from outboxkit.rows import UNREADABLE, microseconds
 from outboxkit_relay.observe.stats import LIMITS, MAX_TOPICS, NOTHING_YET, Distribution, RelayStats, why_not_ready
 
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["RelayMetrics", "Subject"]
 
 _FRESH_FOR: Final = 5.0  # seconds: however often it is asked, the database counts no more often than this
+_OF_MESSAGES: Final = (Failure.INDETERMINATE, Failure.TOO_LARGE, Failure.INVALID, Failure.REJECTED)
 _SLOW: Final = 1.0  # seconds that a scrape waits for new numbers
 
+_REASONS: Final = tuple(failure for failure in Failure if failure.of_destination or failure in _OF_MESSAGES)
 _CIRCUITS: Final = {CircuitState.CLOSED: 0, CircuitState.HALF_OPEN: 1, CircuitState.OPEN: 2}
 _HOT: Final = tables.outbox_messages.c
 _STOPPED: Final = tables.outbox_stopped_keys.c
@@ -51,14 +54,14 @@ class Subject:
         look: gives the relay's latest statistics; None before its first turn.
         engine: of the database, for what only it can count.
         lease: how long the relay may go without the database.
-        transport: the broker's kind.
+        transport: tells the kind of broker that a destination is on.
         version: of this software.
     """
 
     look: Callable[[], RelayStats | None]
     engine: Engine
     lease: timedelta
-    transport: str
+    transport: Callable[[str], str]
     version: str
 
 
@@ -116,12 +119,14 @@ class RelayMetrics(Collector):
     def _ask(self) -> list[Metric]:
         try:
             with self._subject.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                return [*_backlog(connection), _database_up(True)]
+                found = self._subject.look()
+                known = found.destinations if found else ()
+                return [*_backlog(connection, known), _database_up(True)]
         except SQLAlchemyError:
             return [_database_up(False)]
 
 
-def _of_relay(found: RelayStats, transport: str) -> Iterator[Metric]:
+def _of_relay(found: RelayStats, transport: Callable[[str], str]) -> Iterator[Metric]:
     unavailable = {one.topic for one in found.unavailable}
     yield _gauge("relay_shards_owned", "Shards that this relay owns.", (), {(): found.shards})
     yield _gauge("relay_queued_messages", "Messages in the relay's memory.", (), {(): found.queued})
@@ -138,13 +143,16 @@ def _of_relay(found: RelayStats, transport: str) -> Iterator[Metric]:
         ("destination",),
         {(topic,): _CIRCUITS[state] for topic, state in found.circuits.items()},
     )
+    published = dict.fromkeys(found.destinations, 0) | dict(found.published)
     yield _counter(
         "relay_published",
         "Messages that the broker has acknowledged.",
         ("topic", "transport"),
-        {(topic, transport): number for topic, number in found.published.items()},
+        {(topic, transport(topic)): number for topic, number in published.items()},
     )
-    yield _counter("relay_publish_failures", "Messages that it has not.", ("topic", "reason"), found.failures)
+    none = {(topic, reason.value): 0 for topic in found.destinations for reason in _REASONS}
+    refused = none | dict(found.failures)
+    yield _counter("relay_publish_failures", "Messages that it has not.", ("topic", "reason"), refused)
     text = "From the hand-over of a batch to its receipts."
     yield _histogram("relay_publish_duration_seconds", text, found.publishing)
     text = "From the commit of the oldest message of a batch until the broker has acknowledged it."
@@ -154,18 +162,20 @@ def _of_relay(found: RelayStats, transport: str) -> Iterator[Metric]:
     yield _counter("relay_fenced", "Steps refused because the lease had ended.", (), {(): found.fenced})
 
 
-def _backlog(connection: Connection) -> Iterator[Metric]:
+def _backlog(connection: Connection, known: Iterable[str]) -> Iterator[Metric]:
     """The whole database's numbers, the same from every relay.
 
     Transaction: reads only. Index used: none, the waiting messages are counted.
     """
     now = microseconds(connection.execute(select(database_now())).scalar_one())
-    oldest = func.min(func.nullif(microseconds_of(_HOT.recorded_at), UNREADABLE))
+    recorded = microseconds_of(_HOT.recorded_at)
+    oldest = func.min(func.nullif(recorded, UNREADABLE), type_=recorded.type)
     count = func.count().label("count")
     by_topic = select(_HOT.topic, count, oldest).group_by(_HOT.topic).order_by(count.desc()).limit(MAX_TOPICS)
     rows = connection.execute(by_topic).all()
-    ages = {(topic,): max(0.0, (now - since) / 1e6) for topic, _, since in rows if since is not None}
-    pending = {(topic,): number for topic, number, _ in rows}
+    none = {(topic,): 0.0 for topic in known}  # a series that is there from the start can be told from a missing one
+    ages = none | {(topic,): max(0.0, (now - since) / 1e6) for topic, _, since in rows if since is not None}
+    pending = none | {(topic,): float(number) for topic, number, _ in rows}
     yield _gauge("outbox_pending_messages", "Messages not published yet.", ("topic",), pending)
     yield _gauge("outbox_oldest_pending_age_seconds", "Age of the oldest of them.", ("topic",), ages)
     stopped = _counts(connection, _STOPPED.topic, _STOPPED.reason)

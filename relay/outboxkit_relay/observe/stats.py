@@ -32,6 +32,7 @@ __all__ = [
     "RelayStats",
     "Tally",
     "Unavailable",
+    "unavailable",
     "why_not_alive",
     "why_not_ready",
 ]
@@ -86,6 +87,7 @@ class RelayStats:
         at: when its dispatcher made this value, in seconds of the machine's monotonic clock.
         heard: when the database has answered for the last time, on the same clock.
         away: whether the database cannot be reached.
+        refused: why it lets the relay in no more; empty when that is not so.
         joined: whether it has a lease.
         stopping: whether it was told to stop.
         shards: how many it owns.
@@ -107,6 +109,7 @@ class RelayStats:
     at: float
     heard: float
     away: bool
+    refused: str = ""
     joined: bool
     stopping: bool
     shards: int
@@ -181,7 +184,9 @@ class Tally:
             if found is not None:
                 self._answered(found.topic, found.batches[event.number], event.receipts, now[1])
 
-    def stats(self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool) -> RelayStats:
+    def stats(
+        self, state: State, relay: UUID, now: tuple[float, datetime], *, away: bool, refused: str = ""
+    ) -> RelayStats:
         """The relay as it is now, by the machine's monotonic clock and by the database's."""
         at, today = now
         destinations = list(state.destinations.values())[:MAX_TOPICS]
@@ -190,6 +195,7 @@ class Tally:
             at=at,
             heard=self.heard,
             away=away,
+            refused=refused if away else "",
             joined=state.joined and not away,
             stopping=state.stop_at is not None or state.left,
             shards=len(state.lanes.shards),
@@ -258,7 +264,7 @@ def why_not_ready(found: RelayStats | None, lease: timedelta) -> str:
     if found.stopping:
         return "stopping"
     if found.away:
-        return "the database cannot be reached"
+        return found.refused or "the database cannot be reached"
     if not found.joined:
         return "joining: the relay has no lease yet"
     silence = time.monotonic() - found.heard

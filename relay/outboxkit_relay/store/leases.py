@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, insert, literal, select, update
+from sqlalchemy import delete, insert, literal, select, update
 
 from outboxkit import tables
 from outboxkit._sql import database_now
 from outboxkit.dialects import insert_ignoring
-from outboxkit.errors import LeaseLost
+from outboxkit.errors import ConfigurationError, LeaseLost
 from outboxkit.outbox import shards_of
 from outboxkit_relay.store import due
 
@@ -28,19 +28,27 @@ if TYPE_CHECKING:
 
     from outboxkit.rows import PauseSet
 
-__all__ = ["balance", "is_anything_left", "leave", "live_relays", "register", "renew"]
+__all__ = ["balance", "is_anything_left", "leave", "register", "renew"]
 
 _RELAYS = tables.outbox_relays
 _SHARDS = tables.outbox_shards
 
 
-def register(connection: Connection, relay: UUID, *, host: str, version: str, lease: timedelta) -> datetime:
+def register(
+    connection: Connection, relay: UUID, *, host: str, version: str, lease: timedelta, routing: str = ""
+) -> datetime:
     """Enters a relay under its fencing token; returns the database's time.
 
     Transaction: the caller's.
+
+    Raises:
+        ConfigurationError: a relay that is alive sends messages elsewhere: together they would split the stream.
     """
+    if routing:
+        _refuse_other_routing(connection, routing)
+    connection.execute(delete(_RELAYS).where(_RELAYS.c.ended.is_not(None), _RELAYS.c.host == host))
     values = {"id": relay, "host": host, "version": version, "expires_at": database_now(lease)}
-    connection.execute(insert(_RELAYS).values(**values))
+    connection.execute(insert(_RELAYS).values(**values, routing=routing or None))
     return connection.execute(select(database_now())).scalar_one()
 
 
@@ -99,15 +107,6 @@ def leave(connection: Connection, relay: UUID) -> None:
     connection.execute(delete(_RELAYS).where(_RELAYS.c.id == relay))
 
 
-def live_relays(connection: Connection) -> int:
-    """Counts the relays that hold a lease now.
-
-    Transaction: the caller's; reads only.
-    """
-    live = select(func.count()).select_from(_RELAYS).where(_RELAYS.c.expires_at > database_now())
-    return connection.execute(live).scalar_one()
-
-
 def is_anything_left(connection: Connection, shards: Collection[int], paused: PauseSet) -> bool:
     """Tells whether messages are unpublished in shards of other relays, live or dead, or are tried again anywhere.
 
@@ -125,14 +124,27 @@ def is_anything_left(connection: Connection, shards: Collection[int], paused: Pa
     return bool(due.due_rows(connection, every, without=paused.destinations, limit=1, paused=paused, whenever=True))
 
 
+def _refuse_other_routing(connection: Connection, routing: str) -> None:
+    # Locked as for balancing: of two that start at once the second one sees the first.
+    connection.execute(select(_SHARDS.c.shard).order_by(_SHARDS.c.shard).with_for_update())
+    alive = (_RELAYS.c.expires_at > database_now(), _RELAYS.c.routing != routing)
+    other = connection.execute(select(_RELAYS.c.host, _RELAYS.c.routing).where(*alive).limit(1)).one_or_none()
+    if other is not None:
+        raise ConfigurationError(
+            f"this relay sends {routing}; the relay on {other.host} sends {other.routing}: give all relays of this "
+            "database the same [brokers] and [destinations]. docs/operate/runbooks.md says how to move a topic"
+        )
+
+
 def _expire_relays(connection: Connection) -> frozenset[UUID]:
     """Deletes expired relays; returns the live ones."""
     # The lock waits for a renewal or a fenced write that is under way; the condition is then checked again.
-    expired = select(_RELAYS.c.id).where(_RELAYS.c.expires_at <= database_now()).with_for_update()
+    is_over = (_RELAYS.c.expires_at <= database_now(), _RELAYS.c.ended.is_(None))
+    expired = select(_RELAYS.c.id).where(*is_over).with_for_update()
     dead = connection.execute(expired).scalars().all()
     if dead:
         connection.execute(delete(_RELAYS).where(_RELAYS.c.id.in_(dead)))
-    return frozenset(connection.execute(select(_RELAYS.c.id)).scalars())
+    return frozenset(connection.execute(select(_RELAYS.c.id).where(_RELAYS.c.ended.is_(None))).scalars())
 
 
 def _assign(connection: Connection, shards: list[int], owner: UUID | None) -> None:

@@ -1,4 +1,4 @@
-"""The janitor: deletes what its retention no longer keeps. Never a message on its way, never an open dead letter."""
+"""Retention: deletes what is no longer kept. Never a message on its way, never an open dead letter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from outboxkit_relay.settings import Retention
 
-__all__ = ["PRUNED", "prune"]
+__all__ = ["PRUNED", "prune", "prune_table"]
 
 _LEDGER: Final = tables.outbox_ledger
 _INBOX: Final = tables.inbox_messages
@@ -45,16 +45,31 @@ def prune(
         dry_run: counts only, without a limit.
         limit: bounds the transaction.
     """
-    due = {
+    due = _due(retention)
+    if dry_run:
+        return {table.name: _count(connection, table, old) for table, old in due.items()}
+    return {table.name: _delete(connection, table, old, limit) for table, old in due.items()}
+
+
+def prune_table(connection: Connection, retention: Retention, name: str, *, limit: int) -> int:
+    """Deletes at most ``limit`` old rows of one table, but none that others have locked; returns how many.
+
+    Transaction: joins the caller's; does not commit.
+    Guarantee: as `prune`.
+    """
+    table, old = next((table, old) for table, old in _due(retention).items() if table.name == name)
+    return _delete(connection, table, old, limit)
+
+
+def _due(retention: Retention) -> dict[Table, ColumnElement[bool]]:
+    """What is old, by table."""
+    return {
         _LEDGER: _older(_LEDGER.c.published_at, retention.ledger),
         _INBOX: and_(_older(_INBOX.c.handled_at, retention.inbox), ~_stands_for_an_open_letter()),
         _LETTERS: _older(_LETTERS.c.closed_at, retention.dead_letters),
         _AUDIT: _older(_AUDIT.c.at, retention.audit),
         _KEYS: _KEYS.c.expires_at < database_now(),
     }
-    if dry_run:
-        return {table.name: _count(connection, table, old) for table, old in due.items()}
-    return {table.name: _delete(connection, table, old, limit) for table, old in due.items()}
 
 
 def _older(time: Column[object], than: timedelta) -> ColumnElement[bool]:
@@ -76,5 +91,5 @@ def _count(connection: Connection, table: Table, old: ColumnElement[bool]) -> in
 
 def _delete(connection: Connection, table: Table, old: ColumnElement[bool], limit: int) -> int:
     key = tuple_(*table.primary_key.columns)
-    oldest = select(*table.primary_key.columns).where(old).limit(limit)
+    oldest = select(*table.primary_key.columns).where(old).limit(limit).with_for_update(skip_locked=True, of=table)
     return connection.execute(delete(table).where(key.in_(oldest))).rowcount

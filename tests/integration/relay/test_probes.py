@@ -58,7 +58,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @contextmanager
 def _serving(engine: Engine, look: Callable[[], RelayStats | None], **changes: Any) -> Iterator[int]:
-    subject = Subject(look=look, engine=engine, lease=LEASE, transport="memory", version="1.2.3")
+    subject = Subject(look=look, engine=engine, lease=LEASE, transport=lambda _topic: "memory", version="1.2.3")
     with health.serving(ProbeSettings(port=0, **changes), subject) as port:
         assert port
         yield port
@@ -108,7 +108,8 @@ def test_a_relay_that_publishes_is_alive_and_ready_and_counts(engine: Engine, mo
     assert found["outboxkit_relay_found_by_rescan_total",] == 0
     assert found["outboxkit_relay_fenced_total",] == 0
     assert found["outboxkit_build_info", "1.2.3", sys.version.split()[0]] == 1
-    assert ("outboxkit_outbox_pending_messages", "orders") not in found
+    assert found["outboxkit_outbox_pending_messages", "orders"] == 0
+    assert found["outboxkit_relay_publish_failures_total", "broker-down", "orders"] == 0
 
 
 def test_the_circuit_of_each_destination_and_what_operators_paused_are_told(engine: Engine) -> None:
@@ -262,7 +263,7 @@ def _now(*, at: float = 0.0, heard: float = 0.0, **changes: Any) -> RelayStats:
 
 def test_without_a_port_nothing_listens(engine: Engine) -> None:
     before = threading.active_count()
-    subject = Subject(look=lambda: None, engine=engine, lease=LEASE, transport="memory", version="")
+    subject = Subject(look=lambda: None, engine=engine, lease=LEASE, transport=lambda _topic: "memory", version="")
 
     with health.serving(ProbeSettings(), subject) as port:
         assert port is None
@@ -282,7 +283,7 @@ def test_an_address_that_others_reach_can_be_allowed(engine: Engine) -> None:
 
 def test_a_port_that_is_taken_is_one_line(engine: Engine) -> None:
     with _serving(engine, _now) as port:
-        subject = Subject(look=_now, engine=engine, lease=LEASE, transport="memory", version="")
+        subject = Subject(look=_now, engine=engine, lease=LEASE, transport=lambda _topic: "memory", version="")
         with pytest.raises(ConfigurationError, match=f"port {port}"), health.serving(ProbeSettings(port=port), subject):
             pass
 

@@ -30,6 +30,7 @@ class ScriptedPublisher:
     """A publisher that records what it gets and answers as a test tells it, row by row."""
 
     features = Features(name="scripted", order=Order.PIPELINED, evidence=True, max_message_bytes=None)
+    has_ended = False
 
     def __init__(self) -> None:
         self.sent: list[Row] = []

@@ -34,9 +34,11 @@ def of(settings: Settings) -> set[str]:
 
 
 def _of(settings: Settings) -> Iterator[str]:
-    for url in (settings.database_url, settings.broker_url, settings.registry_url):
+    urls = (settings.database_url, settings.database_direct_url, settings.broker_url, settings.registry_url)
+    for url in (*urls, *(one.url for one in settings.brokers.values())):
         if url is not None:
             yield from redaction.secrets_of(url.get_secret_value())
-    for name, value in settings.broker.items():
+    options = [settings.broker, *(one.options for one in settings.brokers.values())]
+    for name, value in (pair for one in options for pair in one.items()):
         if redaction.is_secret(name):
             yield value

@@ -47,7 +47,9 @@ class Relay:
 def relay(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     """It answers where the settings say."""
     found = Relay()
-    subject = Subject(look=found.look, engine=engine, lease=timedelta(seconds=10), transport="memory", version="")
+    subject = Subject(
+        look=found.look, engine=engine, lease=timedelta(seconds=10), transport=lambda _topic: "memory", version=""
+    )
     with health.serving(ProbeSettings(port=0), subject) as port:
         monkeypatch.setenv("OUTBOXKIT_PROBES__PORT", str(port))
         yield found

@@ -226,7 +226,7 @@ def test_a_stop_ends_even_if_the_broker_never_answers() -> None:
     core.on(StopRelay(NOW + timedelta(seconds=1)))
 
     core.now = NOW + timedelta(seconds=1)
-    assert GiveUp() in core.on(Tick())
+    assert GiveUp("") in core.on(Tick())
     assert Leave() not in core.on(Tick())
     core.now = NOW + timedelta(seconds=7)
     assert Leave() in core.on(Tick())
