@@ -49,7 +49,7 @@ BEGIN
     END IF;
     FOR own IN SELECT pair.key AS name, convert_to(pair.value, 'UTF8') AS value
                FROM jsonb_each_text(outboxkit_emit.headers) AS pair LOOP
-        IF own.name ~* '^(ce_|cloudevents:|cloudevents_|outboxkit-)' THEN
+        IF own.name ~* '^(ce_|cloudevents:|cloudevents_|outboxkit-|content-type$)' THEN
             RAISE EXCEPTION 'the header % is reserved; choose a name without that prefix', own.name
                 USING ERRCODE = '22023';
         END IF;
@@ -88,6 +88,46 @@ BEGIN
 END
 $$;
 
+-- A row as outboxkit's own codec writes it, so that one event class reads what the ORM and what the trigger captured:
+-- numeric as text, bytea as base64, an interval as P1DT2.000000S (a month has 30 days and a year 365, as drivers count).
+CREATE OR REPLACE FUNCTION outboxkit_plain(of_row jsonb, relation oid) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH special AS (
+        SELECT a.attname AS name, item.typname AS kind, of_row -> a.attname AS given
+        FROM pg_attribute AS a
+        JOIN pg_type AS own ON own.oid = a.atttypid
+        JOIN pg_type AS base ON base.oid = CASE WHEN own.typbasetype = 0 THEN own.oid ELSE own.typbasetype END
+        JOIN pg_type AS item ON item.oid = CASE WHEN base.typcategory = 'A' THEN base.typelem ELSE base.oid END
+        WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+          AND item.oid IN ('numeric'::regtype, 'bytea'::regtype, 'interval'::regtype)
+    ), parts AS (
+        SELECT name, kind, jsonb_typeof(given) = 'array' AS many, place, part, part #>> '{}' AS as_text
+        FROM special CROSS JOIN LATERAL jsonb_array_elements(
+            CASE WHEN jsonb_typeof(given) = 'array' THEN given ELSE jsonb_build_array(given) END
+        ) WITH ORDINALITY AS parts (part, place)
+        WHERE given IS NOT NULL
+    ), spans AS (
+        SELECT parts.*, (extract(year FROM span) * 365 + extract(month FROM span) * 30 + extract(day FROM span)) * 86400
+            + extract(hour FROM span) * 3600 + extract(minute FROM span) * 60 + extract(second FROM span) AS seconds
+        FROM parts CROSS JOIN LATERAL (SELECT CASE WHEN kind = 'interval' THEN as_text::interval END AS span) AS given
+    ), written AS (
+        SELECT name, many, place, CASE
+            WHEN jsonb_typeof(part) NOT IN ('number', 'string') THEN part
+            WHEN kind = 'numeric' THEN to_jsonb(as_text)
+            WHEN kind = 'bytea' THEN to_jsonb(translate(encode(as_text::bytea, 'base64'), E'\n', ''))
+            ELSE to_jsonb(concat(
+                CASE WHEN seconds < 0 THEN '-' END, 'P', div(abs(seconds), 86400), 'DT', div(mod(abs(seconds), 86400), 1),
+                '.', lpad((mod(abs(seconds), 1) * 1000000)::integer::text, 6, '0'), 'S'
+            ))
+        END AS part
+        FROM spans
+    ), columns AS (
+        SELECT name, CASE WHEN bool_or(many) THEN jsonb_agg(part ORDER BY place) ELSE jsonb_agg(part) -> 0 END AS value
+        FROM written GROUP BY name
+    )
+    SELECT of_row || coalesce((SELECT jsonb_object_agg(name, value) FROM columns), '{}'::jsonb)
+$$;
+
 -- CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON orders
 --     FOR EACH ROW EXECUTE FUNCTION outboxkit_capture('orders', 'order', 'id');
 -- Arguments: topic, the beginning of the type (order.created …), the columns of the ordering key, comma-separated.
@@ -108,6 +148,8 @@ BEGIN
     IF changed = '{}' THEN
         RETURN NULL;
     END IF;
+    before := outboxkit_plain(before, TG_RELID);
+    after := outboxkit_plain(after, TG_RELID);
     SELECT string_agg(present ->> btrim(name), '/' ORDER BY place) INTO key
     FROM unnest(key_columns) WITH ORDINALITY AS columns (name, place);
     PERFORM outboxkit_emit(

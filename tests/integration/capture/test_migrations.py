@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ from sqlalchemy import Engine, MetaData, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from outboxkit import migrations, outbox_tables, publish, tables
+from outboxkit import event, migrations, outbox_tables, publish, tables
+from outboxkit.codecs import codec_named
+from outboxkit.codecs.plain import from_plain
 from outboxkit.errors import ConfigurationError
+from outboxkit.events import event_type
 from outboxkit.headers import unpack_headers
+from outboxkit.message import Message
 from outboxkit.rows import shard_of
 from tests.integration.capture.model import Noted
 from tests.integration.capture.world import CaptureDatabase
@@ -358,3 +364,61 @@ def test_a_trigger_captures_raw_sql(postgres_engine: Engine) -> None:
         "old": {"total": 10},
         "new": {"total": 11},
     }
+
+
+@event("paid.created")
+@dataclass
+class PaidCreated:
+    change: str
+    key: dict[str, int]
+    changed: list[str]
+    old: dict[str, object]
+    new: PaidRow
+
+
+@dataclass
+class PaidRow:
+    id: int
+    total: Decimal
+    rates: list[Decimal]
+    raw: bytes
+    took: timedelta
+    owed: Decimal | None = None
+    missing: bytes | None = None
+
+
+PAID: dict[str, str] = {
+    "0, 12.50, '{0.10,2}', '\\x00ff', '1 day 00:00:02'": "P1DT2.000000S",
+    "0, -0.00000000000000000001, '{}', '', '-00:00:00.000007'": "-P0DT0.000007S",
+    "0, 1e20, '{1}', decode(repeat('ff', 200), 'hex'), '1 year 2 months -3 days 25:00:00'": "P423DT3600.000000S",
+}
+
+
+@pytest.mark.parametrize("style", ["postgres", "iso_8601", "sql_standard"])
+@pytest.mark.parametrize(("values", "span"), PAID.items(), ids=range(len(PAID)))
+def test_a_trigger_writes_values_as_the_orm_does_so_that_one_class_reads_both(
+    postgres_engine: Engine, values: str, span: str, style: str
+) -> None:
+    with postgres_engine.begin() as connection:
+        connection.exec_driver_sql(f"SET LOCAL intervalstyle = '{style}'")
+        connection.exec_driver_sql("SET LOCAL bytea_output = 'escape'")
+        connection.exec_driver_sql("CREATE DOMAIN money_amount AS numeric")
+        connection.exec_driver_sql(
+            "CREATE TABLE paid (id int PRIMARY KEY, total money_amount, rates numeric[], raw bytea, took interval, "
+            "owed numeric, missing bytea)"
+        )
+        connection.exec_driver_sql(
+            """CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON paid
+               FOR EACH ROW EXECUTE FUNCTION outboxkit_capture('paid', 'paid', 'id')"""
+        )
+        connection.exec_driver_sql(f"INSERT INTO paid VALUES ({values})")
+        connection.exec_driver_sql("SET LOCAL intervalstyle = 'postgres'")  # psycopg reads no other
+        (stored,) = connection.execute(text("SELECT id, total, rates, raw, took, owed, missing FROM paid"))
+        (row,) = connection.execute(tables.outbox_messages.select())
+
+    message = Message(id="1", type="paid.created", topic="paid", payload=row.payload)
+    contract = event_type(PaidCreated)
+    read = from_plain(PaidCreated, codec_named("json").decode(message, contract, lambda _: ""))
+    assert read.new == PaidRow(*stored)
+    assert json.loads(row.payload)["new"]["took"] == span
+    assert isinstance(json.loads(row.payload)["new"]["total"], str)
