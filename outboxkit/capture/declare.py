@@ -1,4 +1,4 @@
-"""Writers: which schemas a producer writes with, held against what was promised before its first event goes out.
+"""Declarations: a producer's schemas are held against what was released, before its first event goes out.
 
 A producer declares its events when it starts, in a short transaction of its own. What it declares is kept beside the
 messages, so that consumers, replays and ``schema check --against stored`` know the schema of every message that waits.
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from outboxkit import tables
+from outboxkit import outbox, tables
 from outboxkit.avro import Schema, fingerprint
 from outboxkit.avro.model.parse import parse
 from outboxkit.codecs import codec_named
 from outboxkit.dialects import insert_ignoring
-from outboxkit.errors import RegistryUnavailable
+from outboxkit.errors import ConfigurationError, RegistryUnavailable
 from outboxkit.events import EventType, event_type, versions_of
 from outboxkit.registries import Registry, open_registry, require_compatible
 
@@ -51,8 +51,10 @@ def declare(
     Raises:
         IncompatibleSchema: a schema breaks its subject's mode, with every reason.
         RegistryUnavailable: the registry is away, and a schema was never declared before.
-        ConfigurationError: a schema file cannot be read, or there is no such registry.
+        ConfigurationError: a schema file cannot be read, there is no such registry, or the tables are missing.
     """
+    if isinstance(events, type | EventType):
+        raise ConfigurationError("declare() takes a collection of event classes: declare(connection, [OrderPlaced], …)")
     source = open_registry(registry) if isinstance(registry, str) else registry
     given = (one if isinstance(one, EventType) else event_type(one) for one in events)
     contracts = [version for contract in given for version in versions_of(contract)]
@@ -64,8 +66,9 @@ def declare(
             require_compatible(source, subject(schema), schema)
         except RegistryUnavailable as error:
             doubt = error
-    for name, text in texts:
-        _keep(connection, name, text, doubt)
+    with outbox.naming_missing_tables():
+        for name, text in texts:
+            _keep(connection, name, text, doubt)
 
 
 def _keep(connection: Connection, type_name: str, text: str, doubt: RegistryUnavailable | None) -> None:

@@ -9,6 +9,7 @@ message that fails for reasons of its own is told in `outboxkit_relay.store.stop
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,7 +31,7 @@ from outboxkit.outbox.insert import insert_messages, insert_waiting, stored_id
 from outboxkit.rows import UNREADABLE, Evidence, Page, Reading, Row, WaitReason, microseconds, shard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import ColumnElement, Connection, Dialect
 
@@ -44,6 +45,7 @@ __all__ = [
     "fence",
     "is_scheduled",
     "lag",
+    "naming_missing_tables",
     "read",
     "remove",
     "rewrite",
@@ -73,8 +75,9 @@ def write(connection: Connection, messages: Sequence[Message]) -> None:
         ConfigurationError: the tables are missing or have another version.
     """
     _require_version(connection)
-    if messages:
-        insert_messages(connection, messages)
+    with naming_missing_tables():  # they were there when the version was looked at, once for each engine
+        if messages:
+            insert_messages(connection, messages)
 
 
 def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime | timedelta]]) -> None:
@@ -84,8 +87,9 @@ def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime 
     Guarantee: as `write`.
     """
     _require_version(connection)
-    if messages:
-        insert_waiting(connection, messages)
+    with naming_missing_tables():
+        if messages:
+            insert_waiting(connection, messages)
 
 
 class Original(Protocol):
@@ -154,12 +158,8 @@ def shards_of(connection: Connection) -> int:
         ConfigurationError: the tables are missing or have another version.
     """
     version = tables.outbox_version
-    try:
+    with naming_missing_tables():
         found = connection.execute(select(version.c.version, version.c.shards)).one_or_none()
-    except DBAPIError as error:
-        if is_missing_table(error):
-            raise ConfigurationError(tables.MISSING) from None
-        raise
     # Emptied tables are tables of ours: a suite that deletes all rows between its tests need not know this one.
     if found is not None and not tables.WRITABLE_FROM <= found.version <= tables.VERSION:
         raise ConfigurationError(
@@ -169,6 +169,21 @@ def shards_of(connection: Connection) -> int:
     _RIGHT.add(connection.dialect)
     shards: int = tables.SHARDS if found is None else found.shards
     return shards
+
+
+@contextlib.contextmanager
+def naming_missing_tables() -> Iterator[None]:
+    """Says what to do when a statement of the block fails because our tables are not there.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if is_missing_table(error):
+            raise ConfigurationError(tables.MISSING) from None
+        raise
 
 
 def _require_version(connection: Connection) -> None:
