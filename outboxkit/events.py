@@ -64,7 +64,7 @@ def check_share(share: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventType:
-    """What the wire needs to know of an event class.
+    """Facts about an event class that the wire needs.
 
     Attributes:
         name: the type on the wire, for people and routing: ``order.placed``.

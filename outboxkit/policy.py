@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Failure(StrEnum):
-    """Why a message was not published or not handled. Adapters choose one from a table of their own, never by text."""
+    """Reason why a message was not published or not handled. Adapters choose one from a table of their own, never by text."""
 
     BROKER_DOWN = "broker-down"
     UNROUTABLE = "unroutable"
@@ -81,14 +81,14 @@ _FINAL: Final = frozenset({Failure.TOO_LARGE, Failure.INVALID, Failure.POISON, F
 
 
 class Order(StrEnum):
-    """How much of a key may be in flight at once."""
+    """Amount of a key that may be in flight at once."""
 
     PIPELINED = "pipelined"  #: followers may be in flight; one that the broker refuses can be overtaken
     STRICT = "strict"  #: the next one goes out after the previous one is acknowledged
 
 
 class Followers(StrEnum):
-    """What happens to the later messages of a key whose head is dead."""
+    """Fate of the later messages of a key whose head is dead."""
 
     PARK = "park"  #: they wait until an operator releases, skips or repairs
     SKIP = "skip"  #: they go on
@@ -244,7 +244,7 @@ class OutageLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and when a message in trouble is tried again.
+    """Number and times of the retries of a message in trouble.
 
     Attributes:
         immediate: retries at once, before any delay.
@@ -298,7 +298,7 @@ def verdict(  # noqa: PLR0917  the five things a decision depends on; all are al
     now: datetime,
     rng: random.Random,
 ) -> Verdict:
-    """What to do next with a message.
+    """Decides what to do next with a message.
 
     Args:
         outcome: None for success, else why it failed.

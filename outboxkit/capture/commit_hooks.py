@@ -142,7 +142,7 @@ class _Sender:
         _senders.add(self)
 
     def wake(self) -> None:
-        """At the next moment, a notification is sent."""
+        """Leaves a mark, so that a notification is sent at the next moment."""
         self._pending = True
         self._wanted.set()
         if self._thread is None and not self._ending:
@@ -161,7 +161,7 @@ class _Sender:
             thread.join(_PATIENCE.total_seconds() * 2)
 
     def _start_again(self) -> None:
-        """Also in a child after a fork: what the parent's thread held is not ours."""
+        """Starts afresh, also in a child after a fork: what the parent's thread held is not ours."""
         self._lock, self._wanted, self._pause = threading.Lock(), threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._pending = self._ending = self._failed = False

@@ -34,7 +34,7 @@ _MAX_SOURCE: Final = 1024  # bytes: inboxes keep it in an index
 
 
 class Options(NamedTuple):
-    """What a verb was told about one message, as it was given: see `outboxkit.capture.publish`."""
+    """Options of one message, as they were given to a verb: see `outboxkit.capture.publish`."""
 
     type: str = ""
     key: KeyValue | EllipsisType | None = ...  # ...: not given, so that the model's is taken
@@ -53,7 +53,7 @@ _NO_ROUTE: Final = Outbox()  # of what a session says for itself
 
 @dataclass(slots=True, kw_only=True)
 class Draft:
-    """What is known of a message when it is emitted.
+    """Everything that is known of a message when it is emitted.
 
     Attributes:
         due: publish later: at an instant, or a time after the insert by the database's clock.

@@ -38,6 +38,8 @@ def key_bytes(value: object, what: str = "the ordering key") -> bytes:
     Raises:
         CaptureError: the value is of another kind.
     """
+    if type(value) is str:
+        return _encoded(value, what)  # as a rule
     if isinstance(value, Enum):
         return key_bytes(value.value, what)
     if isinstance(value, str):

@@ -32,7 +32,7 @@ _LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeCapture:
-    """Which changes of a model are events without `emit`: ``Outbox(topic="orders", changes=ChangeCapture())``.
+    """Choice of the changes that are events without `emit`: ``Outbox(topic="orders", changes=ChangeCapture())``.
 
     Attributes:
         kinds: the changes that are told; all three by default.
@@ -65,7 +65,7 @@ class ChangeCapture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbox:
-    """Where the events of a model go: ``__outbox__ = Outbox(topic="orders", key="id")``.
+    """Route of the events of a model: ``__outbox__ = Outbox(topic="orders", key="id")``.
 
     Attributes:
         topic: the destination; the event's type when empty.
@@ -106,7 +106,7 @@ class Outbox:
 
 
 def route_of(cls: type) -> Outbox:
-    """Where the events of a model go.
+    """Finds the route of the events of a model.
 
     Raises:
         CaptureError: it does not say.

@@ -73,17 +73,17 @@ def add(session: Session, emission: Emission) -> None:
             "the session's transaction has ended or failed, or another task is using it, so nothing can be stored with "
             "it now: emit before the commit, roll back and begin again, or give each task its own session"
         )
-    waiting = _waiting(transaction)
-    if emission.mapper not in waiting.connections and emission.mapper not in waiting.looked_at:
+    unwritten = _unwritten(transaction)
+    if emission.mapper not in unwritten.connections and emission.mapper not in unwritten.looked_at:
         _refusals.refuse_autocommit_engine(session, emission.mapper)
-        waiting.looked_at.add(emission.mapper)
-    waiting.emissions.append(emission)
+        unwritten.looked_at.add(emission.mapper)
+    unwritten.emissions.append(emission)
     if emission.late:
         _connection(transaction, emission.mapper)  # the flush knows where rows go; at the commit nobody may ask again
-    if waiting.writing or emission.late:
+    if unwritten.writing or emission.late:
         return  # emitted by an event that is being made: the loop that writes goes on with it
     if not _flushing(session):
-        _mark(session, waiting)
+        _mark(session, unwritten)
     elif _is_clean(session):
         _write(session, transaction)  # in a before_flush hook, and the flush will find nothing to do
 
@@ -104,10 +104,10 @@ def remove(target: Any = Session) -> None:
 
 # --- what waits with a transaction -------------------------------------------------------------------------------
 
-_ATTRIBUTE: Final = "_outboxkit_waiting"
+_ATTRIBUTE: Final = "_outboxkit_unwritten"
 
 
-class _Waiting:
+class _Unwritten:
     __slots__ = ("committing", "connections", "emissions", "finished", "looked_at", "marker", "partial", "writing")
 
     def __init__(self) -> None:
@@ -135,15 +135,15 @@ def _begin(session: Session) -> SessionTransaction:
     return session.begin()
 
 
-def _waiting(transaction: SessionTransaction) -> _Waiting:
+def _unwritten(transaction: SessionTransaction) -> _Unwritten:
     found = _found(transaction)
     if found is None:
-        found = _Waiting()
+        found = _Unwritten()
         setattr(transaction, _ATTRIBUTE, found)
     return found
 
 
-def _found(transaction: SessionTransaction | None) -> _Waiting | None:
+def _found(transaction: SessionTransaction | None) -> _Unwritten | None:
     return getattr(transaction, _ATTRIBUTE, None)
 
 
@@ -181,20 +181,20 @@ def _map_marker() -> None:
     mapper.cascade_iterator = refuse_expunge  # type: ignore[method-assign] # only expunge() asks for this one
 
 
-def _mark(session: Session, waiting: _Waiting) -> None:
-    if waiting.marker is not None or _has_new_objects(session):
+def _mark(session: Session, unwritten: _Unwritten) -> None:
+    if unwritten.marker is not None or _has_new_objects(session):
         return
-    waiting.marker = _Marker()
+    unwritten.marker = _Marker()
     try:
-        session.add(waiting.marker)
+        session.add(unwritten.marker)
     except UnmappedInstanceError:  # the application called clear_mappers()
         _map_marker()
-        waiting.marker = _Marker()
-        session.add(waiting.marker)
+        unwritten.marker = _Marker()
+        session.add(unwritten.marker)
 
 
-def _unmark(session: Session, waiting: _Waiting) -> None:
-    marker, waiting.marker = waiting.marker, None
+def _unmark(session: Session, unwritten: _Unwritten) -> None:
+    marker, unwritten.marker = unwritten.marker, None
     if marker is not None and marker in session:
         marker.leaving = True
         session.expunge(marker)
@@ -205,28 +205,28 @@ def _unmark(session: Session, waiting: _Waiting) -> None:
 
 def _before_flush(session: Session, _context: object, objects: object) -> None:
     transaction = _current(session)
-    if transaction is None or (waiting := _found(transaction)) is None:
+    if transaction is None or (unwritten := _found(transaction)) is None:
         return
-    waiting.partial = objects is not None
-    if waiting.partial:
+    unwritten.partial = objects is not None
+    if unwritten.partial:
         return
-    _unmark(session, waiting)
-    if waiting.emissions:
-        _prepare(session, transaction, waiting.emissions)
+    _unmark(session, unwritten)
+    if unwritten.emissions:
+        _prepare(session, transaction, unwritten.emissions)
         if _is_clean(session):
-            _write(session, transaction, final=waiting.committing)
+            _write(session, transaction, final=unwritten.committing)
 
 
 def _after_flush(session: Session, _context: object) -> None:
     transaction = _current(session)
-    waiting = _found(transaction)
-    if transaction is not None and waiting is not None and not waiting.partial:
-        _write(session, transaction, final=waiting.committing)
+    unwritten = _found(transaction)
+    if transaction is not None and unwritten is not None and not unwritten.partial:
+        _write(session, transaction, final=unwritten.committing)
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
     outer = transaction.parent
-    if transaction.nested and outer is not None and (waiting := _found(outer)) is not None and waiting.emissions:
+    if transaction.nested and outer is not None and (unwritten := _found(outer)) is not None and unwritten.emissions:
         _write(session, outer, final=True)  # before what the savepoint will say, and not inside it
 
 
@@ -236,9 +236,9 @@ def _before_commit(session: Session) -> None:
         return
     outer: SessionTransaction | None = transaction
     while outer is not None:  # of a root that commits with a savepoint still open we hear the savepoint's commit first
-        _waiting(outer).committing = True
+        _unwritten(outer).committing = True
         outer = outer.parent
-    if _waiting(transaction).emissions:
+    if _unwritten(transaction).emissions:
         session.flush()
         _write(session, transaction, final=True)
     if (root := _found(session.get_transaction())) is not None:
@@ -252,8 +252,8 @@ def _after_commit(session: Session) -> None:
 
 
 def _after_rollback(session: Session) -> None:
-    if (waiting := _found(_current(session))) is not None:
-        waiting.finished = True
+    if (unwritten := _found(_current(session))) is not None:
+        unwritten.finished = True
 
 
 def _pending_to_transient(session: Session, entity: object) -> None:
@@ -261,13 +261,13 @@ def _pending_to_transient(session: Session, entity: object) -> None:
     if isinstance(entity, _Marker) and entity.leaving:
         return
     transaction = _current(session)
-    waiting = _found(transaction)
-    if transaction is None or waiting is None:
+    unwritten = _found(transaction)
+    if transaction is None or unwritten is None:
         return
-    if waiting.marker is entity:
-        waiting.marker = None
-    if transaction.is_active and not _flushing(session) and waiting.is_due():
-        _mark(session, waiting)
+    if unwritten.marker is entity:
+        unwritten.marker = None
+    if transaction.is_active and not _flushing(session) and unwritten.is_due():
+        _mark(session, unwritten)
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
@@ -277,9 +277,9 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         known = ended.finished or ended.committing or sys.exc_info()[0] is not None  # an error says enough
         if transaction.parent is None and spoken and not known:
             warnings.warn("a session was closed without commit: its events are dropped", ResourceWarning, stacklevel=2)
-    waiting = _found(_current(session))
-    if waiting is not None and session.is_active and waiting.is_due():
-        _mark(session, waiting)  # emitted while a flush ran, too late for it: the next flush takes it
+    unwritten = _found(_current(session))
+    if unwritten is not None and session.is_active and unwritten.is_due():
+        _mark(session, unwritten)  # emitted while a flush ran, too late for it: the next flush takes it
 
 
 _LISTENERS: Final[dict[str, Callable[..., None]]] = {
@@ -316,8 +316,8 @@ def complete_events_of(session: Session, entity: object) -> None:
 
     The flush finds some objects by itself (orphans, and what a cascade reaches), so ``session.deleted`` does not tell.
     """
-    waiting = _found(_current(session))
-    for emission in () if waiting is None else waiting.emissions:
+    unwritten = _found(_current(session))
+    for emission in () if unwritten is None else unwritten.emissions:
         if emission.entity is entity and not emission.late:
             _complete(emission)
 
@@ -331,28 +331,28 @@ def _identity(message: Message | None) -> Message | None:
 
 
 def _write(session: Session, transaction: SessionTransaction, *, final: bool = False) -> None:
-    waiting = _waiting(transaction)
-    if waiting.writing:
+    unwritten = _unwritten(transaction)
+    if unwritten.writing:
         return  # an event that is being made ran a query, and the session flushed before it
-    waiting.writing = True
+    unwritten.writing = True
     try:
         for _ in range(_MAX_ROUNDS):
-            batch = [emission for emission in waiting.emissions if final or not emission.late]
+            batch = [emission for emission in unwritten.emissions if final or not emission.late]
             if not batch:
                 return
             _insert(transaction, batch)
             written = set(map(id, batch))
-            waiting.emissions = [emission for emission in waiting.emissions if id(emission) not in written]
+            unwritten.emissions = [emission for emission in unwritten.emissions if id(emission) not in written]
     finally:
-        waiting.writing = False
+        unwritten.writing = False
     if not _flushing(session):
-        _mark(session, waiting)
+        _mark(session, unwritten)
 
 
 def _insert(transaction: SessionTransaction, batch: list[Emission]) -> None:
     fresh: dict[Connection, list[Message]] = {}
     scheduled: dict[Connection, list[tuple[Message, datetime | timedelta]]] = {}
-    known = _waiting(transaction).connections
+    known = _unwritten(transaction).connections
     for emission in sorted(batch, key=_NUMBER):
         connection = known.get(emission.mapper) or _connection(transaction, emission.mapper)
         if (message := emission.complete()) is None:
@@ -370,11 +370,11 @@ def _insert(transaction: SessionTransaction, batch: list[Emission]) -> None:
 
 
 def _connection(transaction: SessionTransaction, mapper: Mapper[Any] | None) -> Connection:
-    known = _waiting(transaction).connections  # not the root's: asking a savepoint's transaction is what begins it
+    known = _unwritten(transaction).connections  # not the root's: asking a savepoint's transaction is what begins it
     if (connection := known.get(mapper)) is None:
         connection = known[mapper] = _connect(transaction, mapper)
         root = transaction.session.get_transaction()
-        _waiting(root or transaction).connections.setdefault(mapper, connection)
+        _unwritten(root or transaction).connections.setdefault(mapper, connection)
     return connection
 
 

@@ -36,11 +36,13 @@ __all__ = [
 _AS_THEY_ARE: Final = (bytes, bytearray, date, datetime, time, timedelta, Decimal, UUID)  # written in our own forms
 
 
+@functools.cache
 def is_pydantic(cls: type) -> bool:
     """True for pydantic models and pydantic dataclasses."""
     return "__pydantic_serializer__" in vars(cls) and hasattr(cls, "__pydantic_fields__")
 
 
+@functools.cache
 def is_struct(cls: type) -> bool:
     """True for msgspec Structs."""
     return hasattr(cls, "__struct_fields__")
@@ -124,9 +126,8 @@ def tag_of(cls: type) -> tuple[str, object] | None:
     return None if config is None or config.tag is None else (config.tag_field, config.tag)
 
 
-@functools.cache
 def unreadable(cls: type) -> str:
-    """Why an instance, once written, cannot be read back as this class; empty when it can."""
+    """The reason why an instance, once written, cannot be read back as this class; empty when it can."""
     if is_pydantic(cls):
         lost = [name for name, field in _fields(cls).items() if field.exclude and field.is_required()]
         return f"{lost[0]} is excluded from what is written, but required to read it: give it a default" if lost else ""
@@ -151,7 +152,7 @@ def _written(name: str, field: Any) -> str:
 
 
 def _own_bytes(cls: type, plain: Any) -> Any:
-    """What a field with an encoder of its own (`Base64Bytes`) dumps is text already."""
+    """Turns into text what fields with an encoder of their own (`Base64Bytes`) dump: it is text in bytes."""
     if not isinstance(plain, dict) or not is_pydantic(cls):
         return plain
     for name, field in _fields(cls).items():

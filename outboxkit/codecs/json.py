@@ -75,25 +75,25 @@ def _plain(value: object, path: str, depth: int) -> object:
         raise _refusal(path, f"is nested deeper than {_MAX_DEPTH} levels, or contains itself")
     if (scalar := _SCALARS.get(kind)) is not None:
         return scalar(value, path)
-    if (why := classes.unreadable(kind)) != "":
-        raise _refusal(path, f"cannot be read back as a {kind.__qualname__}: {why}")
-    if classes.is_pydantic(kind) or classes.is_struct(kind):
+    dumps, names = _form(kind, path)
+    if dumps:
         return _plain(_dumped(value, path, depth), path, depth + 1)
-    if (names := _names(kind)) is not None:
+    if names is not None:
         return _object([(name, getattr(value, name)) for name in names], path, depth + 1)
     return _inner(value, path, depth + 1)
 
 
 def _dumped(value: object, path: str, depth: int) -> object:
-    """What the class of another library makes of its object."""
+    """Dumps an object by its class, which another library made."""
+    cls: type = type(value)
     try:
-        if classes.is_pydantic(type(value)):
+        if classes.is_pydantic(cls):
             return classes.dump_pydantic(value)
         return classes.dump_struct(value, lambda inner: _plain(inner, path, depth + 1))
     except (TypeError, ValueError) as error:
         if isinstance(error, EncodeError):
             raise
-        raise _refusal(path, f"cannot be written by its class {type(value).__qualname__}: {error}") from error
+        raise _refusal(path, f"cannot be written by its class {cls.__qualname__}: {error}") from error
 
 
 def _inner(value: object, path: str, depth: int) -> object:
@@ -131,10 +131,19 @@ def _first_twice(pairs: list[tuple[str, object]]) -> str:
     return next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
+def _form(cls: type, path: str) -> tuple[bool, tuple[str, ...] | None]:
+    """Whether its class dumps a value, else the fields of a dataclass, None for anything else."""
+    dumps, names, why = _known_form(cls)
+    if why:
+        raise _refusal(path, f"cannot be read back as a {cls.__qualname__}: {why}")
+    return dumps, names
+
+
 @functools.cache
-def _names(cls: type) -> tuple[str, ...] | None:
-    """The fields of a dataclass, None for anything else."""
-    return tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else None
+def _known_form(cls: type) -> tuple[bool, tuple[str, ...] | None, str]:
+    dumps = classes.is_pydantic(cls) or classes.is_struct(cls)
+    names = tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else None
+    return dumps, names, classes.unreadable(cls)
 
 
 def _key(key: object, path: str) -> str:

@@ -59,21 +59,21 @@ def from_plain(cls: type, data: object) -> Any:
 
 def _made(cls: type, data: object, path: str, given: Mapping[Any, Any] = _NOTHING) -> Any:
     """Makes an object of a class; `given` are the types that stand for the type variables of a generic one."""
+    dot = f"{path}." if path else ""
     try:
         if classes.is_pydantic(cls):
             return classes.validate(cls, _with_bytes(cls, data, path))
         if not isinstance(data, Mapping):
             raise _unfit(path, "fields", data)
-        named = _by_field(cls, data, path)
-        hints = _hints(cls)
+        hints, named = _hints(cls), _by_field(cls, data, path) if classes.is_struct(cls) else data
         known = {
-            name: _fit(given.get(hints[name], hints[name]), item, _inside(path, name))
+            name: item if type(item) is hints[name] else _fit(given.get(hints[name], hints[name]), item, f"{dot}{name}")
             for name, item in named.items()
             if name in hints
         }
-        late = {name: known.pop(name) for name in _late_fields(cls) if name in known}
+        late = [(name, known.pop(name)) for name in _late_fields(cls) if name in known]
         made = cls(**known)
-        for name, item in late.items():
+        for name, item in late:
             object.__setattr__(made, name, item)  # a field that __init__ does not take, perhaps of a frozen class
     except (TypeError, ValueError) as error:  # a field is missing, or the class itself refuses
         if isinstance(error, DecodeError):
@@ -83,9 +83,7 @@ def _made(cls: type, data: object, path: str, given: Mapping[Any, Any] = _NOTHIN
 
 
 def _by_field(cls: type, data: Mapping[Any, Any], path: str) -> Mapping[Any, Any]:
-    """The data by the names of fields; a Struct may be written under others, and with a tag that must be its own."""
-    if not classes.is_struct(cls):
-        return data
+    """The data of a Struct by the names of its fields: it may be written under others, with a tag of its own."""
     tag = classes.tag_of(cls)
     if tag is not None and data.get(*tag) != tag[1]:
         raise DecodeError(f"{_inside(path, tag[0])}: expected the tag {tag[1]!r} of {cls.__qualname__}", path=path)

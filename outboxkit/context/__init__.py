@@ -1,4 +1,4 @@
-"""What a message inherits from where it is emitted: correlation, causation, source and trace context. Pure.
+"""Context: what a message inherits from where it is emitted: correlation, causation, source and trace context. Pure.
 
 Everything here is a `contextvars` value: it follows a task, and a thread of its own starts empty. A consumer says by
 `handling` which message it handles; what the handler emits is caused by that message and joins its conversation.
@@ -121,7 +121,7 @@ def current_message() -> Message | None:
 
 
 def source() -> str:
-    """Who produces here: what `producing` says, else ``outboxkit``."""
+    """The producer here: what `producing` says, else ``outboxkit``."""
     return _source.get()
 
 

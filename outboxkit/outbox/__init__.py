@@ -301,7 +301,7 @@ def _ledger_entry(relay: UUID, batch: Evidence) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lag:
-    """How far the relays are behind.
+    """Distance by which the relays are behind.
 
     Attributes:
         oldest: age of the oldest message that is not published yet; zero when there is none.

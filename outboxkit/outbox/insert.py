@@ -115,7 +115,7 @@ def stored_id(message_id: str) -> UUID:
 
 
 class _Raw(UserDefinedType[Any]):
-    """What the driver sends by itself, without a detour through SQLAlchemy's types."""
+    """A value that the driver sends by itself, without a detour through SQLAlchemy's types."""
 
     cache_ok = True
 
@@ -179,7 +179,7 @@ def _typed(message: Message) -> dict[str, Any]:
 
 
 def _values(message: Message) -> tuple[Any, ...]:
-    """As in `_BINDS`."""
+    """The values of a row, in the order of `_BINDS`."""
     by_key = message.key is not None and _CANONICAL.fullmatch(message.id)  # then nobody needs the id's bytes
     found = _NO_ID if by_key else stored_id(message.id)
     return (

@@ -58,7 +58,7 @@ def test_after_every_commit_the_outbox_holds_exactly_what_survived(engine: Engin
 
 def buffer_on_session_info(monkeypatch: pytest.MonkeyPatch) -> None:
     def waiting(transaction: Any) -> Any:
-        return transaction and transaction.session.info.setdefault("outbox", session_hooks._Waiting())
+        return transaction and transaction.session.info.setdefault("outbox", session_hooks._Unwritten())
 
     monkeypatch.setattr(session_hooks, "_waiting", waiting)
     monkeypatch.setattr(session_hooks, "_found", waiting)
