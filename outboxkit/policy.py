@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Failure(StrEnum):
-    """Reason why a message was not published or not handled; adapters choose it from a table of theirs, never by text."""
+    """Reason why a message was not published or not handled; adapters choose it from a table, never by text."""
 
     BROKER_DOWN = "broker-down"
     UNROUTABLE = "unroutable"
