@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,6 +125,8 @@ def make_draft(
     """
     now = datetime.now(UTC)
     later = callable(event) and not isinstance(event, type) and not is_event(event)
+    if later and inspect.iscoroutinefunction(event):
+        raise CaptureError("an event is made by a plain function, inside the flush; await what it needs before")
     of_model = isinstance(told.key, EllipsisType)
     source = _source(told.source) or route.source or context.source()
     draft = Draft(

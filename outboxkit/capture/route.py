@@ -133,6 +133,10 @@ def _check_against_the_mapping(mapper: Mapper[Any], cls: type) -> None:
         return
     if not isinstance(route, Outbox):
         raise ConfigurationError(f"{cls.__qualname__}.__outbox__ is a {type(route).__qualname__}; expected an Outbox")
+    if not callable(getattr(cls, "emit", None)):
+        raise ConfigurationError(
+            f"{cls.__qualname__} has an __outbox__ but no OutboxMixin, so nothing would be emitted"
+        )
     if route.changes is not None:
         _capturing.add(cls)
     if "__outbox__" not in vars(cls):

@@ -355,6 +355,33 @@ def test_a_route_that_names_what_the_model_does_not_have_is_refused_when_it_is_m
     Own.registry.dispose()
 
 
+def test_a_route_without_the_mixin_would_emit_nothing_and_is_refused() -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Forgetful(Own):
+        __tablename__ = "forgetful"
+        __outbox__ = Outbox(topic="t", changes=ChangeCapture())
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    with pytest.raises(ConfigurationError, match="OutboxMixin"):
+        configure_mappers()
+    Own.registry.dispose()
+
+
+def test_an_event_that_would_have_to_be_awaited_is_refused(session: Session) -> None:
+    async def make() -> Happened:
+        return Happened()
+
+    with pytest.raises(CaptureError, match="plain function"):
+        publish(session, make, topic="t")
+
+
+def test_a_class_instead_of_an_event_is_refused(session: Session) -> None:
+    with pytest.raises(EncodeError):
+        publish(session, Happened, topic="t")
+
+
 def test_a_base_classes_route_may_name_what_only_some_models_have() -> None:
     class Own(OutboxMixin, DeclarativeBase):
         __outbox__ = Outbox(topic="t", changes=ChangeCapture(exclude={"secret"}))
