@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -21,7 +22,7 @@ from outboxkit.avro.model.nodes import ABSENT, Array, Enum, Fixed, Map, Node, Pr
 from outboxkit.avro.model.nodes import Union as UnionNode
 from outboxkit.errors import SchemaError
 
-__all__ = ["Avro", "disagreements", "schema_of"]
+__all__ = ["Avro", "disagreements", "excluded", "schema_of"]
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,16 @@ def _members(cls: type) -> list[_Member]:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise SchemaError(f"{cls.__name__}: {error.name} is known to type checkers only") from error
-    return [_Member(name, hints.get(name, Any), default) for name, default in _defaults(cls).items()]
+    left_out = excluded(cls)
+    known = ((name, default) for name, default in _defaults(cls).items() if name not in left_out)
+    return [_Member(name, hints.get(name, Any), default) for name, default in known]
+
+
+@functools.cache
+def excluded(cls: type) -> frozenset[str]:
+    """Names the fields of a pydantic class that it leaves out of everything it writes (``Field(exclude=True)``)."""
+    fields = getattr(cls, "__pydantic_fields__", None) or getattr(cls, "model_fields", None)
+    return frozenset(name for name, one in fields.items() if one.exclude) if isinstance(fields, dict) else frozenset()
 
 
 def _defaults(cls: type) -> dict[str, object]:

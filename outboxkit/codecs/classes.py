@@ -39,7 +39,7 @@ _AS_THEY_ARE: Final = (bytes, bytearray, date, datetime, time, timedelta, Decima
 @functools.cache
 def is_pydantic(cls: type) -> bool:
     """True for pydantic models and pydantic dataclasses."""
-    return "__pydantic_serializer__" in vars(cls) and hasattr(cls, "__pydantic_fields__")
+    return "__pydantic_serializer__" in vars(cls)
 
 
 @functools.cache
@@ -142,8 +142,8 @@ def unreadable(cls: type) -> str:
 
 
 def _fields(cls: type) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = cls.__pydantic_fields__  # type: ignore[attr-defined]
-    return found
+    found: Any = getattr(cls, "__pydantic_fields__", None) or getattr(cls, "model_fields", None)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _written(name: str, field: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from outboxkit.avro.binary.scalars import Prepare, Unfit, leaf, plain_type, string, symbol, unfit
 from outboxkit.avro.binary.union_branch import union
+from outboxkit.avro.classes import excluded
 from outboxkit.avro.compatibility.examples import branch_name
 from outboxkit.avro.model.nodes import ABSENT, Array, Enum, Field, Map, Node, Primitive, Record, Schema, Union
 from outboxkit.errors import EncodeError
@@ -191,12 +192,15 @@ def as_fields(value: object) -> Mapping[str, Any]:
     """Return the fields of a mapping, dataclass, msgspec Struct or pydantic model."""
     if isinstance(value, Mapping):
         return value
+    cls: type = type(value)
+    left_out = excluded(cls)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
-    fields = getattr(type(value), "model_fields", None) or getattr(value, "__struct_fields__", None)
+        names = [one.name for one in dataclasses.fields(value)]
+        return {name: getattr(value, name) for name in names if name not in left_out}
+    fields = getattr(cls, "model_fields", None) or getattr(value, "__struct_fields__", None)
     if fields is None:
         unfit(value, "a record (a mapping, dataclass, msgspec Struct or pydantic model)")
-    return {str(name): getattr(value, name) for name in fields}
+    return {str(name): getattr(value, name) for name in fields if name not in left_out}
 
 
 def _array(prepare: Prepare) -> Prepare:

@@ -172,6 +172,19 @@ def test_a_pydantic_model_inside_a_dataclass_is_written_by_its_own_dump() -> Non
     assert back(Paid(Customer(customer_id=1))) == Paid(Customer(customer_id=1))
 
 
+def test_what_a_pydantic_class_excludes_is_not_written_as_avro_either() -> None:
+    @event("account.made", codec="avro")
+    class Account(pydantic.BaseModel):
+        number: int
+        password: str = pydantic.Field(default="", exclude=True)
+
+    codec, contract = codec_named("avro"), event_type(Account)
+    encoded = codec.encode(Account(number=1, password="secret"), contract)
+
+    assert b"secret" not in encoded.payload
+    assert "password" not in (codec.schema_text(contract) or "")
+
+
 @event("with.secret")
 class WithSecret(pydantic.BaseModel):
     token: pydantic.SecretStr
