@@ -242,7 +242,8 @@ def _member(cls: type[Enum], value: Any, path: str) -> Enum:
 
 def _fit_one_of(hints: tuple[Any, ...], value: Any, path: str) -> Any:
     problems: list[DecodeError] = []
-    for hint in hints:
+    by_fit = sorted(hints, key=lambda hint: _strangers(hint, value)) if isinstance(value, Mapping) else hints
+    for hint in by_fit:
         if hint is type(None):
             if value is None:
                 return None
@@ -252,6 +253,18 @@ def _fit_one_of(hints: tuple[Any, ...], value: Any, path: str) -> Any:
         except DecodeError as error:
             problems.append(error)
     raise problems[0] if problems else _unfit(path, "None", value)
+
+
+def _strangers(hint: Any, value: Mapping[Any, Any]) -> float:
+    """Counts the names of the data that a class does not know: it would ignore them, and another class may be meant."""
+    cls = _bare(hint)
+    cls = typing.get_origin(cls) or cls
+    if not isinstance(cls, type) or not _has_fields(cls):
+        return 0.5  # a mapping takes all; a class that knows every name is closer
+    if classes.is_pydantic(cls):
+        return len(value.keys() - classes.read_fields(cls).keys() - classes.computed_names(cls))
+    names = classes.field_names(cls) if classes.is_struct(cls) else {}
+    return len({names.get(name, name) for name in value} - _hints(cls).keys())
 
 
 def _fit_many(origin: type, hints: tuple[Any, ...], value: Any, path: str) -> Any:

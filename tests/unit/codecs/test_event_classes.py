@@ -337,6 +337,35 @@ def test_unusual_fields_come_back_as_they_are_annotated() -> None:
     assert back(told) == told
 
 
+@dataclass(frozen=True)
+class Cash:
+    amount: int
+
+
+@dataclass(frozen=True)
+class CreditCard:
+    amount: int
+    number: str = ""
+
+
+class Voucher(pydantic.BaseModel):
+    amount: int
+    code: str = pydantic.Field(alias="voucherCode")
+
+
+@event("paid.by")
+@dataclass(frozen=True)
+class PaidBy:
+    means: Cash | CreditCard | Voucher | dict[str, Any] | None
+
+
+@pytest.mark.parametrize(
+    "means", [Cash(1), CreditCard(1, "4111"), Voucher(amount=1, voucherCode="x"), {"iban": "DE", "amount": 1}, None]
+)
+def test_one_of_several_classes_comes_back_as_the_one_that_was_written(means: Any) -> None:
+    assert back(PaidBy(means)) == PaidBy(means)
+
+
 def test_a_class_that_a_decorator_above_made_anew_comes_back_as_that_class() -> None:
     @dataclass(slots=True)
     @event("slotted")
