@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, func, select
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit import tables
@@ -31,6 +31,7 @@ __all__ = ["CHANNEL", "notify", "on_commit"]
 
 CHANNEL: Final = "outboxkit"  #: that relays listen on
 
+_NOTIFY: Final = select(func.pg_notify(CHANNEL, ""))
 _log: Final = logging.getLogger(__name__)
 
 _TABLE: Final = tables.outbox_messages.name
@@ -49,7 +50,12 @@ def on_commit(engine: Engine | AsyncEngine, wake: Callable[[], None]) -> Callabl
 
     Returns:
         A function that ends it.
+
+    Raises:
+        ConfigurationError: this is no engine, or nothing to call.
     """
+    if not callable(wake):
+        raise ConfigurationError(f"on_commit() calls a function without arguments, and {wake!r:.80} is none")
     commits = _Commits(_blocking(engine), wake)
     commits.listen()
     return commits.ignore
@@ -85,7 +91,10 @@ def notify(engine: Engine | AsyncEngine, *, url: str | None = None) -> Callable[
 
 
 def _blocking(engine: Engine | AsyncEngine) -> Engine:
-    return engine if isinstance(engine, Engine) else engine.sync_engine
+    found: object = engine if isinstance(engine, Engine) else getattr(engine, "sync_engine", None)
+    if not isinstance(found, Engine):
+        raise ConfigurationError(f"expected an Engine or an AsyncEngine, got {type(engine).__qualname__}")
+    return found
 
 
 class _Commits:
@@ -196,7 +205,7 @@ class _Sender:
                 self._wanted.clear()
                 if self._pending:
                     self._pending = False
-                    connection.exec_driver_sql("NOTIFY outboxkit")
+                    connection.execute(_NOTIFY)
                     self._failed = False
                     self._pause.wait(_GAP)
 

@@ -37,6 +37,7 @@ from outboxkit import (
     send,
     tables,
 )
+from outboxkit.capture import commit_hooks
 from outboxkit.errors import InboxConflict
 from outboxkit.events import event_type
 from outboxkit.headers import unpack_headers
@@ -418,6 +419,18 @@ def test_parameters_are_for_inserts_only(session: Session) -> None:
 def test_a_limit_that_is_no_size_is_refused(name: str, bound: Any) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Limits(**{name: bound})
+
+
+def test_hints_are_given_for_an_engine_by_a_function() -> None:
+    engine = create_engine("sqlite://")
+
+    with pytest.raises(ConfigurationError, match="expected an Engine"):
+        commit_hooks.on_commit(Session(engine), lambda: None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="function"):
+        commit_hooks.on_commit(engine, "wake")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="sqlite cannot notify"):
+        commit_hooks.notify(engine)
+    engine.dispose()
 
 
 # --- event classes -----------------------------------------------------------------------------------------------
