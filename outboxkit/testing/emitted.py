@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, Table, select
 from outboxkit import tables
 from outboxkit.avro import fingerprint
 from outboxkit.avro.model.parse import parse
+from outboxkit.capture.keys import KeyValue, key_bytes
 from outboxkit.codecs import codec_named
 from outboxkit.consumer.handlers import decode
 from outboxkit.errors import CodecError, DecodeError, SchemaError
@@ -79,16 +80,16 @@ class EmittedMessages:
 
     @overload
     def assert_emitted(
-        self, what: type[T], *, key: str | bytes | EllipsisType | None = ..., topic: str = "", **fields: object
+        self, what: type[T], *, key: KeyValue | EllipsisType | None = ..., topic: str = "", **fields: object
     ) -> T: ...
 
     @overload
     def assert_emitted(
-        self, what: str, *, key: str | bytes | EllipsisType | None = ..., topic: str = "", **fields: object
+        self, what: str, *, key: KeyValue | EllipsisType | None = ..., topic: str = "", **fields: object
     ) -> Mapping[str, Any]: ...
 
     def assert_emitted(
-        self, what: Any, *, key: str | bytes | EllipsisType | None = ..., topic: str = "", **fields: object
+        self, what: Any, *, key: KeyValue | EllipsisType | None = ..., topic: str = "", **fields: object
     ) -> Any:
         """Asserts that one message fits, and returns the event of the first that does.
 
@@ -199,4 +200,4 @@ def _line(message: Message, event: object = None, differences: Sequence[str] = (
 
 
 def _text(key: Any) -> str | None:
-    return key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else key
+    return None if key is None else key_bytes(key).decode("utf-8", "backslashreplace")

@@ -28,6 +28,7 @@ def test_an_emitted_event_is_found_by_class_key_topic_and_fields(
 
     assert outbox.assert_emitted(OrderPlaced) == OrderPlaced(1, 5)
     assert outbox.assert_emitted(OrderPlaced, total=7, key="2", topic="orders") == OrderPlaced(2, 7)
+    assert outbox.assert_emitted(OrderPlaced, key=2) == OrderPlaced(2, 7)
     assert outbox.assert_emitted("order.placed", key=b"2") == {"order_id": 2, "total": 7}
     assert outbox.events(OrderPlaced) == [OrderPlaced(1, 5), OrderPlaced(2, 7)]
     assert outbox.events(InvoiceCreated) == []
