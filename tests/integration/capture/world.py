@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, select, text
+from sqlalchemy import URL, Engine, create_engine, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from outboxkit import migrations, tables
+from outboxkit.capture import begin_sqlite_transactions
 from tests.integration.capture.model import Base
 
 
@@ -70,18 +71,6 @@ class CaptureDatabase:
             return connection.scalar(text(statement))
 
 
-def begin_properly(engine: Engine) -> None:
-    """SQLAlchemy's recipe for savepoints on pysqlite: the driver would begin too late."""
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, record: Any) -> None:
-        connection.isolation_level = None
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN")
-
-
 def prepare(engine: Engine) -> None:
     with engine.begin() as connection:
         Base.metadata.create_all(connection)
@@ -97,5 +86,5 @@ def open_world(url: URL, driver: str) -> CaptureDatabase:
     else:
         engine = create_engine(named)
     if driver.startswith("sqlite"):
-        begin_properly(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
+        begin_sqlite_transactions(engine)
     return CaptureDatabase(engine, observer)
