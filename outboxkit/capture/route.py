@@ -7,6 +7,7 @@ checked when SQLAlchemy configures the mapper.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
@@ -117,12 +118,12 @@ def route_of(cls: type) -> Outbox:
     return found
 
 
-_capturing: Final[set[type]] = set()
+_capturing: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 
 
 def captures_changes() -> bool:
     """Whether any model of this process captures changes; while none does, flushes are not looked at."""
-    return bool(_capturing)
+    return len(_capturing) > 0
 
 
 @listeners.listens_for(Mapper, "mapper_configured")
