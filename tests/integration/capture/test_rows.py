@@ -42,7 +42,9 @@ def message(number: int = 0, **changes: Any) -> Message:
 
 
 def strange_messages() -> list[Message]:
-    texts = [message(topic=text, type=text, content_type=text, schema=text, source=text) for text in STRANGE]
+    texts = [
+        message(topic=text or "t", type=text or "t", content_type=text, schema=text, source=text) for text in STRANGE
+    ]
     binary = [message(payload=data, key=data) for data in (b"", b"\0", b"\\x00", bytes(range(256)), b"NULL")]
     others = [
         message(key=None, kind=Kind.COMMAND, expires_at=NOW + timedelta(days=1)),
