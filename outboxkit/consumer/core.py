@@ -94,6 +94,11 @@ class Core:
         """Whether no command is under way."""
         return self._busy == 0
 
+    @property
+    def waiting_in_hand(self) -> list[int]:
+        """Rows of the waiting room that are in hand."""
+        return list(self._rooms)
+
     # --- facts in ------------------------------------------------------------------------------------------------
 
     def open(self) -> None:

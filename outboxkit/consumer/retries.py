@@ -196,23 +196,27 @@ def keys_waiting(session: Session, consumer: str, lanes: Iterable[OrderingKey]) 
     return wanted & {(topic, bytes(key)) for topic, key in session.connection().execute(query)}
 
 
-def due(session: Session, consumer: str, limit: int) -> list[WaitingDelivery]:
+def due(session: Session, consumer: str, limit: int, in_hand: Collection[int] = ()) -> list[WaitingDelivery]:
     """Returns heads whose instant has come, the longest overdue first, without those that somebody works on.
+
+    Those ``in_hand`` are not touched: a look must not be in the way of their own transactions.
 
     Transaction: joins the caller's short one. Index used: ``inbox_waiting_due``. What is returned is not kept locked:
     `take` decides.
     """
     query = select(_room).where(_room.c.consumer == consumer, _room.c.due_at <= database_now())
+    if in_hand:
+        query = query.where(_room.c.id.not_in(in_hand))
     query = query.order_by(_room.c.due_at, _room.c.id).limit(limit).with_for_update(skip_locked=True)
     return [_waiting(row) for row in session.connection().execute(query)]
 
 
-def take(session: Session, waiting: WaitingDelivery) -> bool:
+def take(session: Session, waiting: WaitingDelivery, *, waits: bool = False) -> bool:
     """Locks a waiting row for this transaction; False when another process has it or had it.
 
-    Transaction: joins the caller's. Locks: the row, without waiting.
+    Transaction: joins the caller's. Locks: the row; ``waits`` for another transaction's lock, else that one has it.
     """
-    query = select(_room.c.id).where(_is(waiting)).with_for_update(skip_locked=True)
+    query = select(_room.c.id).where(_is(waiting)).with_for_update(skip_locked=not waits)
     return session.connection().execute(query).one_or_none() is not None
 
 

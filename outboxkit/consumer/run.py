@@ -160,7 +160,9 @@ class Run:
         now = asyncio.get_running_loop().time()
         if now < self._next_look:
             return []
-        found = await self._patience.run(lambda given: retries.due(given.session, self._config.name, limit))
+        found = await self._patience.run(
+            lambda given: retries.due(given.session, self._config.name, limit, self._core.waiting_in_hand)
+        )
         if len(found) < limit:
             self._next_look = now + self._idle.total_seconds()
         return found

@@ -206,7 +206,7 @@ class Settling:
     def _write_letter(self, given: TransactionScope, command: Bury, letter: DeadLetter) -> DeadLetter | None:
         connection, name, job = given.session.connection(), self._config.name, command.job
         waiting = subject_of(job).waiting
-        if waiting is not None and not retries.take(given.session, waiting):
+        if waiting is not None and not retries.take(given.session, waiting, waits=True):
             return None
         if command.failed.failure is Failure.CRASH:
             crash_marker.clear(given.session, self._owner, [job.identity])
