@@ -54,7 +54,7 @@ class StopReason(StrEnum):
 
 
 class Request(StrEnum):
-    """What was asked of a stopped key, in ``outbox_stopped_keys.request``."""
+    """Requests for a stopped key, in ``outbox_stopped_keys.request``."""
 
     RELEASE = "release"  #: try the waiting head at once; behind a dead head the followers go on
     SKIP = "skip"  #: a waiting head becomes a dead letter; the followers go on
@@ -193,7 +193,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a read returned.
+    """Result of a read.
 
     Attributes:
         rows: in position order.
@@ -210,7 +210,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What a batch became: the proof that goes to the ledger.
+    """Evidence of a published batch, for the ledger.
 
     Attributes:
         topic: the destination.

@@ -159,7 +159,7 @@ class _Deriving:
 
 
 def disagreements(cls: type, schema: Schema) -> list[str]:
-    """Where a class writes what its schema does not have, or the schema holds what the class cannot take.
+    """Lists where a class writes what its schema lacks, or the schema holds what the class cannot take.
 
     Annotations that say nothing (``Any``, a ``Literal``) agree with everything.
 

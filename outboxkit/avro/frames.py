@@ -1,4 +1,4 @@
-"""How a message says which schema wrote it: read every frame in use, write the one that is configured.
+"""Frames, by which a message names its writer's schema: reads every one in use, writes the configured one.
 
 * Confluent: ``00`` and a 4-byte big-endian id, or ``01`` and a 16-byte GUID, before the body; or the same bytes in the
   record header ``__value_schema_id`` (``__key_schema_id`` for keys) with a bare body.
@@ -50,7 +50,7 @@ Part = Literal["value", "key"]
 
 
 class FrameKind(Enum):
-    """Where the schema is named, and how."""
+    """Place and form in which the schema is named."""
 
     CONFLUENT_ID = "confluent-id"
     CONFLUENT_GUID = "confluent-guid"
@@ -151,7 +151,7 @@ def body_of(frame: Frame, writer: Schema) -> bytes:
 
 
 def framed_body(kind: FrameKind, body: bytes, writer: Schema) -> bytes:
-    """What goes into a frame: the reverse of `body_of`."""
+    """Puts a body into its frame: the reverse of `body_of`."""
     if not _is_raw(kind, writer):
         return body
     end = next(at for at, byte in enumerate(body, 1) if byte < 0x80)

@@ -8,7 +8,7 @@ __all__ = ["SubjectStrategy", "subject_for"]
 
 
 class SubjectStrategy(Enum):
-    """What a subject stands for.
+    """Naming strategies: the unit that a subject stands for.
 
     TOPIC: one schema history per topic; RECORD: one per record type, on whatever topic; TOPIC_RECORD: one per record
     type on each topic, for topics that carry several types.

@@ -31,7 +31,7 @@ PREFETCH_BYTES: Final = 32 * 1024 * 1024  #: of their payloads
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerConfig:
-    """What a run needs to know of its consumer.
+    """Settings of a consumer, as a run reads them.
 
     Attributes:
         name: who handles.

@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageContext:
-    """What a handler may know of the message besides the event.
+    """Facts about the message that a handler may ask for, besides the event.
 
     Attributes:
         id: identity of the message; derive idempotency keys for other systems from it.
@@ -104,7 +104,7 @@ class MessageContext:
 
 
 class Want(StrEnum):
-    """What a parameter of a handler is given."""
+    """Kinds of values that a handler's parameter may be given."""
 
     MESSAGE = "message"  #: the event; a raw handler gets the `Message`
     MESSAGES = "messages"  #: a list of them: up to `Consumer(batch=…)` first deliveries, in order

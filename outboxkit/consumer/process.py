@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class Result(StrEnum):
-    """What became of a message that did not fail."""
+    """Result of a message that did not fail."""
 
     HANDLED = "handled"
     DUPLICATE = "duplicate"
@@ -95,7 +95,7 @@ class _Left(OutboxKitError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageTransaction:
-    """How a consumer handles a message.
+    """Rules by which a consumer handles a message.
 
     Attributes:
         consumer: its name.

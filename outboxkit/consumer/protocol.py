@@ -38,14 +38,14 @@ MAX_DEATHS: Final = 3  #: processes that a message may take with it before it is
 
 
 class WhileWaiting(StrEnum):
-    """What happens to the later messages of a key while one of them waits for its next try."""
+    """Treatment of the later messages of a key while one of them waits for its next try."""
 
     BLOCK = "block"  #: they wait behind it
     SKIP = "skip"  #: they go on: the key's order is given up for those that fail
 
 
 class Standing(StrEnum):
-    """What reading a delivery's headers has told."""
+    """Facts from a delivery's headers."""
 
     WANTED = "wanted"
     IGNORED = "ignored"  #: of another type, or a replay for another consumer
@@ -106,7 +106,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerPolicy:
-    """How a consumer decides.
+    """Rules by which a consumer decides.
 
     Attributes:
         retry: when a failed message is tried again, and how often.
@@ -127,7 +127,7 @@ class ConsumerPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What the database knew when deliveries were admitted.
+    """Facts from the database when deliveries were admitted.
 
     Attributes:
         suspects: deaths by identity, of what vanished processes were handling.

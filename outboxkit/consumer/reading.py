@@ -34,14 +34,14 @@ Extractor = Callable[[Message, "Delivery"], object]
 
 
 class Ordering(StrEnum):
-    """Which order is kept."""
+    """Order that is kept."""
 
     KEY = "key"  #: that of each key
     NONE = "none"  #: none: every message is handled by itself
 
 
 class Expired(StrEnum):
-    """What happens to a message whose ``ce_expirytime`` is over."""
+    """Treatment of a message whose ``ce_expirytime`` is over."""
 
     SKIP = "skip"  #: acknowledged and counted
     DEAD = "dead"  #: a dead letter
@@ -58,7 +58,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What the shell knows of a job: the message as far as it can be read, its handler, its row in the waiting room.
+    """A job with its message as far as it can be read, its handler, and its row in the waiting room.
 
     ``candidates`` are the handlers among which the schema that the payload's frame names will decide.
     """
@@ -71,7 +71,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How a consumer reads deliveries.
+    """Rules by which a consumer reads deliveries.
 
     Attributes:
         handlers: by topic and type.

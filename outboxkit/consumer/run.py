@@ -141,7 +141,7 @@ class Run:
                 await self._admit([*self._read(waiting), *self._read(deliveries)])
 
     def _room(self) -> int:
-        """How many deliveries may be taken in now. Half of the bound must be free: each opening is a transaction."""
+        """Number of deliveries to take in now. Half of the bound must be free: each opening is a transaction."""
         config, core = self._config, self._core
         if core.in_hand > config.prefetch // 2 or (core.in_hand and core.bytes_in_hand >= config.prefetch_bytes):
             return 0

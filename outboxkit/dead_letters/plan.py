@@ -74,7 +74,7 @@ class Draft:
 
     @property
     def eligible(self) -> int:
-        """How many would be queued."""
+        """Number of letters that would be queued."""
         return sum(decision.action != "none" for decision in self.decisions)
 
 
@@ -111,7 +111,7 @@ class Replay:
 
     @property
     def chosen(self) -> int:
-        """How many letters were chosen."""
+        """Number of letters that were chosen."""
         return self.waiting + self.queued + self.refused + self.gone
 
 

@@ -39,7 +39,7 @@ _DECODING: Final = (Stage.READ, Stage.DECODE)
 
 
 class Style(StrEnum):
-    """Whose header names a copy has."""
+    """Products whose header names a copy may have."""
 
     OUTBOXKIT = "outboxkit"
     SPRING = "spring"
@@ -48,7 +48,7 @@ class Style(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterTopic:
-    """Where a consumer's dead letters are copied to.
+    """Topic to which a consumer's dead letters are copied.
 
     Attributes:
         topic: the topic, which must exist; ``{topic}`` and ``{consumer}`` stand for where the message came from and
@@ -104,7 +104,7 @@ def write(
 
 
 def headers_of(letter: DeadLetter, delivery: Delivery, style: Style, *, writer: str = "") -> Headers:
-    """What a copy says besides the original headers."""
+    """Headers of a copy besides the original ones."""
     said = {Style.OUTBOXKIT: _our_words, Style.SPRING: _springs_words, Style.CONNECT: _connects_words}[style]
     ours = [(f"{_OURS}id", str(letter.id).encode())] if style is not Style.OUTBOXKIT else []
     return (*said(letter, delivery), *ours, *_schema_facts(letter, delivery, writer))

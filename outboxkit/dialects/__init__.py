@@ -82,7 +82,7 @@ class DatabaseTrouble(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What a database can do: the only place where such a question is asked.
+    """Capabilities of a database: the only place where such a question is asked.
 
     Attributes:
         name: ``postgresql``, ``sqlite``.
@@ -304,7 +304,7 @@ def _sqlite_code(error: DBAPIError) -> int | None:
 
 
 def hidden(connection: Connection) -> list[str]:
-    """Which of the relay's tables this login may see in part only: what it does not see is not published."""
+    """Lists the relay's tables of which this login sees a part only: what it does not see is not published."""
     found: list[str] = _module(connection.dialect.name).hidden(connection)
     return found
 

@@ -250,7 +250,7 @@ def _with_large(cursor: Any, rows: list[Row], snapshot: str, reading: Reading) -
 
 
 def _connection_settings(patience: timedelta) -> dict[str, Any]:
-    """What is agreed with the client library."""
+    """Agreement with the client library."""
     seconds = max(2, int(patience.total_seconds()))  # libpq takes whole seconds, below 2 means 2
     return {
         "application_name": "outboxkit",
@@ -265,7 +265,7 @@ def _connection_settings(patience: timedelta) -> dict[str, Any]:
 
 
 def _session_settings(milliseconds: int) -> dict[str, str]:
-    """What is agreed with the server."""
+    """Agreement with the server."""
     return {
         "statement_timeout": str(milliseconds),
         "lock_timeout": str(milliseconds),

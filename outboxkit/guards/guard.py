@@ -33,7 +33,7 @@ _guards: Final[dict[str, Guard]] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardReport:
-    """What a guard did in this process.
+    """Counts of a guard in this process.
 
     Attributes:
         name: of the guard.

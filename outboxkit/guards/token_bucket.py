@@ -1,4 +1,4 @@
-"""How fast a destination may be used: a token bucket. Pure: ``now`` is an argument."""
+"""A token bucket, which bounds the rate of a destination. Pure: ``now`` is an argument."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TokenBucket:
         return max(1.0, self.rate * _BURST)
 
     def allow(self, wanted: int, now: datetime) -> int:
-        """How many of ``wanted`` messages may go now: all of them or a whole burst, or none until `ready_at`."""
+        """Returns how many of ``wanted`` messages may go now: all, or a whole burst, or none until `ready_at`."""
         self.tokens = min(self.burst, self.tokens + max(0.0, (now - self.at).total_seconds()) * self.rate)
         self.at = now
         needed = min(float(wanted), self.burst)

@@ -59,7 +59,7 @@ _MAX_TRIES: Final = 10  # each means that another transaction rolled back, or a 
 
 
 class Admitted(StrEnum):
-    """What a message is to an inbox."""
+    """A message as an inbox knows it."""
 
     FIRST = "first"  #: nobody handled it: go on, in this transaction
     DUPLICATE = "duplicate"  #: its effect is committed

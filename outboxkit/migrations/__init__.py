@@ -86,7 +86,7 @@ def sql(dialect: str) -> str:
 
 
 def check(connection: Connection) -> list[str]:
-    """What is wrong with the tables, one sentence each; empty when nothing is.
+    """Lists what is wrong with the tables, one sentence each; empty when nothing is.
 
     Transaction: joins the caller's; only reads.
     """

@@ -1,4 +1,4 @@
-"""Who may do what: six database roles, each with the least that its part needs. PostgreSQL only.
+"""Six database roles, each with the least that its part needs. PostgreSQL only.
 
 The roles cannot log in: grant them to those that do (``GRANT outboxkit_app TO web``). An application adds messages, and
 cannot read, change or delete one: a compromised web process cannot erase the evidence of what it did. An operator

@@ -47,7 +47,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Scope(StrEnum):
-    """What a pause is about."""
+    """Kinds of targets of a pause."""
 
     DESTINATION = "destination"  #: nothing goes out to a topic or queue
     TYPE = "type"  #: messages of an event type wait, and behind each the later ones of its key
@@ -56,7 +56,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is paused.
+    """Target of a pause.
 
     Attributes:
         scope: what kind of thing.
@@ -184,7 +184,7 @@ def pauses(connection: Connection) -> list[Pause]:
 
 
 def _target(number: int, scope: str, text: str) -> Target | None:
-    """What the row pauses; None when it says nothing that could be obeyed: it is told and left alone."""
+    """Returns the target of a row; None when it says nothing that could be obeyed: it is told and left alone."""
     try:
         return Target.parse(Scope(scope), text)
     except (ConfigurationError, ValueError):

@@ -36,7 +36,7 @@ _GROUP: Final = "outboxkit.registries"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What a registry can do: the only place where such a question is asked.
+    """Capabilities of a registry: the only place where such a question is asked.
 
     Attributes:
         name: ``directory``, ``confluent``, ``memory``.
@@ -97,7 +97,7 @@ class Registry(Protocol):
 
     @property
     def features(self) -> Features:
-        """What it can do."""
+        """Its capabilities."""
         ...
 
     def resolve(self, name: str) -> str:
@@ -124,7 +124,7 @@ class Registry(Protocol):
         ...
 
     def mode(self, subject: str) -> Mode:
-        """What a new version of the subject may not break."""
+        """Compatibility that a new version of the subject must keep."""
         ...
 
     def subjects(self) -> Sequence[str]:

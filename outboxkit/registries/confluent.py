@@ -55,7 +55,7 @@ _MEDIA_TYPE: Final = "application/vnd.schemaregistry.v1+json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Who we are: a user with a password, or a bearer token. Never shown."""
+    """Credentials: a user with a password, or a bearer token. Never shown."""
 
     user: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
@@ -240,7 +240,7 @@ class ConfluentRegistry:
 
 
 class _Memory:
-    """What every name stands for, for ever; a name that changes its meaning is refused."""
+    """Memory of every name's meaning, for ever; a name that changes it is refused."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

@@ -74,7 +74,7 @@ class DirectoryRegistry:
 
     @property
     def lock_file(self) -> Path:
-        """Where the released versions are."""
+        """Place of the released versions."""
         return self.folder / LOCK_FILE
 
     def resolve(self, name: str) -> str:
@@ -140,7 +140,7 @@ class DirectoryRegistry:
         history: Callable[[str], Sequence[Version]] | None = None,
         mode: Callable[[str], Mode] | None = None,
     ) -> list[Finding]:
-        """What the schema files break.
+        """Lists what the schema files break.
 
         Files of one subject are its versions in the order of their paths (``order.v1.avsc``, ``order.v2.avsc``).
 

@@ -80,7 +80,7 @@ def _identity(name: str) -> Column[int]:
 
 
 def _message_columns() -> list[Column[Any]]:
-    """What makes a stored message: the same in the hot table and in the waiting room."""
+    """Columns of a stored message: the same in the hot table and in the waiting room."""
     return [
         Column("shard", SmallInteger, nullable=False),
         Column("message_id", Uuid, nullable=False),

@@ -1,4 +1,4 @@
-"""What an application's ``create_all`` and Alembic need: plain types, storage options, first rows, SQL functions."""
+"""Completes tables for ``create_all`` and Alembic: plain types, storage options, first rows, SQL functions."""
 
 from __future__ import annotations
 

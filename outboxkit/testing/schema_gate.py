@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from outboxkit.avro import Mode
-from outboxkit.avro.gate.evaluate import Verdict, judge
+from outboxkit.avro.gate.evaluate import Verdict, evaluate
 from outboxkit.avro.gate.reports import render
 from outboxkit.registries.directory import DirectoryRegistry
 
@@ -37,7 +37,7 @@ def schema_gate() -> Gate:
 def _gate(folder: str | Path = "schemas", *, mode: Mode | None = None, today: dt.date | None = None) -> Verdict:
     registry = DirectoryRegistry(Path(folder))
     findings = registry.findings(mode=None if mode is None else lambda _: mode)
-    verdict = judge(findings, registry.allowed(), today or dt.datetime.now(dt.UTC).date())
+    verdict = evaluate(findings, registry.allowed(), today or dt.datetime.now(dt.UTC).date())
     if not verdict.passed:
         pytest.fail(render(verdict, "text"), pytrace=False)
     return verdict

@@ -93,7 +93,7 @@ class _Walk:
 
     def _record(self, node: Record, path: str) -> None:
         if node.name in self.weights:
-            self._weigh(self.weights[node.name], path)
+            self._charge(self.weights[node.name], path)
             return
         nested = node.name in self.recursive
         if nested and self.levels == 0:
@@ -107,12 +107,12 @@ class _Walk:
         weight = zero_width(self.weights, node.items)
         if weight is not None:
             while (count := self._count(path)) > 0:
-                self._weigh(count * weight, path)
+                self._charge(count * weight, path)
             return
         for number in self._items(path):
             self.node(node.items, f"{path}[{number}]")
 
-    def _weigh(self, weight: int, path: str) -> None:
+    def _charge(self, weight: int, path: str) -> None:
         self.zero_width -= weight
         if self.zero_width < 0:
             self.refuse(path, "too many values that take no bytes")

@@ -3,10 +3,8 @@
 A decoder library is asked only for what it does well: bytes to values under *one* schema, the wire schema. It has the
 writer's layout, with the reader's field names, the reader's logical types, and no names that could clash. What the
 library would do wrong between two schemas (aliases, union branches, promotions, defaults, short names) is done here by
-closures over the decoded values, and only in those parts of a value where the two schemas differ.
-
-Every pair of nodes is judged by `matching`, as in the compatibility check: what `check` calls an error fails here, and
-nothing else does (one exception: bytes read as text must be UTF-8).
+closures over the decoded values, where the two schemas differ. Every pair of nodes is compared by `matching`: what
+`check` calls an error fails here, and nothing else does (but bytes read as text must be UTF-8).
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class Unreadable(DecodeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaves:
-    """What the decoder library must lend: conversions of single values, and fresh defaults.
+    """Functions that the decoder library lends: conversions of single values, and fresh defaults.
 
     Attributes:
         convert: turns a raw value into the Python type of a logical type.
@@ -60,7 +58,7 @@ class Leaves:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """How to read: decode under `wire`, then apply `project` (None: the decoded value is the answer).
+    """A way to read: decode under `wire`, then apply `project` (None: the decoded value is the answer).
 
     Attributes:
         wire: the schema for the decoder library and the guard.

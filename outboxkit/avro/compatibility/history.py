@@ -19,7 +19,7 @@ __all__ = ["Mode", "Version", "check_history"]
 
 
 class Mode(Enum):
-    """What a new version of a schema may not break."""
+    """Compatibility that a new version of a schema must keep."""
 
     NONE = "NONE"
     BACKWARD = "BACKWARD"
@@ -36,7 +36,7 @@ class Mode(Enum):
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """Which way round the versions are compared."""
+        """Direction in which versions are compared."""
         base = self.value.removesuffix("_TRANSITIVE")
         back = (Direction.NEW_READS_OLD,) if base in ("BACKWARD", "FULL") else ()
         forth = (Direction.OLD_READS_NEW,) if base in ("FORWARD", "FULL") else ()

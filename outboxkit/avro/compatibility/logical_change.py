@@ -1,4 +1,4 @@
-"""What a change of logical type does to the values: nothing, another Python type, or other values.
+"""Effect of a change of logical type on the values: none, another Python type, or other values.
 
 The specification compares decimals only (scale and precision). Implementations silently apply the reader's unit to the
 writer's number, so a timestamp lands in 1970 and an amount is off by 100: those changes are errors here.

@@ -1,4 +1,4 @@
-"""Who reads whom: names, promotions, fields and union branches, as decoders choose them.
+"""Matches reader and writer: names, promotions, fields and union branches, as decoders choose them.
 
 Every choice here depends on the two nodes alone, never on whether something deeper fits. So a pair of schemas is a
 graph of pairs with no alternatives in it: it fits if and only if no reachable pair has a fault of its own, and no
@@ -30,7 +30,7 @@ _PROMOTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 class Match(_Enum):
-    """How well two types fit at first sight, best first."""
+    """Degrees to which two types fit at first sight, best first."""
 
     NAME = 0
     """Same full name, or an alias of the reader."""
@@ -53,7 +53,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldMatch:
-    """Where a reader's field comes from.
+    """Source of a reader's field.
 
     Attributes:
         reader: the reader's field.

@@ -36,7 +36,7 @@ class Kind(Enum):
 
 
 class Direction(Enum):
-    """Which of two versions reads what the other wrote."""
+    """Direction of reading between two versions."""
 
     NEW_READS_OLD = "new reads old"
     OLD_READS_NEW = "old reads new"

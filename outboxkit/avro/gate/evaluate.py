@@ -24,7 +24,7 @@ from outboxkit.avro.gate.json_lines import line_of
 from outboxkit.avro.model.nodes import Schema
 from outboxkit.errors import SchemaError
 
-__all__ = ["Allow", "Finding", "Verdict", "find", "judge", "parse_allowed"]
+__all__ = ["Allow", "Finding", "Verdict", "evaluate", "find", "parse_allowed"]
 
 _KEYS: Final = {"subject", "kind", "path", "until", "reason"}
 
@@ -73,7 +73,7 @@ class Allow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a check found.
+    """Findings of a check.
 
     Attributes:
         errors: what must be repaired.
@@ -130,7 +130,7 @@ def _finding(subject: str, group: list[Problem], file: str, text: str) -> Findin
     )
 
 
-def judge(findings: Iterable[Finding], allowed: Sequence[Allow], today: dt.date) -> Verdict:
+def evaluate(findings: Iterable[Finding], allowed: Sequence[Allow], today: dt.date) -> Verdict:
     """Sort findings into errors, warnings and what is allowed today."""
     found = list(findings)
     errors = [one for one in found if one.problem.is_error]

@@ -1,4 +1,4 @@
-"""What a schema may say but should not: habits that make the next change hard, or that implementations disagree on."""
+"""Lints schemas: habits that make the next change hard, or that implementations disagree on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which logical types count: known by name, on the right base type, with sane properties.
+"""Logical types that count: known by name, on the right base type, with sane properties.
 
 The specification asks that an unknown or invalid logical type is ignored and the base type is used; so does
 `logical_of`, and `logical_fault` says why, for the linter.

@@ -110,7 +110,7 @@ def _refuse(pointer: str, why: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in the document we are, and which namespace names without dots belong to."""
+    """Place in the document, and the namespace of names without dots."""
 
     pointer: str = ""
     space: str = ""
@@ -122,7 +122,7 @@ class _Place:
 
 @dataclass(slots=True)
 class _State:
-    """What one parse has seen so far."""
+    """State of one parse."""
 
     names: dict[str, Named]
     count: int = 0

@@ -1,4 +1,4 @@
-"""How small and how deep can a value of a type be: finite or endless, zero bytes or more, recursive or not.
+"""Bounds of a type's values: finite or endless, zero bytes or more, recursive or not.
 
 All three are least fixed points over the named types, so they are right for recursive schemas.
 """

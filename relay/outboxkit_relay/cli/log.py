@@ -30,7 +30,7 @@ _AUDIT: Final = tables.outbox_audit
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one action a line.")
 @click.pass_obj
 def command(invocation: Invocation, /, limit: int, *, as_json: bool, **wanted: str | None) -> None:
-    """Who did what: pauses, replays, discards, everything that operators did.
+    """List what operators did: pauses, replays, discards, everything.
 
     The newest first. Kept for `retention.audit`.
     """

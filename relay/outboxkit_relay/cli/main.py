@@ -36,14 +36,14 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "saga": ("outboxkit_relay.cli.saga", "See sagas; send a step again, or undo what was done."),
     "schema": ("outboxkit_relay.cli.schema.commands", "Check, compare and register Avro schemas; look into messages."),
     "messages": ("outboxkit_relay.cli.messages", "See what waits in the outbox, and cancel what is scheduled."),
-    "log": ("outboxkit_relay.cli.log", "Who did what: pauses, replays, discards, everything that operators did."),
+    "log": ("outboxkit_relay.cli.log", "List what operators did: pauses, replays, discards, everything."),
     "prune": ("outboxkit_relay.cli.prune", "Delete what its retention no longer keeps."),
 }
 
 
 @dataclass
 class Invocation:
-    """What one command line said globally."""
+    """Global options of a command line."""
 
     config: Path | None = None
     database_url: str | None = None

@@ -129,7 +129,7 @@ def _tell(connection: Connection, target: Target, outcome: str, *, as_json: bool
 
 
 def _pending(connection: Connection, table: Any, target: Target) -> int:
-    """How many messages of a target there are."""
+    """Counts the messages of a target."""
     where = [table.c.type == target.name] if target.scope is Scope.TYPE else [table.c.topic == target.name]
     if target.key is not None:
         where.append(table.c.key == target.key)

@@ -174,10 +174,10 @@ def _question(what: Request, topic: str, stops: Sequence[KeyStop]) -> str:
 
 def _meaning(what: Request, stop: KeyStop) -> str:
     """Says what the relay will do."""
-    go_on = f"{output.count(stop.followers, 'message')} behind it go{'es' * (stop.followers == 1)} on"
+    rest = f"{output.count(stop.followers, 'message')} behind it go{'es' * (stop.followers == 1)} on"
     if stop.reason == StopReason.PARKED:
-        return f"its head is dead, {go_on}"
-    return "its head is tried at once" if what is Request.RELEASE else f"its head becomes a dead letter, {go_on}"
+        return f"its head is dead, {rest}"
+    return "its head is tried at once" if what is Request.RELEASE else f"its head becomes a dead letter, {rest}"
 
 
 def _row(stop: KeyStop, now: datetime) -> tuple[object, ...]:

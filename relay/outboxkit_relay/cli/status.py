@@ -39,7 +39,7 @@ _KEYS_SHOWN: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
-    """What waits for one destination."""
+    """Messages that wait for one destination."""
 
     topic: str
     pending: int = 0

@@ -69,7 +69,7 @@ class InFlightBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationLimits:
-    """How one destination is used.
+    """Limits of one destination.
 
     Attributes:
         in_flight: messages at the broker; None: as many as the window holds.

@@ -243,7 +243,7 @@ def _limits(own: DestinationSettings, settings: RelaySettings, publishers: Publi
 
 
 def _destinations(engine: Engine) -> Collection[str]:
-    """Where messages go now: what a start can check."""
+    """Destinations that have messages now: what a start can check."""
     hot, waiting = tables.outbox_messages.c.topic, tables.outbox_waiting.c.topic
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         return connection.execute(union(select(hot), select(waiting))).scalars().all()

@@ -106,7 +106,7 @@ class Reader:
         failpoint("lease.renew")
         with self._engine.begin() as connection:
             leases.renew(connection, self.member.id, self._config.lease)
-            shards, surplus = leases.balance(connection, self.member.id, release=command.release)
+            shards, has_surplus = leases.balance(connection, self.member.id, release=command.release)
         # Statements after the take-over has committed: what the previous owner did is all visible.
         with self._engine.begin() as connection:
             outbox.fence(connection, self.member.id)
@@ -116,4 +116,4 @@ class Reader:
                 self._mend_at = time.monotonic() + _MEND_EVERY
             stopped, paused = stopped_keys.stopped_in(connection, shards), pauses.pause_set(connection)
             more = self._config.once and leases.is_anything_left(connection, shards, paused)
-            return protocol.Owned(shards, surplus, stopped, paused, work_elsewhere=more)
+            return protocol.Owned(shards, has_surplus, stopped, paused, work_elsewhere=more)

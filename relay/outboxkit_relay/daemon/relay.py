@@ -106,7 +106,7 @@ class RelayDaemon:
 
     @property
     def state(self) -> State:
-        """What the core knows now."""
+        """Knowledge of the core at this moment."""
         return self._state
 
     @property

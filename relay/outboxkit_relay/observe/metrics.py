@@ -48,7 +48,7 @@ _LETTERS: Final = tables.dead_letters.c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What the health endpoints report on: relay, database and broker.
+    """Subjects of the health endpoints: relay, database and broker.
 
     Attributes:
         look: gives the relay's latest statistics; None before its first turn.

@@ -163,7 +163,7 @@ class _Durations:
 
 @dataclass(slots=True)
 class Tally:
-    """What happened since the start of the process, by topic."""
+    """Counts since the start of the process, by topic."""
 
     published: Counter[str] = field(default_factory=Counter)
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)

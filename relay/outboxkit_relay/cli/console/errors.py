@@ -1,4 +1,4 @@
-"""How a command fails: one line that says what to do, and the right exit code."""
+"""Failures of a command: one line that says what to do, and the right exit code."""
 
 from __future__ import annotations
 

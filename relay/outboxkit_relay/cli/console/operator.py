@@ -1,4 +1,4 @@
-"""Who types, for the audit log."""
+"""The person at the command line, for the audit log."""
 
 from __future__ import annotations
 

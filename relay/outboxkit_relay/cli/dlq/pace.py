@@ -32,7 +32,7 @@ _LOOK: Final = 0.2  # seconds between two looks at a canary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast a replay goes, and what stops it.
+    """Pace of a replay, and the conditions that stop it.
 
     Attributes:
         rate: letters a second; None is as fast as the database takes them.

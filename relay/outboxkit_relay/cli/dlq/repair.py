@@ -100,7 +100,7 @@ def _repaired(letter: DeadLetter, call: Callable[..., Any], find_schema: Callabl
 
 @dataclass(frozen=True, slots=True)
 class _Repair:
-    """What is to be sent instead of some letters, and why nothing can be for others."""
+    """Repaired payloads of letters, and the reasons why others have none."""
 
     letters: Sequence[DeadLetter]
     payloads: Mapping[UUID, bytes]

@@ -1,4 +1,4 @@
-"""Where `schema check` finds the versions that a schema file is held against.
+"""Sources of the versions that `schema check` holds a schema file against.
 
 ``lock``: the released versions in the lock file. ``git:REF``: the files at a commit. ``stored``: every writer's schema
 that still waits in outbox, inbox retries and open dead letters. ``registry``: the one in the settings. A URL: that one.
@@ -129,7 +129,7 @@ def _stored(invocation: Invocation, folder: DirectoryRegistry) -> list[tuple[str
 
 
 def _resolver(invocation: Invocation, folder: DirectoryRegistry) -> Callable[[str], str]:
-    """Where to look for what no table has: in the folder, then in the registry of the settings."""
+    """Sources for what no table has: the folder, then the registry of the settings."""
     if invocation.settings.registry_url is None:
         return folder.resolve
     registry = _configured(invocation)
@@ -159,7 +159,7 @@ def _waiting(connection: Connection) -> set[str]:
 
 
 def _of_retries(connection: Connection) -> Iterator[str]:
-    """What deliveries say themselves: they are kept as they came, and foreign ones may name no fingerprint."""
+    """Schemas that deliveries name themselves: they are kept as they came, and foreign ones may name none."""
     room = tables.inbox_waiting
     frames = select(room.c.topic, room.c.headers, func.substr(room.c.payload, 1, _LONGEST_FRAME))
     for topic, packed, start in connection.execute(frames):

@@ -12,7 +12,7 @@ import click
 
 from outboxkit.avro import Frame, FrameKind, Mode, Schema, body_of, check, fingerprint, identity, read_frame
 from outboxkit.avro.frames import name_of
-from outboxkit.avro.gate.evaluate import Finding, judge, parse_allowed
+from outboxkit.avro.gate.evaluate import Finding, evaluate, parse_allowed
 from outboxkit.avro.gate.lint import lint
 from outboxkit.avro.gate.reports import FORMATS, problem_facts, render
 from outboxkit.avro.model.parse import parse
@@ -90,7 +90,7 @@ def check_command(
         other = baseline(source, registry, invocation)
         findings += registry.findings(other.history, other.mode if mode is None else lambda _: Mode(mode))
     exceptions = parse_allowed(allow.read_text(encoding="utf-8")) if allow else registry.allowed()
-    verdict = judge(findings, exceptions, dt.datetime.now(dt.UTC).date())
+    verdict = evaluate(findings, exceptions, dt.datetime.now(dt.UTC).date())
     if as_json or form != "text":
         click.echo(_safe(render(verdict, "json" if as_json else form)), nl=False)
     else:
@@ -180,7 +180,7 @@ def lint_command(*, folder: Path, as_json: bool) -> int:
 @click.argument("new", type=_FILE)
 @_JSON
 def diff_command(*, old: Path, new: Path, as_json: bool) -> int:
-    """What a change from OLD to NEW means for readers, in both directions. Exit code 3 when one breaks."""
+    """Show the effect of a change from OLD to NEW on readers, in both directions. Exit code 3 when one breaks."""
     before, after = _schema(old), _schema(new)
     back, forth = check(after, before), check(before, after)
     if as_json:
@@ -203,7 +203,7 @@ def diff_command(*, old: Path, new: Path, as_json: bool) -> int:
 @click.option("--registry", "url", metavar="URL", help="Instead of the folder's lock file.")
 @_JSON
 def matrix_command(*, subject: str, folder: Path, url: str | None, as_json: bool) -> None:
-    """Which version of a subject reads which: rows read what columns wrote."""
+    """Show which versions of a subject read which: rows read what columns wrote."""
     registry: Registry = DirectoryRegistry(folder) if url is None else open_registry(url)
     versions = registry.history(subject)
     if not versions:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from outboxkit.avro import Direction, Kind, Mode, Version, check_history
-from outboxkit.avro.gate.evaluate import Allow, Finding, find, judge, parse_allowed
+from outboxkit.avro.gate.evaluate import Allow, Finding, evaluate, find, parse_allowed
 from outboxkit.avro.gate.json_lines import line_of
 from outboxkit.avro.gate.reports import FORMATS, render
 from outboxkit.avro.model.parse import parse
@@ -87,17 +87,17 @@ def _allow(**changed: Any) -> Allow:
 
 
 def test_an_entry_allows_one_problem_until_its_date() -> None:
-    assert judge(_findings(), [_allow()], TODAY).passed
-    assert [one.path for one in judge(_findings(), [_allow()], TODAY).allowed] == ["R.b"]
+    assert evaluate(_findings(), [_allow()], TODAY).passed
+    assert [one.path for one in evaluate(_findings(), [_allow()], TODAY).allowed] == ["R.b"]
 
-    tomorrow = judge(_findings(), [_allow()], TODAY + dt.timedelta(days=1))
+    tomorrow = evaluate(_findings(), [_allow()], TODAY + dt.timedelta(days=1))
     assert not tomorrow.passed
     assert tomorrow.expired == (_allow(),)
 
 
 @pytest.mark.parametrize("changed", [{"path": "R.a"}, {"subject": "shop.S"}, {"kind": Kind.TYPE_MISMATCH}])
 def test_an_entry_allows_nothing_else(changed: dict[str, Any]) -> None:
-    verdict = judge(_findings(), [_allow(**changed)], TODAY)
+    verdict = evaluate(_findings(), [_allow(**changed)], TODAY)
 
     assert not verdict.passed
     assert len(verdict.unused) == 1
@@ -133,7 +133,7 @@ def test_an_entry_that_is_not_exact_is_refused(change: tuple[str, str], why: str
 
 
 def test_the_text_says_where_what_why_and_how_to_repair() -> None:
-    shown = render(judge(_findings(), [], TODAY), "text")
+    shown = render(evaluate(_findings(), [], TODAY), "text")
 
     (finding,) = _findings()
     assert f"schemas/r.avsc:{finding.line}: READER_FIELD_MISSING_DEFAULT_VALUE at R.b (/fields/1)" in shown
@@ -145,7 +145,7 @@ def test_the_text_says_where_what_why_and_how_to_repair() -> None:
 
 
 def test_json_carries_everything() -> None:
-    (error,) = json.loads(render(judge(_findings(), [], TODAY), "json"))["errors"]
+    (error,) = json.loads(render(evaluate(_findings(), [], TODAY), "json"))["errors"]
 
     assert error["witness"] == {"a": 0}
     assert error["reader_fragment"] == B
@@ -153,14 +153,14 @@ def test_json_carries_everything() -> None:
 
 
 def test_github_annotations_cannot_be_broken_out_of() -> None:
-    shown = render(judge(_findings(file="a,b:c\nd%.avsc"), [], TODAY), "github")
+    shown = render(evaluate(_findings(file="a,b:c\nd%.avsc"), [], TODAY), "github")
 
     assert shown.count("\n") == 1
     assert shown.startswith("::error file=a%2Cb%3Ac%0Ad%25.avsc,line=")
 
 
 def test_junit_is_xml_with_one_case_per_subject() -> None:
-    suite = ET.fromstring(render(judge(_findings(), [], TODAY), "junit"))
+    suite = ET.fromstring(render(evaluate(_findings(), [], TODAY), "junit"))
 
     assert (suite.get("tests"), suite.get("failures")) == ("1", "1")
     assert "fix: add" in (suite.findtext("testcase/failure") or "")
@@ -168,7 +168,7 @@ def test_junit_is_xml_with_one_case_per_subject() -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_says_that_all_is_well(form: str) -> None:
-    assert "problem" not in render(judge([], [], TODAY), form)
+    assert "problem" not in render(evaluate([], [], TODAY), form)
 
 
 @pytest.mark.parametrize(
