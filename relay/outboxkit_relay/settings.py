@@ -222,7 +222,7 @@ def colourless() -> bool:
 
 
 def _content(file: Path | None) -> tuple[dict[str, Any], Path | None]:
-    """What a file says, and which one."""
+    """The content of a file, and its place."""
     named = file or (Path(value) if (value := os.environ.get(f"{PREFIX}CONFIG")) else None)
     if named is None and (default := Path("outboxkit.toml")).is_file():
         named = default

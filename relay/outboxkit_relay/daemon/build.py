@@ -185,7 +185,7 @@ def follow_rotation(engine: Engine, address: Callable[[], str]) -> None:
 
 
 def routing_of(settings: Settings, publishers: Publishers) -> str:
-    """Where this relay sends messages, in words that two relays can compare."""
+    """Routing of this relay, in words that two relays can compare."""
     kinds = {one.broker: f"{one.broker or 'the default broker'} ({one.inner.features.name})" for one in publishers}
     own = {name: one.broker for name, one in settings.destinations.items() if one.broker}
     routed = [f"{name} to {kinds[broker]}" for name, broker in sorted(own.items())]

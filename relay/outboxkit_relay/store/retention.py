@@ -62,7 +62,7 @@ def prune_table(connection: Connection, retention: Retention, name: str, *, limi
 
 
 def _due(retention: Retention) -> dict[Table, ColumnElement[bool]]:
-    """What is old, by table."""
+    """Lists what is old, by table."""
     return {
         _LEDGER: _older(_LEDGER.c.published_at, retention.ledger),
         _INBOX: and_(_older(_INBOX.c.handled_at, retention.inbox), ~_stands_for_an_open_letter()),
