@@ -60,7 +60,7 @@ def buffer_on_session_info(monkeypatch: pytest.MonkeyPatch) -> None:
     def waiting(transaction: Any) -> Any:
         return transaction and transaction.session.info.setdefault("outbox", session_hooks._Unwritten())
 
-    monkeypatch.setattr(session_hooks, "_waiting", waiting)
+    monkeypatch.setattr(session_hooks, "_unwritten", waiting)
     monkeypatch.setattr(session_hooks, "_found", waiting)
 
 
