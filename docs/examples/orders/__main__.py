@@ -164,10 +164,10 @@ async def settled(world: World, *, switched_off: bool) -> None:
 
 
 def show(world: World) -> None:
-    """Shows the history of one order that was undone."""
+    """Shows the history of one order that was undone: of the one that had come furthest."""
     with world.engines["shop"].connect() as connection:
-        found = saga.find(connection, saga="checkout", status=saga.Status.COMPENSATED, limit=1)
-    for one in found:
+        found = saga.find(connection, saga="checkout", status=saga.Status.COMPENSATED)
+    for one in sorted(found, key=lambda row: (-len(row.history), int(row.key)))[:1]:
         click.echo(f"order {one.key} ({one.correlation_id}):")
         for _, text in one.history:
             click.echo(f"  {text}")
