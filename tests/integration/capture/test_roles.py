@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from outboxkit import outbox, publish, tables
+from outboxkit.headers import pack_headers
 from outboxkit.migrations.roles import FUNCTIONS, GRANTS, LAG, NEVER_GIVEN, VIEWS, create_roles, is_hidden
 from tests.integration.capture.model import Noted
 
@@ -116,6 +117,7 @@ def test_no_application_writes_its_own_position_or_transaction_id(postgres_engin
 # --- operators ---------------------------------------------------------------------------------------------------
 
 CANARY = "rollout-4f1d"
+PACKED = f"\\x{pack_headers((('h', CANARY.encode()),)).hex()}"  # as the rules of the table ask
 LETTER = "6f7d4c1e-9d0b-5d3a-8f57-1c0e0b5c3a51"
 
 
@@ -139,7 +141,7 @@ def trouble(postgres_engine: Engine, roles: str) -> str:
             f"""INSERT INTO inbox_messages (consumer, message_id, content_hash, outcome)
                 VALUES ('c', 'm', '{CANARY}', '{CANARY}')""",
             f"""INSERT INTO inbox_waiting (consumer, topic, key, payload, headers, origin, partition, "offset", reason)
-                VALUES ('c', 't', '{CANARY}', '{CANARY}', '{CANARY}', 'o', 1, 1, 'retry')""",
+                VALUES ('c', 't', '{CANARY}', '{CANARY}', '{PACKED}', 'o', 1, 1, 'retry')""",
             f"""INSERT INTO inbox_batches (id, consumer, host, expires_at, messages)
                 VALUES (gen_random_uuid(), 'c', 'h', now(), '"{CANARY}"')""",
         ):
