@@ -115,9 +115,17 @@ class SchemaError(OutboxKitError):
 
 
 class SchemaNotFound(SchemaError):
-    """No schema is known under this id, fingerprint or name."""
+    """No schema is known under this id, fingerprint or name.
+
+    Attributes:
+        final: nobody can be asked again later; a registry may still get the schema.
+    """
 
     code = "schema-not-found"
+
+    def __init__(self, message: str | None = None, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class IncompatibleSchema(SchemaError):

@@ -106,7 +106,7 @@ def schema_text(connection: Connection, fingerprint: str, resolve: Callable[[str
     text = next((found for found in connection.scalars(known) if fingerprint_of(found) == fingerprint), None)
     if text is None and resolve is None:
         raise SchemaNotFound(
-            f"the schema {fingerprint} is not in outbox_schemas; give resolve=… that finds it in a registry"
+            f"the schema {fingerprint} is not in outbox_schemas; give resolve=… that finds it in a registry", final=True
         )
     return resolve(fingerprint) if text is None and resolve is not None else str(text)
 
@@ -146,9 +146,9 @@ def unreadable(connection: Connection, reader: str, message: Message, resolve: C
 
 
 def problems(reader: str, writer: str) -> Problems:
-    """Why a reader's Avro schema cannot read a writer's: as plain data, capped. Never raises."""
+    """The reasons why a reader's Avro schema cannot read a writer's, as plain data, capped. Never raises."""
     try:
-        found = [one for one in avro.check(avro.parse(reader), avro.parse(writer)) if one.is_error]
+        found = [one for one in avro.check(avro.parse(reader), avro.parse(writer, lenient=True)) if one.is_error]
     except OutboxKitError as error:
         return [{"kind": error.code, "message": error.message[:_PROBLEM_LENGTH]}]
     return [

@@ -226,7 +226,7 @@ class _Comparing:
 
 
 def _is_alike(hint: Any, node: Node, *, by_name: bool) -> bool:
-    """Whether a value of the hint may be of this type, by kind; what is inside is looked at later."""
+    """True if a value of the hint may be of this type, by kind; its parts are looked at later."""
     if isinstance(node, Record):
         is_record = isinstance(hint, type) and _is_record(hint)
         return is_record and (not by_name or short_name(node.name) == hint.__name__)

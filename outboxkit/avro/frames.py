@@ -18,17 +18,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, NoReturn, TypeVar
+from typing import Final, Literal, NoReturn, Protocol, TypeVar
 from uuid import UUID
 
 from outboxkit.avro.binary.json_values import write_long
 from outboxkit.avro.model.nodes import Primitive, Schema
 from outboxkit.errors import DecodeError, EncodeError
-from outboxkit.message import Message
 
 __all__ = [
     "FRAMED",
     "SCHEMA_HEADER",
+    "Carrier",
     "Frame",
     "FrameKind",
     "body_of",
@@ -47,6 +47,22 @@ _SINGLE_OBJECT: Final = b"\xc3\x01"
 Headers = Mapping[str, bytes] | Iterable[tuple[str, bytes | None]]
 _T = TypeVar("_T")
 Part = Literal["value", "key"]
+
+
+class Carrier(Protocol):
+    """A carrier of a frame: any message with a body, headers, a content type and, where it has one, a fingerprint."""
+
+    @property
+    def payload(self) -> bytes: ...
+
+    @property
+    def headers(self) -> Iterable[tuple[str, bytes]]: ...
+
+    @property
+    def content_type(self) -> str: ...
+
+    @property
+    def schema(self) -> str: ...
 
 
 class FrameKind(Enum):
@@ -94,7 +110,7 @@ class Frame:
 
 
 def read_frame(data: bytes, headers: Headers = (), *, pinned: FrameKind | None = None, part: Part = "value") -> Frame:
-    """Take a message apart.
+    """Takes a message apart.
 
     Headers win over prefixes, as in Confluent's own deserializer. With `pinned` only that place is looked at; without
     it an unframed message is refused. ``pinned=FrameKind.BARE`` returns it whole.
@@ -123,7 +139,7 @@ def write_frame(
     fingerprint: bytes | None = None,
     part: Part = "value",
 ) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
-    """Return the message bytes and the headers to add.
+    """Returns the message bytes and the headers to add.
 
     Raises:
         EncodeError: the name that this kind of frame needs (id, GUID or fingerprint) was not given.
@@ -158,8 +174,8 @@ def framed_body(kind: FrameKind, body: bytes, writer: Schema) -> bytes:
     return body[end:]
 
 
-def frame_of(message: Message, part: Part = "value") -> Frame:
-    """Take a message apart: as its content type says, where it does, else by its headers and then by its prefix.
+def frame_of(message: Carrier, part: Part = "value") -> Frame:
+    """Takes a message apart: as its content type says, where it does, else by its headers and then by its prefix.
 
     Raises:
         DecodeError: it names no schema, or not completely.

@@ -20,7 +20,7 @@ class SubjectStrategy(Enum):
 
 
 def subject_for(strategy: SubjectStrategy, *, topic: str, record: str, part: str = "value") -> str:
-    """Return the subject; ``part`` is ``value`` or ``key`` and counts only with TOPIC."""
+    """Returns the subject; ``part`` is ``value`` or ``key`` and counts only with TOPIC."""
     if strategy is SubjectStrategy.TOPIC:
         return f"{topic}-{part}"
     return record if strategy is SubjectStrategy.RECORD else f"{topic}-{record}"

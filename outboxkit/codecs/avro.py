@@ -28,7 +28,8 @@ from outboxkit.avro.binary.guard import Refused, scanner
 from outboxkit.avro.binary.json_values import encode_default
 from outboxkit.avro.binary.locate import explain, locate, offset_of
 from outboxkit.avro.binary.prepare import Prepare, preparer
-from outboxkit.avro.binary.resolution import Leaves, Resolution, Unreadable, resolve
+from outboxkit.avro.binary.promotions import Unreadable
+from outboxkit.avro.binary.resolution import Leaves, Resolution, resolve
 from outboxkit.avro.classes import schema_of
 from outboxkit.avro.frames import FRAMED, frame_of, name_of
 from outboxkit.avro.model.canonical import wire_form
@@ -176,7 +177,7 @@ def _moved(offset: int | None, before: int) -> int | None:
 
 
 def _has_schema(event_type: EventType) -> bool:
-    """Whether it declares one, or chose Avro for a class that says enough to make one."""
+    """True if it declares a schema, or chose Avro for a class that says enough to make one."""
     return event_type.schema is not None or (event_type.codec != "json" and event_type.cls is not dict)
 
 
@@ -278,7 +279,29 @@ def _library(schema: Schema) -> tuple[Any, bool]:
     wrapped = not isinstance(schema.follow(schema.root), Record)
     if wrapped:
         form = {"type": "record", "name": "Root_", "fields": [{"name": _ROOT, "type": form}]}
-    return fastavro.parse_schema(form), wrapped  # type: ignore[arg-type]
+    return _parsed_by_library(form), wrapped
+
+
+def _parsed_by_library(form: Any) -> Any:
+    """Other letters in symbols than ASCII are names in Java, and refused by the library; it only needs their number."""
+    symbols: list[tuple[list[str], list[str]]] = []
+
+    def renamed(part: Any) -> Any:
+        if isinstance(part, list):
+            return [renamed(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        made = {key: value if key == "default" else renamed(value) for key, value in part.items()}
+        if part.get("type") == "enum" and not "".join(part["symbols"]).isascii():
+            made["symbols"] = [f"s{number}" for number in range(len(part["symbols"]))]
+            made.pop("default", None)
+            symbols.append((made["symbols"], part["symbols"]))
+        return made
+
+    parsed = fastavro.parse_schema(renamed(form))
+    for own, meant in symbols:
+        own[:] = meant
+    return parsed
 
 
 def _default(schema: Schema, one: Field) -> Callable[[], Any]:

@@ -187,6 +187,11 @@ class Consumer:
             **self._config,
         )
 
+    def resolve_with(self, resolve: Callable[[str], str]) -> None:
+        """Takes a look-up of schemas for what the database does not know, unless one was given when it was made."""
+        if self._config["resolve"] is None:
+            self._config["resolve"] = resolve
+
     @property
     def subscription(self) -> Subscription:
         """Topics and queues, under the consumer's name."""

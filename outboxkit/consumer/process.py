@@ -30,7 +30,7 @@ from outboxkit.context import tracing
 from outboxkit.dead_letters import Stage
 from outboxkit.dead_letters.cause import place_of
 from outboxkit.dialects import DatabaseTrouble
-from outboxkit.errors import InboxConflict, OutboxKitError, RegistryUnavailable
+from outboxkit.errors import InboxConflict, OutboxKitError, RegistryUnavailable, SchemaNotFound
 from outboxkit.headers import LETTER, REPLAY_FOR
 from outboxkit.inbox import Admitted
 from outboxkit.policy import Failure
@@ -307,7 +307,8 @@ def failure_of(error: Exception, tried: Try, poison: tuple[type[BaseException], 
             return Failed(failure=Failure.TIMEOUT, cause=cause)
         if tried.stage is Stage.ADMIT and isinstance(link, InboxConflict):
             return Failed(failure=Failure.CONFLICT, cause=cause)
-        is_outage = isinstance(link, RegistryUnavailable)  # although it is a `SchemaError`
+        # Although both are a `SchemaError`: a registry comes back, and somebody may register the schema.
+        is_outage = isinstance(link, RegistryUnavailable) or (isinstance(link, SchemaNotFound) and not link.final)
         if isinstance(link, (DeadLetterRequested, *poison)) and not is_outage:
             return Failed(failure=Failure.POISON, cause=Cause(tried.stage, link))
     return Failed(failure=Failure.HANDLER, cause=cause)

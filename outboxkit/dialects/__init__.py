@@ -1,7 +1,8 @@
 """Dialects: what differs between databases, behind one contract.
 
 **Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str``, ``hidden(connection)
--> list[str]`` and ``lock_patience(connection, time)``, a context manager, and one entry point in the group
+-> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]`` and
+``lock_patience(connection, time)``, a context manager, and one entry point in the group
 ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
 ``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
 """
@@ -49,6 +50,8 @@ __all__ = [
     "lock_patience",
     "open_engine",
     "refusal",
+    "schema_of",
+    "schemas",
     "sqlstate_of",
     "trouble_of",
 ]
@@ -103,13 +106,17 @@ class Dialect(Protocol):
     @property
     def features(self) -> Features: ...
 
-    def engine(self, url: URL, patience: timedelta, *, pooled: bool) -> Engine:
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str) -> Engine:
         """An engine for daemons: time-outs on statements, locks and connections; parameters hidden in errors.
 
         Args:
             url: of the database; an async driver is replaced by the blocking one.
             patience: no statement, lock or connection attempt takes longer.
             pooled: whether the URL leads to a pooler in transaction mode: nothing may rest on a session of its own.
+            schema: where the tables are; empty for what the URL and the login say.
+
+        Raises:
+            ConfigurationError: the database, or a pooler, has no such schemas.
         """
         ...
 
@@ -166,13 +173,14 @@ def insert_ignoring(connection: Connection, table: Table) -> Insert:
     return dialect_of(connection).insert(table).on_conflict_do_nothing()
 
 
-def open_engine(url: str, *, patience: timedelta, pooled: bool = False) -> Engine:
+def open_engine(url: str, *, patience: timedelta, pooled: bool = False, schema: str = "") -> Engine:
     """A daemon's engine for a database URL; nothing is connected yet.
 
     Args:
         url: of the database.
         patience: no statement, lock or connection attempt takes longer.
         pooled: whether the URL leads to a pooler in transaction mode, such as PgBouncer.
+        schema: where the tables are; empty for what the URL and the login say.
 
     Raises:
         ConfigurationError: unparsable URL, unsupported database, or a missing extra.
@@ -187,7 +195,7 @@ def open_engine(url: str, *, patience: timedelta, pooled: bool = False) -> Engin
         ) from None
     dialect = _dialect(parsed.get_backend_name())
     try:
-        return dialect.engine(parsed, patience, pooled=pooled)
+        return dialect.engine(parsed, patience, pooled=pooled, schema=schema)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"{parsed.get_backend_name()} needs the module {error.name}; install it: pip install 'outboxkit[postgres]'",
@@ -195,7 +203,7 @@ def open_engine(url: str, *, patience: timedelta, pooled: bool = False) -> Engin
 
 
 def refusal(url: URL, error: DBAPIError) -> str:
-    """Why connecting again cannot help: the login is refused, or there is no such database; empty when it may help.
+    """Tells why connecting again cannot help: a refused login, or no such database; empty when it may help.
 
     Args:
         url: of the database.
@@ -224,6 +232,18 @@ def commits_by_itself(connection: Connection) -> bool:
         level = getattr(connection.dialect, "_on_connect_isolation_level", None)
     # `is True`: the sqlite3 module says -1 where transactions are SQLAlchemy's business.
     return level == "AUTOCOMMIT" or getattr(connection.connection.dbapi_connection, "autocommit", False) is True
+
+
+def schema_of(connection: Connection) -> str:
+    """The schema that the connection finds our tables in, or would create them in; empty where there are none."""
+    found: str = _module(connection.dialect.name).schema_of(connection)
+    return found
+
+
+def schemas(connection: Connection) -> list[str]:
+    """All schemas of the database that hold our tables, wherever this connection looks."""
+    found: list[str] = _module(connection.dialect.name).schemas(connection)
+    return found
 
 
 def trouble_of(error: BaseException) -> DatabaseTrouble | None:

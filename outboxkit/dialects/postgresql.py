@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outboxkit._sql import MICROSECONDS_POSTGRESQL, array_literal
 from outboxkit.dialects import Features
-from outboxkit.errors import LeaseLost
+from outboxkit.errors import ConfigurationError, LeaseLost
 from outboxkit.rows import BEFORE_ALL, LARGE, Page, Reading, Row
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Table
 
-__all__ = ["dialect", "hidden", "lock_patience", "refusal"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas"]
 
 _row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
 
@@ -148,6 +148,19 @@ _ROW_SECURITY: Final = text(
     FROM (VALUES ('outbox_messages'), ('outbox_waiting'), ('outbox_stopped_keys')) AS read (name)
     """,
 )
+_SCHEMA: Final = text(
+    """
+    SELECT coalesce(
+        (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = to_regclass(:table)),
+        current_schema()
+    )
+    """,
+)
+_SCHEMAS: Final = text(
+    "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE c.relname = :table AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_(temp|toast)' ORDER BY 1"
+)
 _SET_LOCALLY: Final = """
 SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS wanted (name, value)
 """
@@ -158,21 +171,26 @@ class PostgreSQL:
 
     features = Features(name="postgresql", concurrent_writers=True, notifies=True, arrays=True)
 
-    def engine(self, url: URL, patience: timedelta, *, pooled: bool) -> Engine:
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str) -> Engine:
         """See `outboxkit.dialects.Dialect.engine`.
 
         A pooler refuses start-up options, and its sessions are anybody's: there each transaction sets what it needs,
         and nothing is prepared.
         """
+        if pooled and schema:
+            raise ConfigurationError(
+                f"database_schema = {schema!r} cannot be set through a pooler, whose sessions are anybody's: "
+                "let the login have it, ALTER ROLE … SET search_path = …, and remove the setting"
+            )
         settings = _session_settings(int(patience.total_seconds() * 1000))
-        wanted = settings | _NO_KEPT_PLANS
-        own: dict[str, Any] = {"options": " ".join(f"-c {name}={value}" for name, value in wanted.items())}
+        path = {"search_path": _quoted(schema)} if schema else {}
+        own: dict[str, Any] = {"options": _options(url, settings | _NO_KEPT_PLANS | path)}
         engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             hide_parameters=True,
             pool_pre_ping=False,  # a lost connection is an event to react to, not to hide
             pool_timeout=patience.total_seconds(),
-            connect_args=_connection_settings(patience) | ({"prepare_threshold": None} if pooled else own),
+            connect_args=_connection_settings(url, patience) | ({"prepare_threshold": None} if pooled else own),
         )
         if pooled:
             event.listen(engine, "begin", functools.partial(_set_locally, settings))
@@ -249,10 +267,30 @@ def _with_large(cursor: Any, rows: list[Row], snapshot: str, reading: Reading) -
     return Page(whole, snapshot, large, cut=len(rows) == reading.limit or end < len(rows))
 
 
-def _connection_settings(patience: timedelta) -> dict[str, Any]:
-    """Agreement with the client library."""
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _options(url: URL, wanted: Mapping[str, str]) -> str:
+    """The start-up options of the URL and ours behind them, which win: leases rest on our time-outs.
+
+    Raises:
+        ConfigurationError: the URL gives a search path, and so does the setting.
+    """
+    given = url.query.get("options", "")
+    options = " ".join(given) if isinstance(given, tuple) else given
+    if "search_path" in wanted and "search_path" in options:
+        raise ConfigurationError(
+            "the database URL has options with a search_path, and database_schema is set: give one"
+        )
+    escaped = {name: value.replace("\\", "\\\\").replace(" ", "\\ ") for name, value in wanted.items()}
+    return " ".join([*filter(None, [options]), *(f"-c {name}={value}" for name, value in escaped.items())])
+
+
+def _connection_settings(url: URL, patience: timedelta) -> dict[str, Any]:
+    """The settings of the client library; those of the URL win."""
     seconds = max(2, int(patience.total_seconds()))  # libpq takes whole seconds, below 2 means 2
-    return {
+    ours = {
         "application_name": "outboxkit",
         "connect_timeout": seconds,
         # A half-open connection is noticed within about the patience, not after minutes.
@@ -262,6 +300,7 @@ def _connection_settings(patience: timedelta) -> dict[str, Any]:
         "keepalives_count": 3,
         "tcp_user_timeout": max(1000, int(patience.total_seconds() * 2000)),
     }
+    return {name: value for name, value in ours.items() if name not in url.query}
 
 
 def _session_settings(milliseconds: int) -> dict[str, str]:
@@ -309,6 +348,17 @@ def dialect() -> PostgreSQL:
 def hidden(connection: Connection) -> list[str]:
     """See `outboxkit.dialects.hidden`: row-level security is active for this role."""
     return [name for name, active in connection.execute(_ROW_SECURITY) if active]
+
+
+def schema_of(connection: Connection) -> str:
+    """See `outboxkit.dialects.schema_of`."""
+    found = connection.scalar(_SCHEMA, {"table": "outbox_version"})
+    return found or ""
+
+
+def schemas(connection: Connection) -> list[str]:
+    """See `outboxkit.dialects.schemas`."""
+    return list(connection.scalars(_SCHEMAS, {"table": "outbox_version"}))
 
 
 def refusal(url: URL, error: DBAPIError) -> str:

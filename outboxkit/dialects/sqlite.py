@@ -33,6 +33,7 @@ from sqlalchemy.types import NullType
 from outboxkit import tables
 from outboxkit._sql import microseconds_of
 from outboxkit.dialects import Features
+from outboxkit.errors import ConfigurationError
 from outboxkit.rows import LARGE, UNREADABLE, Page, Part, Reading, Row
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
     from sqlalchemy.exc import DBAPIError
 
-__all__ = ["dialect", "hidden", "lock_patience", "refusal"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas"]
 
 _HOT: Final = tables.outbox_messages.c
 _MESSAGE: Final = (_HOT.message_id, _HOT.topic, _HOT.key, _HOT.type, _HOT.kind, _HOT.payload, _HOT.headers)
@@ -74,9 +75,13 @@ class SQLite:
 
     features = Features(name="sqlite", concurrent_writers=False, notifies=False)
 
-    def engine(self, url: URL, patience: timedelta, *, pooled: bool) -> Engine:
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str) -> Engine:
         """See `outboxkit.dialects.Dialect.engine`. There is no pooler for a file."""
         del pooled
+        if schema:
+            raise ConfigurationError(
+                f"database_schema = {schema!r}: a file of SQLite has no schemas; remove the setting"
+            )
         engine = create_engine(
             url.set(drivername="sqlite"),
             hide_parameters=True,
@@ -181,6 +186,16 @@ def dialect() -> SQLite:
 
 def hidden(_connection: Connection) -> list[str]:
     """See `outboxkit.dialects.hidden`. A file has no logins."""
+    return []
+
+
+def schema_of(_connection: Connection) -> str:
+    """See `outboxkit.dialects.schema_of`."""
+    return ""
+
+
+def schemas(_connection: Connection) -> list[str]:
+    """See `outboxkit.dialects.schemas`."""
     return []
 
 

@@ -12,33 +12,40 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sqlalchemy import Connection, create_mock_engine, inspect, make_url, select, text
+from sqlalchemy.engine.mock import MockConnection
+from sqlalchemy.schema import CreateSchema
 
 from outboxkit import tables
 from outboxkit.errors import ConfigurationError
 from outboxkit.migrations.expand import expand, lacking, unproven
-from outboxkit.tables.completion import create_functions, functions
+from outboxkit.migrations.roles import foreign_grants
+from outboxkit.tables.completion import Script, create_functions, functions
 
-__all__ = ["check", "current", "sql", "upgrade"]
+__all__ = ["check", "create_schema", "current", "sql", "upgrade"]
 
 _TABLES: Final = tables.METADATA.sorted_tables
 
 
-def upgrade(connection: Connection, to: int | None = None) -> None:
+def upgrade(connection: Connection | MockConnection, to: int | None = None) -> None:
     """Brings the tables to a version: creates those that are missing and the rows that they need.
 
     Transaction: joins the caller's; does not commit.
     Guarantee: on PostgreSQL and SQLite all of it or, if the transaction fails, nothing; running it again adds nothing.
 
     Args:
-        connection: as the owner of the tables.
+        connection: as the owner of the tables; ``op.get_bind()`` in a revision of Alembic. When Alembic writes a script
+            (``--sql``), the script is for an empty database, because nothing can be looked at.
         to: the version to reach; the newest when None.
 
     Raises:
-        ConfigurationError: an unknown version, or the database is newer than this package.
+        ConfigurationError: an unknown version, the database is newer than this package, or a script is asked for a
+            step from one version to the next.
     """
     target = tables.VERSION if to is None else to
     if not 1 <= target <= tables.VERSION:
         raise ConfigurationError(f"there is no version {target} of the tables; expected 1 to {tables.VERSION}")
+    if isinstance(connection, MockConnection):
+        return _write_script(connection, to)
     found = current(connection)
     if found > target:
         raise ConfigurationError(
@@ -47,6 +54,25 @@ def upgrade(connection: Connection, to: int | None = None) -> None:
     expand(connection)
     _fill(connection, target)
     create_functions(connection)
+    return None
+
+
+def create_schema(connection: Connection, name: str) -> None:
+    """Creates the schema that the tables are to be in, unless it is there.
+
+    Transaction: joins the caller's; does not commit.
+    """
+    if name not in inspect(connection).get_schema_names():
+        connection.execute(CreateSchema(name))
+
+
+def _write_script(connection: MockConnection, to: int | None) -> None:
+    if to is not None and to > 1:
+        raise ConfigurationError(
+            f"the step to version {to} of the tables looks at the database, and a script (--sql) is written without one"
+        )
+    for statement in _statements(connection.dialect.name):
+        connection.execute(Script(statement))
 
 
 def current(connection: Connection) -> int:
@@ -71,6 +97,10 @@ def sql(dialect: str) -> str:
     Args:
         dialect: as SQLAlchemy names it: ``postgresql`` or ``sqlite``.
     """
+    return ";\n\n".join(_statements(dialect)) + ";\n"
+
+
+def _statements(dialect: str) -> list[str]:
     statements: list[str] = []
 
     def collect(statement: Any, *_: Any, **__: Any) -> None:
@@ -82,7 +112,7 @@ def sql(dialect: str) -> str:
     collect(tables.outbox_version.insert().values(id=1, version=tables.VERSION, shards=tables.SHARDS))
     for shard in range(tables.SHARDS):
         collect(tables.outbox_shards.insert().values(shard=shard))
-    return ";\n\n".join((*statements, *functions(dialect))) + ";\n"
+    return [*statements, *functions(dialect)]
 
 
 def check(connection: Connection) -> list[str]:
@@ -104,7 +134,7 @@ def check(connection: Connection) -> list[str]:
         f"rows of {table} from before the constraint {name} break it: repair or delete them, then run `db upgrade`"
         for table, name in unproven(connection)
     ]
-    return problems + _wrong_rows(connection) + _wrong_sequences(connection)
+    return [*problems, *_wrong_rows(connection), *_wrong_sequences(connection), *foreign_grants(connection)]
 
 
 def _fill(connection: Connection, version: int) -> None:

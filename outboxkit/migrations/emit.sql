@@ -43,6 +43,10 @@ BEGIN
     IF outboxkit_emit.kind NOT IN ('event', 'command') THEN
         RAISE EXCEPTION 'kind is event or command, not %', outboxkit_emit.kind USING ERRCODE = '22023';
     END IF;
+    IF outboxkit_emit.topic = '' OR octet_length(outboxkit_emit.topic) > 249 OR octet_length(outboxkit_emit.type) > 255 THEN
+        RAISE EXCEPTION 'the topic has 1 to 249 bytes, the type at most 255; got % and %',
+            octet_length(outboxkit_emit.topic), octet_length(outboxkit_emit.type) USING ERRCODE = '22001';
+    END IF;
     IF octet_length(body) > 900000 OR octet_length(raw_key) > 1024 THEN
         RAISE EXCEPTION '%: the payload is larger than 900000 bytes or the key than 1024', outboxkit_emit.type
             USING ERRCODE = '22001';
@@ -88,44 +92,56 @@ BEGIN
 END
 $$;
 
--- A row as outboxkit's own codec writes it, so that one event class reads what the ORM and what the trigger captured:
--- numeric as text, bytea as base64, an interval as P1DT2.000000S (a month has 30 days and a year 365, as drivers count).
-CREATE OR REPLACE FUNCTION outboxkit_plain(of_row jsonb, relation oid) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    WITH special AS (
-        SELECT a.attname AS name, item.typname AS kind, of_row -> a.attname AS given
-        FROM pg_attribute AS a
-        JOIN pg_type AS own ON own.oid = a.atttypid
-        JOIN pg_type AS base ON base.oid = CASE WHEN own.typbasetype = 0 THEN own.oid ELSE own.typbasetype END
-        JOIN pg_type AS item ON item.oid = CASE WHEN base.typcategory = 'A' THEN base.typelem ELSE base.oid END
-        WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
-          AND item.oid IN ('numeric'::regtype, 'bytea'::regtype, 'interval'::regtype)
-    ), parts AS (
-        SELECT name, kind, jsonb_typeof(given) = 'array' AS many, place, part, part #>> '{}' AS as_text
-        FROM special CROSS JOIN LATERAL jsonb_array_elements(
-            CASE WHEN jsonb_typeof(given) = 'array' THEN given ELSE jsonb_build_array(given) END
-        ) WITH ORDINALITY AS parts (part, place)
-        WHERE given IS NOT NULL
-    ), spans AS (
-        SELECT parts.*, (extract(year FROM span) * 365 + extract(month FROM span) * 30 + extract(day FROM span)) * 86400
-            + extract(hour FROM span) * 3600 + extract(minute FROM span) * 60 + extract(second FROM span) AS seconds
-        FROM parts CROSS JOIN LATERAL (SELECT CASE WHEN kind = 'interval' THEN as_text::interval END AS span) AS given
-    ), written AS (
-        SELECT name, many, place, CASE
-            WHEN jsonb_typeof(part) NOT IN ('number', 'string') THEN part
-            WHEN kind = 'numeric' THEN to_jsonb(as_text)
-            WHEN kind = 'bytea' THEN to_jsonb(translate(encode(as_text::bytea, 'base64'), E'\n', ''))
-            ELSE to_jsonb(concat(
-                CASE WHEN seconds < 0 THEN '-' END, 'P', div(abs(seconds), 86400), 'DT', div(mod(abs(seconds), 86400), 1),
-                '.', lpad((mod(abs(seconds), 1) * 1000000)::integer::text, 6, '0'), 'S'
-            ))
-        END AS part
-        FROM spans
-    ), columns AS (
-        SELECT name, CASE WHEN bool_or(many) THEN jsonb_agg(part ORDER BY place) ELSE jsonb_agg(part) -> 0 END AS value
-        FROM written GROUP BY name
-    )
-    SELECT of_row || coalesce((SELECT jsonb_object_agg(name, value) FROM columns), '{}'::jsonb)
+-- A value of a column as outboxkit's JSON has it: decimals as text with their digits, bytes in base64, durations as
+-- P1DT2.000000S (a month has 30 days and a year 365, as for the driver). Arrays and domains are those of their items.
+CREATE OR REPLACE FUNCTION {at}outboxkit_plain(value jsonb, kind oid) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path {path} AS $$
+DECLARE
+    base oid := outboxkit_plain.kind;
+    found record;
+    seconds numeric;
+BEGIN
+    IF value IS NULL OR value = 'null' THEN
+        RETURN value;
+    END IF;
+    LOOP
+        SELECT t.typtype, t.typcategory, t.typbasetype, t.typelem INTO found FROM pg_type AS t WHERE t.oid = base;
+        EXIT WHEN found.typtype <> 'd';
+        base := found.typbasetype;
+    END LOOP;
+    IF found.typcategory = 'A' AND jsonb_typeof(value) = 'array' THEN
+        RETURN (
+            SELECT coalesce(jsonb_agg(outboxkit_plain(
+                item, CASE WHEN jsonb_typeof(item) = 'array' THEN base ELSE found.typelem END
+            ) ORDER BY place), '[]')
+            FROM jsonb_array_elements(value) WITH ORDINALITY AS items (item, place)
+        );
+    ELSIF base = 'numeric'::regtype THEN
+        RETURN to_jsonb(value #>> '{}');
+    ELSIF base = 'bytea'::regtype THEN
+        RETURN to_jsonb(translate(encode((value #>> '{}')::bytea, 'base64'), E'\n', ''));
+    ELSIF base = 'interval'::regtype THEN
+        SELECT (date_part('year', i) * 365 + date_part('month', i) * 30 + date_part('day', i))::numeric * 86400
+            + (date_part('hour', i) * 3600 + date_part('minute', i) * 60)::numeric + date_part('second', i)::numeric
+            INTO seconds FROM CAST(value #>> '{}' AS interval) AS i;
+        RETURN to_jsonb(
+            CASE WHEN seconds < 0 THEN '-' ELSE '' END || 'P' || div(abs(seconds), 86400) || 'DT'
+            || div(mod(abs(seconds), 86400), 1) || '.'
+            || lpad(((mod(abs(seconds), 1) * 1000000)::integer)::text, 6, '0') || 'S'
+        );
+    END IF;
+    RETURN value;
+END
+$$;
+
+-- A row of a table, with its columns as outboxkit_plain has them.
+CREATE OR REPLACE FUNCTION {at}outboxkit_row(relation oid, content jsonb) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path {path} AS $$
+    SELECT content || coalesce(jsonb_object_agg(a.attname, outboxkit_plain(content -> a.attname, a.atttypid)), '{}')
+    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND content ? a.attname
+        AND (a.atttypid IN ('numeric'::regtype, 'bytea'::regtype, 'interval'::regtype)
+             OR t.typtype = 'd' OR t.typcategory = 'A')
 $$;
 
 -- CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON orders
@@ -134,30 +150,35 @@ $$;
 CREATE OR REPLACE FUNCTION {at}outboxkit_capture() RETURNS trigger
 LANGUAGE plpgsql SECURITY INVOKER SET search_path {path} AS $$
 DECLARE
-    before jsonb := CASE WHEN TG_OP = 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
-    after jsonb := CASE WHEN TG_OP = 'DELETE' THEN '{}' ELSE to_jsonb(NEW) END;
+    before jsonb := CASE WHEN TG_OP = 'INSERT' THEN '{}' ELSE outboxkit_row(TG_RELID, to_jsonb(OLD)) END;
+    after jsonb := CASE WHEN TG_OP = 'DELETE' THEN '{}' ELSE outboxkit_row(TG_RELID, to_jsonb(NEW)) END;
     change text := CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'updated' ELSE 'deleted' END;
     present jsonb := CASE WHEN TG_OP = 'DELETE' THEN before ELSE after END;
-    key_columns text[] := string_to_array(TG_ARGV[2], ',');
+    key_columns text[] := (
+        SELECT array_agg(btrim(name) ORDER BY place)
+        FROM unnest(string_to_array(TG_ARGV[2], ',')) WITH ORDINALITY AS columns (name, place)
+    );
     changed text[];
     key text;
 BEGIN
+    IF NOT coalesce(present ?& key_columns, false) THEN
+        RAISE EXCEPTION 'outboxkit_capture on %: the key is made of columns of the table, not of %', TG_TABLE_NAME,
+            coalesce(TG_ARGV[2], 'nothing') USING ERRCODE = '42703';
+    END IF;
     SELECT coalesce(array_agg(name ORDER BY name), '{}') INTO changed
     FROM jsonb_object_keys(before || after) AS name
     WHERE before -> name IS DISTINCT FROM after -> name;
     IF changed = '{}' THEN
         RETURN NULL;
     END IF;
-    before := outboxkit_plain(before, TG_RELID);
-    after := outboxkit_plain(after, TG_RELID);
-    SELECT string_agg(present ->> btrim(name), '/' ORDER BY place) INTO key
+    SELECT string_agg(present ->> name, '/' ORDER BY place) INTO key
     FROM unnest(key_columns) WITH ORDINALITY AS columns (name, place);
     PERFORM outboxkit_emit(
         TG_ARGV[0],
         TG_ARGV[1] || '.' || change,
         jsonb_build_object(
             'change', change,
-            'key', (SELECT jsonb_object_agg(btrim(name), present -> btrim(name)) FROM unnest(key_columns) AS name),
+            'key', (SELECT jsonb_object_agg(name, present -> name) FROM unnest(key_columns) AS name),
             'changed', to_jsonb(changed),
             'old', (SELECT coalesce(jsonb_object_agg(name, before -> name), '{}') FROM unnest(changed) AS name
                     WHERE before ? name),
@@ -170,10 +191,33 @@ BEGIN
 END
 $$;
 
+-- Who wrote an entry of outbox_audit, and when, is told by the database; only the owner of the table may say when.
+CREATE OR REPLACE FUNCTION {at}outboxkit_audit() RETURNS trigger
+LANGUAGE plpgsql SET search_path {path} AS $$
+BEGIN
+    NEW.login := session_user;
+    IF NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'MEMBER') THEN
+        NEW.at := clock_timestamp();
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+DO $$
+BEGIN
+    DROP TRIGGER IF EXISTS outboxkit_audit ON {at}outbox_audit;
+    CREATE TRIGGER outboxkit_audit BEFORE INSERT ON {at}outbox_audit
+        FOR EACH ROW EXECUTE FUNCTION {at}outboxkit_audit();
+END
+$$;
+
 -- In a script that somebody runs elsewhere: the path of the moment, with temporary tables last.
 DO $$
 BEGIN
     EXECUTE format('ALTER FUNCTION outboxkit_emit SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION outboxkit_plain SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION outboxkit_row SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION outboxkit_audit SET search_path = %I, pg_temp', current_schema());
     EXECUTE format('ALTER FUNCTION outboxkit_capture SET search_path = %I, pg_temp', current_schema());
 END
 $$;

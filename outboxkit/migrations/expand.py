@@ -87,8 +87,8 @@ def unproven(connection: Connection) -> list[tuple[str, str]]:
 _UNPROVEN: Final = text(
     """
     SELECT c.relname AS relation, k.conname AS name
-    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
-    WHERE c.relnamespace = current_schema()::regnamespace AND NOT k.convalidated AND k.conname = ANY(:names)
+    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = current_schema() AND NOT k.convalidated AND k.conname = ANY(:names)
     ORDER BY 1, 2
     """
 )

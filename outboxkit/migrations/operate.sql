@@ -6,8 +6,12 @@ CREATE OR REPLACE FUNCTION outboxkit_pause(scope text, target text, reason text,
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
 BEGIN
     IF outboxkit_pause.scope NOT IN ('destination', 'type', 'key') OR outboxkit_pause.target IS NULL
-       OR coalesce(outboxkit_pause.reason, '') = '' THEN
+       OR coalesce(btrim(outboxkit_pause.reason), '') = '' OR btrim(outboxkit_pause.target) = '' THEN
         RAISE EXCEPTION 'a pause is of a destination, a type or a key, names it, and has a reason'
+            USING ERRCODE = '22023';
+    END IF;
+    IF outboxkit_pause.lasts <= interval '0' OR outboxkit_pause.lasts > interval '366 days' THEN
+        RAISE EXCEPTION 'a pause lasts at most 366 days, or has no end; got %', outboxkit_pause.lasts
             USING ERRCODE = '22023';
     END IF;
     DELETE FROM outbox_control AS c

@@ -18,7 +18,17 @@ from sqlalchemy.schema import ExecutableDDLElement
 
 from outboxkit import tables
 
-__all__ = ["FUNCTIONS", "GRANTS", "LAG", "NEVER_GIVEN", "VIEWS", "create_roles", "is_hidden"]
+__all__ = [
+    "COLUMNS",
+    "FUNCTIONS",
+    "GRANTS",
+    "LAG",
+    "NEVER_GIVEN",
+    "VIEWS",
+    "create_roles",
+    "foreign_grants",
+    "is_hidden",
+]
 
 PREFIX: Final = "outboxkit_"
 NEVER_GIVEN: Final = ("xid", "position")  # the database alone writes these columns of the hot table
@@ -27,7 +37,7 @@ LAG: Final = ("position", "recorded_at")
 
 
 def is_hidden(column: Column[Any]) -> bool:
-    """Whether it shows what a message holds or whom it is about: all bytes, and the marks of what is being handled."""
+    """True if it shows what a message holds or whom it is about: all bytes, and the marks of what is being handled."""
     return isinstance(column.type, LargeBinary | JSON) and column.name != "problems"
 
 
@@ -54,14 +64,12 @@ S, SD, SI, SU, SID, SIU, SIUD = (
     ("SELECT, INSERT, UPDATE, DELETE"),
 )
 _APP: Final = {
-    "outbox_messages": "INSERT",
-    "outbox_waiting": "INSERT",
     "outbox_version": S,
     "outbox_schemas": SI,
     "outbox_idempotency": SIUD,
 }
 
-#: role -> table -> privileges. INSERT into the hot table is by column, without those that only the database writes.
+#: role -> table -> privileges on all of it; INSERT into the hot table without what only the database writes.
 GRANTS: Final[dict[str, dict[str, str]]] = {
     "app": _APP,
     "relay": {
@@ -69,9 +77,9 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "outbox_waiting": SIUD,
         "outbox_stopped_keys": SIUD,
         "outbox_relays": SIUD,
-        "outbox_shards": SU,
+        "outbox_shards": SI,
         "outbox_ledger": SID,
-        "dead_letters": SIU,
+        "dead_letters": SI,
         "outbox_audit": "INSERT",
         "outbox_control": S,
         "outbox_idempotency": SD,
@@ -85,7 +93,7 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "inbox_suspects": SIUD,
         "inbox_consumers": SIUD,
         "outbox_sagas": SIU,
-        "dead_letters": SIU,
+        "dead_letters": SI,
         "outbox_audit": "INSERT",
         "outbox_schemas": SIUD,
     },
@@ -93,16 +101,77 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
     "repairer": {
         **dict.fromkeys(tables.METADATA.tables, S),
         "outbox_messages": SI,
-        "outbox_stopped_keys": SU,
         "outbox_control": SIUD,
         "outbox_audit": SI,
-        "dead_letters": SIU,
+        "dead_letters": SI,
         "dead_letter_groups": SIU,
         "dead_letter_replays": SIU,
         "dead_letter_replay_items": SIU,
         "inbox_messages": SD,
     },
 }
+_WRITTEN: Final = tuple(
+    column.name for column in tables.outbox_messages.c if column.name not in (*NEVER_GIVEN, "recorded_at")
+)
+_EMIT: Final = {
+    ("outbox_messages", "INSERT"): _WRITTEN,
+    ("outbox_messages", "SELECT"): LAG,
+    ("outbox_waiting", "INSERT"): (*_WRITTEN, "reason", "due_at"),
+}
+_CLOSE: Final = {("dead_letters", "UPDATE"): ("state", "closed_at")}
+#: role -> (table, privilege) -> the columns that it is for. A letter's original never changes, and no application says
+#: when its message was recorded.
+COLUMNS: Final[dict[str, dict[tuple[str, str], tuple[str, ...]]]] = {
+    "app": _EMIT,
+    "relay": {**_CLOSE, ("outbox_shards", "UPDATE"): ("owner",)},
+    "consumer": {**_EMIT, **_CLOSE},
+    "repairer": {
+        ("dead_letters", "UPDATE"): ("state", "closed_at", "replay_to", "replaying_since"),
+        ("outbox_stopped_keys", "UPDATE"): ("request", "requested_by"),
+    },
+}
+
+
+_TO_ROLE: Final = "GRANT {words} ON {table} TO {role}"
+_FOREIGN: Final = text(
+    """
+    SELECT c.relname AS relation,
+           CASE WHEN acl.grantee = 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END AS grantee,
+           string_agg(DISTINCT acl.privilege_type, ', ' ORDER BY acl.privilege_type) AS privileges
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_roles owner ON owner.oid = c.relowner
+    CROSS JOIN LATERAL (
+        SELECT * FROM aclexplode(c.relacl)
+        UNION ALL
+        SELECT exploded.* FROM pg_attribute a CROSS JOIN LATERAL aclexplode(a.attacl) AS exploded
+        WHERE a.attrelid = c.oid AND NOT a.attisdropped
+    ) AS acl
+    LEFT JOIN pg_roles granted ON granted.oid = acl.grantee
+    WHERE n.nspname = current_schema() AND c.relname = ANY(:tables) AND acl.grantee <> c.relowner
+      AND (acl.grantee = 0 OR (owner.rolname LIKE '%migrator' AND granted.rolname <> ALL(
+          SELECT regexp_replace(owner.rolname, 'migrator$', '') || ours.name
+          FROM unnest(CAST(:roles AS text[])) AS ours (name)
+      )))
+    GROUP BY 1, 2 ORDER BY 1, 2
+    """
+)
+
+
+def foreign_grants(connection: Connection) -> list[str]:
+    """Lists the rights on our tables that nobody of ours has given, one sentence each.
+
+    Rights of PUBLIC always; those of named roles where `create_roles` has made the owner.
+
+    Transaction: joins the caller's; only reads.
+    """
+    if connection.dialect.name != "postgresql":
+        return []
+    known = {"tables": [*tables.METADATA.tables, *VIEWS.values()], "roles": [*GRANTS, "migrator"]}
+    return [
+        f"{row.grantee} may {row.privileges} on {row.relation}: REVOKE it, or run create_roles again"
+        for row in connection.execute(_FOREIGN, known)
+    ]
 
 
 def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
@@ -120,12 +189,12 @@ def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
     for role, grants in GRANTS.items():
         for table in tables.METADATA.sorted_tables:
             _grant(connection, prefix + role, table, grants.get(table.name, ""))
-    for role in ("app", "consumer"):
-        look = _Ddl(
-            "GRANT {words} ON {table} TO {role}", "SELECT", LAG, role=prefix + role, table=tables.outbox_messages
-        )
-        connection.execute(look)
+    for role, columns in COLUMNS.items():
+        for (name, privilege), given in columns.items():
+            table = tables.METADATA.tables[name]
+            connection.execute(_Ddl(_TO_ROLE, privilege, given, role=prefix + role, table=table))
     for table in tables.METADATA.sorted_tables:
+        connection.execute(_Ddl("REVOKE ALL ON {table} FROM PUBLIC", table=table))
         connection.execute(_Ddl("ALTER TABLE {table} OWNER TO {role}", table=table, role=prefix + "migrator"))
     _create_views(connection, prefix)
     _create_functions(connection, prefix)
@@ -160,7 +229,7 @@ def _grant(connection: Connection, role: str, table: Table, privileges: str) -> 
     for privilege in filter(None, privileges.split(", ")):
         by_column = table.name == "outbox_messages" and privilege == "INSERT"
         columns = [column.name for column in table.columns if column.name not in NEVER_GIVEN] if by_column else []
-        connection.execute(_Ddl("GRANT {words} ON {table} TO {role}", privilege, columns, table=table, role=role))
+        connection.execute(_Ddl(_TO_ROLE, privilege, columns, table=table, role=role))
 
 
 class _Ddl(ExecutableDDLElement):

@@ -206,7 +206,8 @@ outbox_audit = Table(
     Column("action", Text, nullable=False),
     Column("target", Text, nullable=False),
     Column("why", Text, nullable=False, server_default=_EMPTY),
-    comment="who did what, append only",
+    Column("login", Text),
+    comment="who did what, append only; on PostgreSQL a trigger writes the login, and when",
 )
 
 # --- the way in --------------------------------------------------------------------------------------------------

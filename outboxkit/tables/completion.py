@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData, Table
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["complete", "create_functions", "functions", "simplify", "store_small"]
+__all__ = ["Script", "complete", "create_functions", "functions", "simplify", "store_small"]
 
 # --- types as Alembic writes them --------------------------------------------------------------------------------
 
@@ -64,19 +64,19 @@ def complete(metadata: MetaData, version: int) -> None:
         else:
             create_functions(connection)
 
-    for name in ("outbox_messages", "outbox_version", "outbox_shards"):
+    for name in ("outbox_version", "outbox_shards", "outbox_waiting"):  # the last of all: functions name the others
         event.listen(metadata.tables[name], "after_create", fill)
 
 
-class _Script(ExecutableDDLElement):
+class Script(ExecutableDDLElement):
     """A statement as it stands."""
 
     def __init__(self, statement: str) -> None:
         self.statement = statement
 
 
-@compiles(_Script)
-def _as_it_stands(element: _Script, _compiler: Any, **_: Any) -> str:
+@compiles(Script)
+def _as_it_stands(element: Script, _compiler: Any, **_: Any) -> str:
     return element.statement
 
 
@@ -91,7 +91,7 @@ def create_functions(connection: Connection) -> None:
     found = schema or connection.scalar(select(func.current_schema()))
     for statement in functions("postgresql", connection.dialect.identifier_preparer.quote(found or "public")):
         # Without parameters, because the bodies hold percent signs.
-        connection.execute(_Script(statement), execution_options={"no_parameters": True})
+        connection.execute(Script(statement), execution_options={"no_parameters": True})
 
 
 def functions(dialect: str, schema: str = "") -> list[str]:

@@ -50,7 +50,7 @@ _LENGTHS_OF: Final[Mapping[tuple[str, str], int]] = {
 }
 _NOT_EMPTY: Final = frozenset((("outbox_messages", "topic"), ("outbox_waiting", "topic"), ("outbox_control", "target")))
 #: Not the letters, which keep what arrived.
-_PACKED: Final = frozenset((table, "headers") for table in ("outbox_messages", "outbox_waiting", "inbox_waiting"))
+_PACKED: Final = frozenset((table, "headers") for table in ("outbox_messages", "outbox_waiting"))
 _NOT_NEGATIVE: Final = frozenset(("attempts", "generation", "deaths"))
 
 

@@ -19,25 +19,25 @@ from pathlib import Path
 import pytest
 
 from outboxkit.avro import Mode
-from outboxkit.avro.gate.evaluate import Verdict, evaluate
+from outboxkit.avro.gate.evaluate import GateResult, evaluate
 from outboxkit.avro.gate.reports import render
 from outboxkit.registries.directory import DirectoryRegistry
 
 __all__ = ["schema_gate"]
 
-Gate = Callable[..., Verdict]
+Gate = Callable[..., GateResult]
 
 
 @pytest.fixture
 def schema_gate() -> Gate:
-    """The gate as a function: ``schema_gate(folder, mode=None, today=None)`` returns the verdict or fails the test."""
+    """The gate as a function: ``schema_gate(folder, mode=None, today=None)`` returns the result or fails the test."""
     return _gate
 
 
-def _gate(folder: str | Path = "schemas", *, mode: Mode | None = None, today: dt.date | None = None) -> Verdict:
+def _gate(folder: str | Path = "schemas", *, mode: Mode | None = None, today: dt.date | None = None) -> GateResult:
     registry = DirectoryRegistry(Path(folder))
     findings = registry.findings(mode=None if mode is None else lambda _: mode)
-    verdict = evaluate(findings, registry.allowed(), today or dt.datetime.now(dt.UTC).date())
-    if not verdict.passed:
-        pytest.fail(render(verdict, "text"), pytrace=False)
-    return verdict
+    result = evaluate(findings, registry.allowed(), today or dt.datetime.now(dt.UTC).date())
+    if not result.passed:
+        pytest.fail(render(result, "text"), pytrace=False)
+    return result

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     database_direct_url: SecretStr | None = Field(
         None, description="the same database past the pooler, for reading; says that database_url leads to a pooler"
     )
+    database_schema: str = Field(
+        "", max_length=63, description="PostgreSQL: where the tables are; default: the login's search_path"
+    )
     broker_url: SecretStr | None = Field(None, description="kafka://host:9092 or amqp://user@host/vhost")
     registry_url: SecretStr | None = Field(
         None, description="directory:schemas or https://registry:8081: the schemas that dead messages name"
@@ -187,7 +190,7 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
     """
     found, read_from = _content(file)
     files = _secret_files()
-    content = found | {name: _secret_file(path, f"{PREFIX}{name.upper()}_FILE") for name, path in files.items()}
+    content = _flat(found) | {name: _secret_file(path, f"{PREFIX}{name.upper()}_FILE") for name, path in files.items()}
     _refuse_unknown_variables()
     _refuse_failpoints(found)
     try:
@@ -255,6 +258,14 @@ def _refuse_foreign(path: Path, status: os.stat_result) -> None:
         raise ConfigurationError(f"the settings file {path} {why}: own it, and let nobody else write it (chmod go-w)")
 
 
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """``[database] schema`` and ``OUTBOXKIT_DATABASE__SCHEMA`` are other spellings of ``database_schema``."""
+    section = content.pop("database", {})
+    named = {f"database_{name}": value for name, value in section.items()} if isinstance(section, dict) else {}
+    variable = os.environ.get(f"{PREFIX}DATABASE__SCHEMA")
+    return {**content, **named, **({"database_schema": variable} if variable else {})}
+
+
 def _toml(path: Path) -> dict[str, Any]:
     try:
         _refuse_foreign(path, path.stat())
@@ -286,12 +297,24 @@ def _secret_file(path: Path, name: str) -> str:
 
 
 def _refuse_unknown_variables() -> None:
-    sections = {"CONFIG", *(f"{name.upper()}_FILE" for name in _IN_FILES), "PROFILE", "DEMO_DATABASE", "DEMO_BROKER"}
+    sections = {
+        "CONFIG",
+        "DATABASE",
+        *(f"{name.upper()}_FILE" for name in _IN_FILES),
+        "PROFILE",
+        "DEMO_DATABASE",
+        "DEMO_BROKER",
+    }
     known = sections | {name.upper() for name in Settings.model_fields} | {"ALLOW_FAILPOINTS"}
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX):
             section = variable.removeprefix(PREFIX).partition("__")[0]
-            if section not in known and not section.startswith("TEST_") and not _OF_A_SERVICE.fullmatch(variable):
+            misspelt = section == "DATABASE" and variable != f"{PREFIX}DATABASE__SCHEMA"
+            if (
+                (section not in known or misspelt)
+                and not section.startswith("TEST_")
+                and not _OF_A_SERVICE.fullmatch(variable)
+            ):
                 raise ConfigurationError(
                     f"the variable {variable} is not a setting of outboxkit; see docs/reference/settings.md. "
                     "If a Kubernetes Service of that name has set it, use enableServiceLinks: false"

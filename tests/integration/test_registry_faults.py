@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from outboxkit.errors import ConfigurationError, RegistryUnavailable, SchemaError, SchemaNotFound
-from outboxkit.registries.confluent import MAX_ANSWER, ConfluentRegistry, Login
+from outboxkit.registries.confluent import MAX_ANSWER, MAX_SEARCHED, ConfluentRegistry, Login
 
 INT = {"schema": '"int"', "id": 1, "version": 1}
 RECORD = {"schema": '{"type":"record","name":"R","fields":[]}', "id": 1, "version": 1}
@@ -293,3 +295,44 @@ def test_a_dribbling_server_is_cut_off(
 
     with pytest.raises(RegistryUnavailable, match="too slowly"):
         registry.resolve("1")
+
+
+def test_an_answer_has_one_deadline_however_its_head_dribbles(clock: _Clock) -> None:
+    """A line of the head now and then keeps every single read in time."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def dribble() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                for number in range(600):
+                    if stop.wait(0.1):
+                        return
+                    connection.sendall(b"X-Line-%d: x\r\n" % number)
+
+        threads = [threading.Thread(target=dribble) for _ in range(3)]  # as many as there are attempts
+        for thread in threads:
+            thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        registry = ConfluentRegistry(url, sleep=clock.sleep, timeout=timedelta(milliseconds=300))
+        with pytest.raises(RegistryUnavailable):
+            registry.resolve("1")
+        stop.set()  # they would go on for a minute each
+        for thread in threads:
+            thread.join()
+
+
+def test_a_search_for_a_fingerprint_has_a_budget(script: _Script, client: Callable[..., ConfluentRegistry]) -> None:
+    names = [f"s{number:03}" for number in range(MAX_SEARCHED * 2)]
+    script.say("/subjects", names)
+    for name in names:
+        script.say(f"/subjects/{name}/versions", [1])
+        script.say(f"/subjects/{name}/versions/1", RECORD)
+
+    registry = client()
+    for _ in range(3):
+        with pytest.raises(SchemaNotFound, match=r"finds no fingerprints|a moment ago"):
+            registry.resolve("0123456789abcdef")
+
+    assert len(script.asked) <= MAX_SEARCHED + 2

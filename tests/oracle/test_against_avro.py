@@ -49,7 +49,7 @@ class _Pair:
     java: str = ""
     java_form: str = ""
     java_values: list[str] = field(default_factory=list)
-    java_witness: str = ""
+    java_example: str = ""
 
     @property
     def errors(self) -> list[Problem]:
@@ -95,15 +95,15 @@ def _ask_java(pairs: list[_Pair]) -> None:
     questions: list[tuple[str, ...]] = []
     for pair in pairs:
         texts = _texts(pair)
-        witnesses = [one.witness for one in pair.errors if one.has_witness]
+        examples = [one.example for one in pair.errors if one.has_example]
         questions += [("CHECK", *texts), ("FORM", texts[0])]
         questions += [("DECODE", *texts, one.hex()) for one in pair.data]
-        questions.append(("DECODE", *texts, encode_json(pair.writer, witnesses[0]).hex() if witnesses else ""))
+        questions.append(("DECODE", *texts, encode_json(pair.writer, examples[0]).hex() if examples else ""))
     answers = iter(ask(questions))
     for pair in pairs:
         pair.java, pair.java_form = next(answers), next(answers)
         pair.java_values = [next(answers) for _ in pair.data]
-        pair.java_witness = next(answers)
+        pair.java_example = next(answers)
 
 
 def _plain(value: Any) -> str:
@@ -118,8 +118,8 @@ def _explained(pair: _Pair) -> str | None:
     if pair.verdict == "INCOMPATIBLE" and pair.java == "COMPATIBLE":
         if pair.error_kinds == {LOGICAL}:
             return "logical types: Java ignores them; its decoder reads other values"
-        if STOLEN in pair.kinds and pair.java_witness.startswith("THROWS"):
-            return "stolen value: Java's own decoder fails on our witness"
+        if STOLEN in pair.kinds and pair.java_example.startswith("THROWS"):
+            return "stolen value: Java's own decoder fails on our example"
     if AMBIGUOUS in pair.error_kinds and pair.java.startswith("THROWS AvroRuntimeException"):
         return "ambiguous alias: Java throws instead of a verdict"
     read = all(not one.startswith("THROWS") for one in pair.java_values)
@@ -184,11 +184,11 @@ def _chained_aliases(reader: Schema) -> bool:
 
 
 def test_what_java_cannot_read_we_do_not_call_compatible() -> None:
-    """The witness of an error fails in Java too, but where Java's decoder is laxer than the specification."""
+    """The example of an error fails in Java too, but where Java's decoder is laxer than the specification."""
     read = [
         one
         for one in _pairs()
-        if one.errors and not _lax(one) and one.java_witness and not one.java_witness.startswith("THROWS")
+        if one.errors and not _lax(one) and one.java_example and not one.java_example.startswith("THROWS")
     ]
 
     assert read == []
@@ -251,7 +251,7 @@ def test_a_stale_verdict_is_not_reused_in_the_next_branch_of_a_union() -> None:
     problems = [one for one in check(reader, writer) if one.is_error]
 
     assert [one.kind.value for one in problems] == ["TYPE_MISMATCH"]
-    assert problems[0].witness == {"next": None, "value": ""}
+    assert problems[0].example == {"next": None, "value": ""}
 
 
 def test_types_shared_at_forty_levels_are_reported_once() -> None:

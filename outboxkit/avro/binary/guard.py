@@ -1,4 +1,4 @@
-"""Look through Avro bytes before any decoder does: is this a whole, finite, well-formed value of that schema?
+"""Looks through Avro bytes before any decoder does: is this a whole, finite, well-formed value of that schema?
 
 A decoder written in C cannot be trusted with hostile bytes: recursion ends the process, and negative indexes, over-long
 varints or left-over bytes are read as if they were data. `scanner` compiles a schema into closures (no generated code)
@@ -36,7 +36,7 @@ class Refused(Exception):
 
 
 def scanner(schema: Schema) -> Callable[[bytes], None]:
-    """Compile a check of whole messages; it raises `Refused` or IndexError (cut short)."""
+    """Compiles a check of whole messages; it raises `Refused` or IndexError (cut short)."""
     step = _Compiler(schema).step(schema.root)
 
     def scan(data: bytes) -> None:
@@ -48,7 +48,7 @@ def scanner(schema: Schema) -> Callable[[bytes], None]:
 
 
 def long_at(data: bytes, pos: int) -> tuple[int, int]:
-    """Read a zigzag varint of at most 64 bits and return it with the position after it."""
+    """Reads a zigzag varint of at most 64 bits and return it with the position after it."""
     value, shift = 0, 0
     while True:
         byte = data[pos]

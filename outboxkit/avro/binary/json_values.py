@@ -1,4 +1,4 @@
-"""Turn a JSON value into Avro bytes: defaults (bare union values) and witnesses (tagged ones).
+"""Turns a JSON value into Avro bytes: defaults (bare union values) and examples (tagged ones).
 
 Sources: Avro specification 1.12, "Binary Encoding", "JSON Encoding" and, for defaults, "Complex Types".
 """
@@ -22,7 +22,7 @@ _SPECIAL: Final = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": f
 
 
 def encode_json(schema: Schema, value: object) -> bytes:
-    """Encode a value in Avro JSON encoding: a union is null or ``{"branch": value}``.
+    """Encodes a value in Avro JSON encoding: a union is null or ``{"branch": value}``.
 
     Raises:
         EncodeError: the value does not fit the schema.
@@ -31,12 +31,12 @@ def encode_json(schema: Schema, value: object) -> bytes:
 
 
 def encode_default(schema: Schema, node: Node, value: object) -> bytes:
-    """Encode the default of a field: a union value stands alone, record defaults may leave out defaulted fields."""
+    """Encodes the default of a field: a union value stands alone, record defaults may leave out defaulted fields."""
     return _guarded(schema, node, value, tagged=False)
 
 
 def write_long(value: int) -> bytes:
-    """Return the zigzag varint of a number of 64 bits."""
+    """Returns the zigzag varint of a number of 64 bits."""
     rest = (value << 1) ^ (value >> 63)
     made = bytearray()
     while rest > 0x7F:

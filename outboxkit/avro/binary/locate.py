@@ -1,4 +1,4 @@
-"""Say where bytes stop being a value: the data path and the byte offset of the first fault.
+"""Says where bytes stop being a value: the data path and the byte offset of the first fault.
 
 The slow twin of `guard`: it walks the same bytes by the same rules, but keeps the path. It runs only after a refusal,
 so it may take its time. ``leaf`` is called for every value that holds no others, with its bytes; what it raises is
@@ -25,7 +25,7 @@ _MAX_MESSAGE: Final = 200
 
 
 def locate(schema: Schema, data: bytes, leaf: Leaf | None = None) -> DecodeError | None:
-    """Walk `data` and return its first fault, None when there is none."""
+    """Walks `data` and return its first fault, None when there is none."""
     walk = _Walk(schema, data, leaf)
     try:
         walk.node(schema.root, "")
@@ -37,7 +37,7 @@ def locate(schema: Schema, data: bytes, leaf: Leaf | None = None) -> DecodeError
 
 
 def offset_of(schema: Schema, data: bytes, path: str) -> int | None:
-    """Return the byte offset of the value at `path`, or of the innermost value around it."""
+    """Returns the byte offset of the value at `path`, or of the innermost value around it."""
     walk = _Walk(schema, data, None)
     walk.target = path
     with suppress(DecodeError, RecursionError):
@@ -46,7 +46,7 @@ def offset_of(schema: Schema, data: bytes, path: str) -> int | None:
 
 
 def explain(error: Exception) -> str:
-    """Return a foreign error as one short line; values are left out, since decode errors quote data."""
+    """Returns a foreign error as one short line; values are left out, since decode errors quote data."""
     if isinstance(error, UnicodeDecodeError):
         return f"the text is not UTF-8 ({error.reason} at byte {error.start})"
     return f"the value cannot be represented ({type(error).__name__})"[:_MAX_MESSAGE]
@@ -170,7 +170,7 @@ class _Walk:
             raise self.fault(path, explain(error)) from error
 
     def _end(self, node: Primitive | Enum | Fixed, path: str) -> int:
-        """Return where the value ends, by its type alone."""
+        """Returns where the value ends, by its type alone."""
         if isinstance(node, Fixed):
             return self.pos + node.size
         if node.type in _WIDTHS:

@@ -1,4 +1,4 @@
-"""Check a value before it is written, and say which field is wrong: a poison message must not leave the transaction.
+"""Checks a value before it is written, and say which field is wrong: a poison message must not leave the transaction.
 
 `preparer` compiles a schema into closures that check a value and return it in the form the encoder library writes
 without choosing anything itself: whole numbers in range, no unknown and no forgotten keys, aware datetimes, union
@@ -30,7 +30,7 @@ _MAX_FRAMES: Final = "the value is nested too deeply"
 
 
 def preparer(schema: Schema, default: MakeDefault, *, quick: bool = True) -> Prepare:
-    """Compile the check of values of `schema`.
+    """Compiles the check of values of `schema`.
 
     Args:
         schema: the writer's schema.
@@ -104,7 +104,7 @@ def _is_int(node: Node) -> bool:
 
 
 def _quick_record(node: Record, parts: tuple[tuple[str, Prepare], ...], careful: Prepare) -> Prepare:
-    """Check the plain fields of a record at once, in loops that run in C; whatever is unusual takes the careful way.
+    """Checks the plain fields of a record at once, in loops that run in C; whatever is unusual takes the careful way.
 
     The caller's dict itself comes back when there is nothing to change in it.
     """
@@ -133,16 +133,19 @@ def _quick_record(node: Record, parts: tuple[tuple[str, Prepare], ...], careful:
 
 
 def _changed(rest: tuple[tuple[str, Prepare], ...], careful: Prepare) -> Prepare:
-    """Prepare the fields that are not plain, and copy the others."""
+    """Prepares the fields that are not plain, and copy the others."""
 
     def changed(value: dict[str, Any]) -> Any:
-        left = iter(rest)
+        made = dict(value)
+        name = ""
         try:
-            return {**value, **{name: prepare(value[name]) for name, prepare in left}}
+            for name, prepare in rest:
+                made[name] = prepare(value[name])
         except EncodeError as error:
-            raise _at(error, rest[-1 - sum(1 for _ in left)][0]) from None
+            raise _at(error, name) from None
         except KeyError:
             return careful(value)
+        return made
 
     return changed
 
@@ -152,12 +155,13 @@ def _record(parts: tuple[tuple[str, Prepare], ...], defaults: Mapping[str, Calla
 
     def record(value: Any) -> dict[str, Any]:
         given = value if type(value) is dict else as_fields(value)
-        # A comprehension is the fastest loop there is; what the iterator still holds says where it stopped.
-        rest = iter(parts)
+        made: dict[str, Any] = {}
+        name = ""
         try:
-            made = {name: prepare(given[name]) for name, prepare in rest}
+            for name, prepare in parts:
+                made[name] = prepare(given[name])
         except EncodeError as error:
-            raise _at(error, parts[-1 - sum(1 for _ in rest)][0]) from None
+            raise _at(error, name) from None
         except KeyError:
             return _completed(given, parts, defaults)
         if len(given) != len(made):
@@ -189,7 +193,7 @@ def _unknown(given: Mapping[str, Any], names: set[str]) -> None:
 
 
 def as_fields(value: object) -> Mapping[str, Any]:
-    """Return the fields of a mapping, dataclass, msgspec Struct or pydantic model."""
+    """Returns the fields of a mapping, dataclass, msgspec Struct or pydantic model."""
     if isinstance(value, Mapping):
         return value
     cls: type = type(value)
@@ -207,11 +211,12 @@ def _array(prepare: Prepare) -> Prepare:
     def array(value: Any) -> list[Any]:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence | set | frozenset):
             unfit(value, "a list")
-        rest = iter(value)
+        made: list[Any] = []
         try:
-            return [prepare(item) for item in rest]
+            made.extend(map(prepare, value))
         except EncodeError as error:
-            raise _at(error, f"[{len(value) - 1 - sum(1 for _ in rest)}]") from None
+            raise _at(error, f"[{len(made)}]") from None
+        return made
 
     return array
 

@@ -1,19 +1,21 @@
-"""Read a writer's bytes as the reader's schema wants them, decided once per pair of schemas.
+"""Reads a writer's bytes as the reader's schema wants them, decided once per pair of schemas.
 
 A decoder library is asked only for what it does well: bytes to values under *one* schema, the wire schema. It has the
 writer's layout, with the reader's field names, the reader's logical types, and no names that could clash. What the
 library would do wrong between two schemas (aliases, union branches, promotions, defaults, short names) is done here by
-closures over the decoded values, where the two schemas differ. Every pair of nodes is compared by `matching`: what
-`check` calls an error fails here, and nothing else does (but bytes read as text must be UTF-8).
+closures over the decoded values, and only in those parts of a value where the two schemas differ.
+
+Pairs of nodes match as in the compatibility check: what `check` calls an error fails here, and nothing else does (but
+bytes that are read as text must be UTF-8).
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
+from outboxkit.avro.binary.promotions import PROMOTIONS, Unreadable
 from outboxkit.avro.compatibility.logical_change import logical_change
 from outboxkit.avro.compatibility.matching import FieldMatch, choose_branch, match_fields, match_names, promotes
 from outboxkit.avro.model.canonical import identity
@@ -37,10 +39,6 @@ from outboxkit.errors import DecodeError
 __all__ = ["Leaves", "Resolution", "resolve"]
 
 Project = Callable[[Any], Any]
-
-
-class Unreadable(DecodeError):
-    """A value that this reader cannot take; the path grows while it travels up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +70,7 @@ class Resolution:
 
 
 def resolve(reader: Schema, writer: Schema, leaves: Leaves) -> Resolution:
-    """Compile the reading of `writer`'s data as `reader`."""
+    """Compiles the reading of `writer`'s data as `reader`."""
     if identity(reader) == identity(writer):
         # As in Avro Java, aliases do not count between equal schemas.
         return Resolution(wire=writer, project=None, original={})
@@ -160,7 +158,7 @@ class _Pairs:
         return self._named(Fixed(name=name, size=node.size))
 
     def _reserve(self) -> str:
-        """Take a type name before its definition is known."""
+        """Takes a type name before its definition is known."""
         name = self._fresh_name()
         self.names[name] = Fixed(name=name, size=0)
         return name
@@ -268,7 +266,7 @@ class _Pairs:
 
     def _logical(self, reader: Any, writer: Any) -> tuple[Any, Project | None]:
         change = logical_change(reader, writer)
-        if change is not None and change.breaks and change.witness is None:
+        if change is not None and change.breaks and change.example is None:
             self.changes += 1
             return replace(writer, logical=None), _refusal(change.message)
         # The guard and the decoder hold every value against the reader's logical type.
@@ -278,7 +276,7 @@ class _Pairs:
         change = logical_change(reader, writer)
         if change is not None and change.breaks:
             return self._never(writer, change.message)
-        convert = _PROMOTIONS.get((writer.type, reader.type))
+        convert = PROMOTIONS.get((writer.type, reader.type))
         if reader.logical is None:
             self.changes += convert is not None
             return Primitive(type=writer.type), convert
@@ -306,12 +304,12 @@ def _at(error: DecodeError, step: str) -> DecodeError:
 
 def _each(project: Project) -> Project:
     def each(values: list[Any]) -> list[Any]:
-        rest = iter(values)
+        made: list[Any] = []
         try:
-            return [project(value) for value in rest]
+            made.extend(map(project, values))
         except DecodeError as error:
-            # What the iterator still holds says where it stopped.
-            raise _at(error, f"[{len(values) - 1 - sum(1 for _ in rest)}]") from None
+            raise _at(error, f"[{len(made)}]") from None
+        return made
 
     return each
 
@@ -358,11 +356,13 @@ def _taken(name: str, project: Project | None) -> Project:
 
 def _moved(moves: list[tuple[str, Project]]) -> Project:
     def move(value: dict[str, Any]) -> dict[str, Any]:
-        rest = iter(moves)
+        made, name = {}, ""
         try:
-            return {name: get(value) for name, get in rest}
+            for name, get in moves:
+                made[name] = get(value)
         except DecodeError as error:
-            raise _at(error, moves[-1 - sum(1 for _ in rest)][0]) from None
+            raise _at(error, name) from None
+        return made
 
     return move
 
@@ -375,26 +375,3 @@ def _symbol(known: Mapping[str, str | None]) -> Project:
         return found
 
     return symbol
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise Unreadable(f"bytes are read as text, but are not UTF-8 (at byte {error.start})") from None
-
-
-def _float32(value: float) -> float:
-    # A reader of float sees 32 bits; the decoder library would hand over 64.
-    (found,) = struct.unpack("<f", struct.pack("<f", value))
-    return float(found)
-
-
-_PROMOTIONS: Final[Mapping[tuple[str, str], Project]] = {
-    ("int", "float"): _float32,
-    ("int", "double"): float,
-    ("long", "float"): _float32,
-    ("long", "double"): float,
-    ("string", "bytes"): str.encode,
-    ("bytes", "string"): _text,
-}

@@ -1,4 +1,4 @@
-"""Check one value that holds no others: the right Python type, in range, and without losing anything on the way.
+"""Checks one value that holds no others: the right Python type, in range, and without losing anything on the way.
 
 Numbers given for a date or time are the raw Avro numbers, as a decoder without logical types would see them.
 """
@@ -32,12 +32,12 @@ class Unfit(EncodeError):
 
 
 def unfit(value: object, wanted: str) -> NoReturn:
-    """Refuse a value; it stays out of the message itself, which is logged and may hold personal data."""
+    """Refuses a value; it stays out of the message itself, which is logged and may hold personal data."""
     raise Unfit(f"{type(value).__name__} is not {wanted}")
 
 
 def leaf(node: Primitive | Fixed) -> Prepare:
-    """Return the check of a primitive or fixed type."""
+    """Returns the check of a primitive or fixed type."""
     logical = node.logical
     if logical is not None and logical.name == "decimal":
         return _decimal(logical)
@@ -49,7 +49,7 @@ def leaf(node: Primitive | Fixed) -> Prepare:
 
 
 def plain_type(node: Node) -> type | None:
-    """Return the Python type whose every value can be written, or fails in the encoder library; None if there is none.
+    """Returns the Python type whose every value can be written, or fails in the encoder library; None if there is none.
 
     Text with lone surrogates and whole numbers of more than 64 bits are refused by the library itself.
     """
@@ -59,7 +59,7 @@ def plain_type(node: Node) -> type | None:
 
 
 def symbol(node: Enum) -> Prepare:
-    """Return the check of an enum's symbols; members of a Python enum count by their value."""
+    """Returns the check of an enum's symbols; members of a Python enum count by their value."""
     symbols = frozenset(node.symbols)
 
     def check(value: Any) -> str:
@@ -74,7 +74,7 @@ def symbol(node: Enum) -> Prepare:
 
 
 def string(value: Any) -> str:
-    """Check text: any str but lone surrogates, which have no bytes."""
+    """Checks text: any str but lone surrogates, which have no bytes."""
     if type(value) is str and value.isascii():
         return value
     if not isinstance(value, str):

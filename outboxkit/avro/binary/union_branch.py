@@ -1,4 +1,4 @@
-"""Choose the branch of a union for a value, or refuse to guess.
+"""Chooses the branch of a union for a value, or refuse to guess.
 
 A branch can be named: ``("CardPaid", value)``, by its full or short name. An object of a class is matched to the record
 of the class's name. Otherwise the value decides, and when two branches take it equally well the writer must say which.
@@ -30,11 +30,11 @@ _RANKS: Final[Mapping[type, tuple[str, ...]]] = {
     str: ("string", "enum"),
     bytes: ("bytes", "fixed"),
 }
-"""Which types take a plain value, best first: without loss, and the plain type before one with a meaning."""
+"""The types that take a plain value, best first: without loss, and the plain type before one with a meaning."""
 
 
 def union(branches: Sequence[_Branch], labels: Sequence[str], checks: Sequence[Prepare]) -> Prepare:
-    """Return the check of a union: it gives None, or the prepared value with the wire name of its branch."""
+    """Returns the check of a union: it gives None, or the prepared value with the wire name of its branch."""
     others = [number for number, label in enumerate(labels) if label != "null"]
     nullable = len(others) < len(labels)
     if len(others) == 1:

@@ -1,4 +1,4 @@
-"""Can the reader read everything that the writer can write? Every fault, with both places, a repair and a witness.
+"""Checks that a reader can read everything that a writer can write. Reports every fault, both places and a repair.
 
 The pairs of nodes that a decoder can meet form a graph without alternatives (see `matching`). `check` walks it
 breadth first, looks at each pair once, and collects the faults that pair has of its own: no memory of half-finished
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from outboxkit.avro.compatibility.examples import Step, Witness, no_witness, smallest_values
+from outboxkit.avro.compatibility.examples import Example, Step, no_example, smallest_values
 from outboxkit.avro.compatibility.logical_change import logical_change
 from outboxkit.avro.compatibility.matching import FieldMatch, Match, choose_branch, match_fields, match_names, promotes
 from outboxkit.avro.compatibility.problems import Kind, Problem, Severity, fix_for
@@ -39,12 +39,12 @@ __all__ = ["check", "compatible"]
 
 
 def compatible(reader: Schema, writer: Schema) -> bool:
-    """Tell whether `reader` can read everything that `writer` can write."""
+    """Tells whether `reader` can read everything that `writer` can write."""
     return not any(problem.is_error for problem in check(reader, writer))
 
 
 def check(reader: Schema, writer: Schema) -> list[Problem]:
-    """Return every reason why `reader` cannot read data of `writer`, and warnings where readers see other values.
+    """Returns every reason why `reader` cannot read data of `writer`, and warnings where readers see other values.
 
     An empty list, or one with warnings only, means: all data can be read. The list is sorted by path.
     """
@@ -136,7 +136,7 @@ class _Walk:
     def _no_branch(self, pair: _Pair, reader: Union) -> Problem:
         labels = ", ".join(_label(self.reader, branch) for branch in reader.branches) or "no branch"
         why = f"the writer sends {_name(pair.writer)}, the reader's union has {labels}"
-        return self._problem(pair, Kind.MISSING_UNION_BRANCH, why, witness=self.smallest.of(pair.writer))
+        return self._problem(pair, Kind.MISSING_UNION_BRANCH, why, example=self.smallest.of(pair.writer))
 
     def _records(self, pair: _Pair, reader: Record, writer: Record) -> Iterator[Problem | _Pair]:
         yield from self._names(pair, reader, writer)
@@ -148,8 +148,8 @@ class _Walk:
         place = f"{reader.pointer}/name"
         if match is None:
             why = f"the writer's {writer.type} is {writer.name}, the reader's is {reader.name}"
-            witness = self.smallest.of(writer)
-            yield self._problem(pair, Kind.NAME_MISMATCH, why, pointer=place, part=reader.name, witness=witness)
+            example = self.smallest.of(writer)
+            yield self._problem(pair, Kind.NAME_MISMATCH, why, pointer=place, part=reader.name, example=example)
         elif match is Match.SHORT_NAME:
             why = f"only the short names agree ({writer.name}, {reader.name}): some implementations refuse this"
             yield self._problem(
@@ -159,10 +159,10 @@ class _Walk:
     def _field(self, pair: _Pair, match: FieldMatch, writer: Record) -> Iterator[Problem | _Pair]:
         one = match.reader
         here = replace(pair, reader_path=f"{pair.reader_path}.{one.name}")
-        witness = self.smallest.of(writer)
+        example = self.smallest.of(writer)
         report = partial(self._problem, here, pointer=one.pointer, part=one.fragment)
         if len(match.writers) > 1 or match.rival is not None:
-            yield report(Kind.AMBIGUOUS_ALIAS, _ambiguity(match), witness=witness)
+            yield report(Kind.AMBIGUOUS_ALIAS, _ambiguity(match), example=example)
             return
         if match.steals is not None:
             why = f"the writer's {one.name} goes to {match.steals} by alias; {one.name} gets its default"
@@ -173,11 +173,11 @@ class _Walk:
             yield _down(pair, one.node, source.node, names=(f".{one.name}", f".{source.name}"), step=step)
         elif one.default is ABSENT:
             why = f"{writer.name} of the writer has no field {one.name}, and the reader gives no default"
-            yield report(Kind.READER_FIELD_MISSING_DEFAULT_VALUE, why, witness=witness)
+            yield report(Kind.READER_FIELD_MISSING_DEFAULT_VALUE, why, example=example)
         else:
             for flaw in self.reader.flaws:
                 if flaw.pointer == f"{one.pointer}/default":
-                    yield report(Kind.INVALID_DEFAULT, flaw.message, witness=witness)
+                    yield report(Kind.INVALID_DEFAULT, flaw.message, example=example)
 
     def _enums(self, pair: _Pair, reader: Enum, writer: Enum) -> Iterator[Problem]:
         yield from self._names(pair, reader, writer)
@@ -191,16 +191,16 @@ class _Walk:
                 why,
                 pointer=place,
                 part=list(reader.symbols),
-                witness=Witness(value=missing[0]),
+                example=Example(value=missing[0]),
             )
 
     def _fixeds(self, pair: _Pair, reader: Fixed, writer: Fixed) -> Iterator[Problem]:
         yield from self._names(pair, reader, writer)
         if reader.size != writer.size:
             why = f"the writer's {writer.name} has {writer.size} bytes, the reader's {reader.size}"
-            witness = self.smallest.of(writer)
+            example = self.smallest.of(writer)
             place = f"{reader.pointer}/size"
-            yield self._problem(pair, Kind.FIXED_SIZE_MISMATCH, why, pointer=place, part=reader.size, witness=witness)
+            yield self._problem(pair, Kind.FIXED_SIZE_MISMATCH, why, pointer=place, part=reader.size, example=example)
             return
         yield from self._logical(pair)
 
@@ -208,7 +208,7 @@ class _Walk:
         kinds = getattr(pair.writer, "type", ""), getattr(pair.reader, "type", "")
         if kinds[0] != kinds[1] and not promotes(*kinds):
             why = f"the writer sends {_name(pair.writer)}, the reader expects {_name(pair.reader)}"
-            yield self._problem(pair, Kind.TYPE_MISMATCH, why, witness=self.smallest.of(pair.writer))
+            yield self._problem(pair, Kind.TYPE_MISMATCH, why, example=self.smallest.of(pair.writer))
             return
         if kinds == ("bytes", "string"):
             why = "bytes are read as text: a value that is not UTF-8 cannot be read"
@@ -220,8 +220,8 @@ class _Walk:
             change = logical_change(pair.reader, pair.writer)
             if change is not None:
                 severity = Severity.ERROR if change.breaks else Severity.WARNING
-                witness = change.witness or self.smallest.of(pair.writer)
-                yield self._problem(pair, Kind.LOGICAL_TYPE_CHANGE, change.message, severity=severity, witness=witness)
+                example = change.example or self.smallest.of(pair.writer)
+                yield self._problem(pair, Kind.LOGICAL_TYPE_CHANGE, change.message, severity=severity, example=example)
 
     def _problem(
         self,
@@ -232,10 +232,10 @@ class _Walk:
         severity: Severity = Severity.ERROR,
         pointer: str | None = None,
         part: object = None,
-        witness: Witness | None = None,
+        example: Example | None = None,
     ) -> Problem:
-        whole = severity is Severity.ERROR and witness is not None
-        seen = self._seen_from_root(pair, witness) if whole and witness is not None else no_witness()
+        whole = severity is Severity.ERROR and example is not None
+        seen = self._seen_from_root(pair, example) if whole and example is not None else no_example()
         return Problem(
             kind=kind,
             severity=severity,
@@ -247,17 +247,17 @@ class _Walk:
             fix=fix_for(kind, writer_name=getattr(pair.writer, "name", "")),
             reader_fragment=pair.reader.fragment if pointer is None else part,
             writer_fragment=pair.writer.fragment,
-            witness=seen.value,
-            has_witness=seen.found,
+            example=seen.value,
+            has_example=seen.found,
         )
 
-    def _seen_from_root(self, pair: _Pair, witness: Witness) -> Witness:
+    def _seen_from_root(self, pair: _Pair, example: Example) -> Example:
         at: _Pair | None = pair
-        while at is not None and witness.found:
+        while at is not None and example.found:
             if at.step is not None:
-                witness = self.smallest.around(at.step, witness)
+                example = self.smallest.around(at.step, example)
             at = at.parent
-        return witness
+        return example
 
 
 def _down(pair: _Pair, reader: Node, writer: Node, *, names: tuple[str, str], step: Step | None = None) -> _Pair:

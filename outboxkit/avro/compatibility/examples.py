@@ -13,7 +13,7 @@ from typing import Final, Literal
 from outboxkit.avro.model.nodes import Array, Enum, Fixed, Map, Node, Primitive, Record, Ref, Schema, Union
 from outboxkit.avro.model.sizes import height, heights
 
-__all__ = ["SmallestValues", "Step", "Witness", "branch_name", "no_witness", "smallest_values"]
+__all__ = ["Example", "SmallestValues", "Step", "branch_name", "no_example", "smallest_values"]
 
 MAX_NODES: Final = 2_000
 """Parts of one smallest value: types used twice at each of many levels would double it at each of them."""
@@ -32,16 +32,16 @@ _LOGICAL: Final[Mapping[str, object]] = {"uuid": "00000000-0000-0000-0000-000000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Witness:
+class Example:
     """A value, or the fact that none could be built."""
 
     value: object = None
     found: bool = True
 
 
-def no_witness() -> Witness:
-    """Return the witness that is none."""
-    return Witness(found=False)
+def no_example() -> Example:
+    """Returns the example that is none."""
+    return Example(found=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +55,13 @@ class Step:
 
 
 def branch_name(schema: Schema, node: Node) -> str:
-    """Return the name of a union branch in JSON encoding: the full name of a named type, else the type."""
+    """Returns the name of a union branch in JSON encoding: the full name of a named type, else the type."""
     node = schema.follow(node)
     return node.name if isinstance(node, Record | Enum | Fixed) else node.type
 
 
 def smallest_values(schema: Schema) -> SmallestValues:
-    """Prepare the smallest values of a schema's types."""
+    """Prepares the smallest values of a schema's types."""
     return SmallestValues(schema, heights(schema.names))
 
 
@@ -72,33 +72,33 @@ class SmallestValues:
         self.schema = schema
         self.known = known
 
-    def of(self, node: Node) -> Witness:
-        """Return the smallest value of a node, if it has a finite one of reasonable size."""
+    def of(self, node: Node) -> Example:
+        """Returns the smallest value of a node, if it has a finite one of reasonable size."""
         budget = [MAX_NODES]
         if height(self.known, node) is None:
-            return no_witness()
+            return no_example()
         try:
             value = self._value(node, budget)
         except RecursionError:
-            return no_witness()
-        return Witness(value=value) if budget[0] >= 0 else no_witness()
+            return no_example()
+        return Example(value=value) if budget[0] >= 0 else no_example()
 
-    def around(self, step: Step, inner: Witness) -> Witness:
-        """Return the smallest value that holds `inner` at the end of `step`."""
+    def around(self, step: Step, inner: Example) -> Example:
+        """Returns the smallest value that holds `inner` at the end of `step`."""
         if step.kind == "item":
-            return Witness(value=[inner.value])
+            return Example(value=[inner.value])
         if step.kind == "value":
-            return Witness(value={"": inner.value})
+            return Example(value={"": inner.value})
         if isinstance(step.node, Union):
-            return Witness(value=self._tagged(step.node.branches[step.index], inner.value))
+            return Example(value=self._tagged(step.node.branches[step.index], inner.value))
         return self._record(step, inner)
 
-    def _record(self, step: Step, inner: Witness) -> Witness:
+    def _record(self, step: Step, inner: Example) -> Example:
         fields = step.node.fields if isinstance(step.node, Record) else ()
         parts = {one.name: inner if one.name == step.name else self.of(one.node) for one in fields}
         if not all(part.found for part in parts.values()):
-            return no_witness()
-        return Witness(value={name: part.value for name, part in parts.items()})
+            return no_example()
+        return Example(value={name: part.value for name, part in parts.items()})
 
     def _tagged(self, branch: Node, value: object) -> object:
         name = branch_name(self.schema, branch)

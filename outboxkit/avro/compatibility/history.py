@@ -31,7 +31,7 @@ class Mode(Enum):
 
     @property
     def transitive(self) -> bool:
-        """Whether every older version counts, not only the latest."""
+        """True if every older version counts, not only the latest."""
         return self.value.endswith("_TRANSITIVE")
 
     @property
@@ -62,7 +62,7 @@ class Version:
 
 
 def check_history(mode: Mode, new: Schema, history: Sequence[Version | Schema]) -> list[Problem]:
-    """Compare a new version with its history (oldest first) and return the problems of **all** failing versions.
+    """Compares a new version with its history (oldest first) and return the problems of **all** failing versions.
 
     Each problem carries its direction and the version it was found against.
     """

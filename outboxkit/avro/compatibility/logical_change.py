@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from outboxkit.avro.compatibility.examples import Witness
+from outboxkit.avro.compatibility.examples import Example
 from outboxkit.avro.model.nodes import Fixed, Logical, Primitive
 
 __all__ = ["LogicalChange", "logical_change"]
@@ -21,16 +21,16 @@ class LogicalChange:
     Attributes:
         message: what changes.
         breaks: values are read wrong, or some cannot be read.
-        witness: a value that cannot be read; None with `breaks` means that no value can be trusted.
+        example: a value that cannot be read; None with `breaks` means that no value can be trusted.
     """
 
     message: str
     breaks: bool
-    witness: Witness | None = None
+    example: Example | None = None
 
 
 def logical_change(reader: Primitive | Fixed, writer: Primitive | Fixed) -> LogicalChange | None:
-    """Compare the logical types of two nodes whose base types fit."""
+    """Compares the logical types of two nodes whose base types fit."""
     new, old = reader.logical, writer.logical
     if new == old:
         return None
@@ -40,7 +40,7 @@ def logical_change(reader: Primitive | Fixed, writer: Primitive | Fixed) -> Logi
         return LogicalChange(message=f"the writer's {old} is read as plain {reader.type}", breaks=False)
     message = f"the writer's plain {writer.type} is read as {new}"
     outside = _outside(new, writer)
-    return LogicalChange(message=message, breaks=outside is not None, witness=outside)
+    return LogicalChange(message=message, breaks=outside is not None, example=outside)
 
 
 def _both(new: Logical, old: Logical, writer: Primitive | Fixed) -> LogicalChange:
@@ -51,21 +51,21 @@ def _both(new: Logical, old: Logical, writer: Primitive | Fixed) -> LogicalChang
     if new.precision >= old.precision:
         return LogicalChange(message=f"{old} is read as {new}", breaks=False)
     message = f"{old} has more digits than {new} of the reader"
-    return LogicalChange(message=message, breaks=True, witness=_too_long(new, writer))
+    return LogicalChange(message=message, breaks=True, example=_too_long(new, writer))
 
 
-def _outside(new: Logical, writer: Primitive | Fixed) -> Witness | None:
-    """Return a plain value that the logical type does not have; dates and instants take any number."""
+def _outside(new: Logical, writer: Primitive | Fixed) -> Example | None:
+    """Returns a plain value that the logical type does not have; dates and instants take any number."""
     if new.name in ("time-millis", "time-micros"):
-        return Witness(value=-1)
+        return Example(value=-1)
     if new.name == "uuid" and isinstance(writer, Primitive):
-        return Witness(value="")
+        return Example(value="")
     if new.name == "decimal":
-        return Witness(value="\x7f" + "\xff" * (writer.size - 1) if isinstance(writer, Fixed) else "")
+        return Example(value="\x7f" + "\xff" * (writer.size - 1) if isinstance(writer, Fixed) else "")
     return None
 
 
-def _too_long(new: Logical, writer: Primitive | Fixed) -> Witness:
+def _too_long(new: Logical, writer: Primitive | Fixed) -> Example:
     unscaled = 10**new.precision
     size = writer.size if isinstance(writer, Fixed) else unscaled.bit_length() // 8 + 1
-    return Witness(value=unscaled.to_bytes(size, "big", signed=True).decode("latin-1"))
+    return Example(value=unscaled.to_bytes(size, "big", signed=True).decode("latin-1"))

@@ -69,19 +69,19 @@ class FieldMatch:
 
 
 def promotes(writer: str, reader: str) -> bool:
-    """Tell whether the primitive type `writer` can be read as the other primitive type `reader`."""
+    """Tells whether the primitive type `writer` can be read as the other primitive type `reader`."""
     return reader in _PROMOTIONS.get(writer, ())
 
 
 def match_names(reader: Named, writer: Named) -> Match | None:
-    """Compare two named types of one kind by name, as the specification does: by the unqualified name or an alias."""
+    """Compares two named types of one kind by name, as the specification does: by the unqualified name or an alias."""
     if writer.name == reader.name or writer.name in reader.aliases:
         return Match.NAME
     return Match.SHORT_NAME if short_name(writer.name) == short_name(reader.name) else None
 
 
 def match_types(reader: Node, writer: Node) -> Match | None:
-    """Compare two nodes (references followed, no unions) at first sight."""
+    """Compares two nodes (references followed, no unions) at first sight."""
     if isinstance(reader, Record | Enum | Fixed) and isinstance(writer, Record | Enum | Fixed):
         return match_names(reader, writer) if type(reader) is type(writer) else None
     kinds = getattr(reader, "type", ""), getattr(writer, "type", "")
@@ -91,7 +91,7 @@ def match_types(reader: Node, writer: Node) -> Match | None:
 
 
 def choose_branch(schema: Schema, union: Union, writer: Node) -> Choice | None:
-    """Choose the branch of the reader's union that reads `writer` (reference followed, no union)."""
+    """Chooses the branch of the reader's union that reads `writer` (reference followed, no union)."""
     found = [
         (match, index)
         for index in _candidates(schema, union, writer)
@@ -106,7 +106,7 @@ def choose_branch(schema: Schema, union: Union, writer: Node) -> Choice | None:
 
 
 def _candidates(schema: Schema, union: Union, writer: Node) -> Iterable[int]:
-    """Return the branches that may match, so that two unions of thousands of types meet in linear time."""
+    """Returns the branches that may match, so that two unions of thousands of types meet in linear time."""
     table = _branch_table(schema, union)
     if isinstance(writer, Record | Enum | Fixed):
         return sorted({*table.get(short_name(writer.name), ()), *table.get(f"alias {writer.name}", ())})
@@ -128,7 +128,7 @@ def _branch_table(schema: Schema, union: Union) -> Mapping[str, list[int]]:
 
 
 def match_fields(reader: Record, writer: Record) -> tuple[FieldMatch, ...]:
-    """Say for each field of the reader which field of the writer feeds it.
+    """Says for each field of the reader which field of the writer feeds it.
 
     As in Avro Java, aliases rename the writer's fields: an alias wins over a field of the reader that still has the
     old name.

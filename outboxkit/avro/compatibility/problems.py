@@ -59,8 +59,8 @@ class Problem:
         fix: how to repair it.
         direction: which version reads, when two versions of one subject were compared.
         against: label of the other version (``version 3 (id 41)``), when known.
-        witness: smallest value, in Avro JSON encoding of the writer's schema, that cannot be read.
-        has_witness: whether `witness` was built (null is a witness too).
+        example: smallest value, in Avro JSON encoding of the writer's schema, that cannot be read.
+        has_example: whether `example` was built (null is an example too).
     """
 
     kind: Kind
@@ -75,12 +75,12 @@ class Problem:
     writer_fragment: object = None
     direction: Direction | None = None
     against: str | None = None
-    witness: object = None
-    has_witness: bool = False
+    example: object = None
+    has_example: bool = False
 
     @property
     def is_error(self) -> bool:
-        """Whether some data cannot be read."""
+        """True if some data cannot be read."""
         return self.severity is Severity.ERROR
 
     def __str__(self) -> str:
@@ -109,5 +109,5 @@ _FIXES: Final[Mapping[Kind, str]] = {
 
 
 def fix_for(kind: Kind, *, writer_name: str = "") -> str:
-    """Return the repair of one kind of problem."""
+    """Returns the repair of one kind of problem."""
     return _FIXES[kind].format(writer_name=writer_name) if "{" in _FIXES[kind] else _FIXES[kind]

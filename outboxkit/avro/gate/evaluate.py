@@ -1,4 +1,4 @@
-"""The verdict of the gate: which findings count, which are allowed for a time, and what they have in common.
+"""The result of the gate: which findings count, which are allowed for a time, and what they have in common.
 
 An exception to the rules is one dated entry for one kind of problem at one path, never a mode switched off::
 
@@ -24,7 +24,7 @@ from outboxkit.avro.gate.json_lines import line_of
 from outboxkit.avro.model.nodes import Schema
 from outboxkit.errors import SchemaError
 
-__all__ = ["Allow", "Finding", "Verdict", "evaluate", "find", "parse_allowed"]
+__all__ = ["Allow", "Finding", "GateResult", "evaluate", "find", "parse_allowed"]
 
 _KEYS: Final = {"subject", "kind", "path", "until", "reason"}
 
@@ -66,14 +66,14 @@ class Allow:
     reason: str
 
     def covers(self, finding: Finding) -> bool:
-        """Whether it speaks of this finding, whatever the date."""
+        """True if the entry is about this finding, whatever the date."""
         mine = self.subject, self.kind, self.path
         return mine == (finding.subject, finding.problem.kind, finding.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Findings of a check.
+class GateResult:
+    """The findings of a check, sorted.
 
     Attributes:
         errors: what must be repaired.
@@ -91,7 +91,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing must be repaired."""
+        """True if nothing must be repaired."""
         return not self.errors
 
 
@@ -104,7 +104,7 @@ def find(
     file: str = "",
     text: str = "",
 ) -> list[Finding]:
-    """Compare a new version with its history; equal problems of several versions are one finding."""
+    """Compares a new version with its history; equal problems of several versions are one finding."""
     groups: dict[tuple[object, ...], list[Problem]] = {}
     for problem in check_history(mode, new, history):
         key = problem.direction, problem.kind, problem.reader_path, problem.writer_path, problem.message
@@ -130,13 +130,13 @@ def _finding(subject: str, group: list[Problem], file: str, text: str) -> Findin
     )
 
 
-def evaluate(findings: Iterable[Finding], allowed: Sequence[Allow], today: dt.date) -> Verdict:
-    """Sort findings into errors, warnings and what is allowed today."""
+def evaluate(findings: Iterable[Finding], allowed: Sequence[Allow], today: dt.date) -> GateResult:
+    """Sorts findings into errors, warnings and what is allowed today."""
     found = list(findings)
     errors = [one for one in found if one.problem.is_error]
     current = [entry for entry in allowed if entry.until >= today]
     excused = [one for one in errors if any(entry.covers(one) for entry in current)]
-    return Verdict(
+    return GateResult(
         errors=tuple(one for one in errors if one not in excused),
         warnings=tuple(one for one in found if not one.problem.is_error),
         allowed=tuple(excused),
@@ -146,7 +146,7 @@ def evaluate(findings: Iterable[Finding], allowed: Sequence[Allow], today: dt.da
 
 
 def parse_allowed(text: str) -> tuple[Allow, ...]:
-    """Read the allow entries of a TOML text.
+    """Reads the allow entries of a TOML text.
 
     Raises:
         SchemaError: an entry lacks a key, has an unknown one, or no date.

@@ -1,4 +1,4 @@
-"""Find the line of a JSON pointer in a JSON text, so that a problem can be shown where it was written."""
+"""Finds the line of a JSON pointer in a JSON text, so that a problem can be shown where it was written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Tokens = Iterator[re.Match[str]]
 
 
 def line_of(text: str, pointer: str) -> int:
-    """Return the line (from 1) on which the value at `pointer` begins, or the nearest value around it.
+    """Returns the line (from 1) on which the value at `pointer` begins, or the nearest value around it.
 
     RFC 6901 pointers as this package makes them: names and numbers, nothing that needs escaping.
     """
@@ -38,7 +38,7 @@ def _found(text: str, steps: list[str]) -> int:
 
 
 def _enter_object(tokens: _Tokens, key: str) -> bool:
-    """Go to the value of a key; the tokens then continue with it."""
+    """Goes to the value of a key; the tokens then continue with it."""
     for token in tokens:
         if token[1] == "}":
             return False
@@ -62,7 +62,7 @@ def _enter_array(tokens: _Tokens, index: str) -> bool:
 
 
 def _skip(tokens: _Tokens) -> bool:
-    """Pass over one value."""
+    """Passes over one value."""
     depth = 0
     for token in tokens:
         depth += (token[1] in ("{", "[")) - (token[1] in ("}", "]"))

@@ -39,7 +39,7 @@ _WIDER: Final = (("int", "double"), ("int", "float"), ("long", "double"), ("long
 
 
 def lint(schema: Schema) -> list[Remark]:
-    """Return advice on one schema, by place."""
+    """Returns advice on one schema, by place."""
     remarks = [Remark(rule="flaw", pointer=one.pointer, message=one.message) for one in schema.flaws]
     own = list(_own(schema.root))
     if not isinstance(schema.root, Record):

@@ -1,4 +1,4 @@
-"""A verdict as text for people, JSON, GitHub annotations or JUnit XML."""
+"""A result as text for people, JSON, GitHub annotations or JUnit XML."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 from outboxkit.avro.compatibility.problems import Problem
-from outboxkit.avro.gate.evaluate import Finding, Verdict
+from outboxkit.avro.gate.evaluate import Finding, GateResult
 
 __all__ = ["FORMATS", "problem_facts", "render"]
 
-MAX_WITNESS: Final = 300
-"""Characters of a witness that are shown to people; JSON carries all."""
+MAX_EXAMPLE: Final = 300
+"""Characters of an example that are shown to people; JSON carries all."""
 MAX_VERSIONS: Final = 3
 """Versions that are named; the others are counted."""
 
 
-def render(verdict: Verdict, form: str) -> str:
-    """Return the verdict in one of `FORMATS`."""
-    return _RENDERERS[form](verdict)
+def render(result: GateResult, form: str) -> str:
+    """Returns the result in one of `FORMATS`."""
+    return _RENDERERS[form](result)
 
 
 def problem_facts(problem: Problem) -> dict[str, Any]:
-    """Return a problem as a JSON object; the key `witness` is there only when one was built."""
+    """Returns a problem as a JSON object; the key `example` is there only when one was built."""
     facts = {
         "kind": problem.kind.value,
         "severity": problem.severity.value,
@@ -38,7 +38,7 @@ def problem_facts(problem: Problem) -> dict[str, Any]:
         "fix": problem.fix,
         "direction": None if problem.direction is None else problem.direction.value,
     }
-    return facts | ({"witness": problem.witness} if problem.has_witness else {})
+    return facts | ({"witness": problem.example} if problem.has_example else {})
 
 
 def _facts(finding: Finding) -> dict[str, Any]:
@@ -46,15 +46,15 @@ def _facts(finding: Finding) -> dict[str, Any]:
     return place | {"against": list(finding.against), **problem_facts(finding.problem)}
 
 
-def _text(verdict: Verdict) -> str:
-    blocks = [_block(one) for one in (*verdict.errors, *verdict.warnings)]
-    blocks += [f"allowed: {one.problem.kind.value} at {one.path} of {one.subject}" for one in verdict.allowed]
+def _text(result: GateResult) -> str:
+    blocks = [_block(one) for one in (*result.errors, *result.warnings)]
+    blocks += [f"allowed: {one.problem.kind.value} at {one.path} of {one.subject}" for one in result.allowed]
     blocks += [
-        f"expired: the allow entry for {one.kind.value} at {one.path} ended {one.until}" for one in verdict.expired
+        f"expired: the allow entry for {one.kind.value} at {one.path} ended {one.until}" for one in result.expired
     ]
-    blocks += [f"unused: nothing needs the allow entry for {one.kind.value} at {one.path}" for one in verdict.unused]
-    count = len(verdict.errors)
-    blocks.append("Compatible." if verdict.passed else f"{count} problem{'s' if count > 1 else ''} to repair.")
+    blocks += [f"unused: nothing needs the allow entry for {one.kind.value} at {one.path}" for one in result.unused]
+    count = len(result.errors)
+    blocks.append("Compatible." if result.passed else f"{count} problem{'s' if count > 1 else ''} to repair.")
     return "\n".join(blocks) + "\n"
 
 
@@ -68,9 +68,9 @@ def _block(finding: Finding) -> str:
         lines.append(f"  against: {_versions(finding.against)}")
     if finding.breaks:
         lines.append(f"  breaks: {finding.breaks}")
-    if problem.has_witness:
-        witness = json.dumps(problem.witness)
-        lines.append(f"  cannot be read: {witness if len(witness) <= MAX_WITNESS else f'{witness[:MAX_WITNESS]}…'}")
+    if problem.has_example:
+        example = json.dumps(problem.example)
+        lines.append(f"  cannot be read: {example if len(example) <= MAX_EXAMPLE else f'{example[:MAX_EXAMPLE]}…'}")
     return "\n".join([*lines, f"  fix: {problem.fix}"])
 
 
@@ -80,14 +80,14 @@ def _versions(names: tuple[str, ...]) -> str:
     return ", ".join(shown)
 
 
-def _json(verdict: Verdict) -> str:
+def _json(result: GateResult) -> str:
     facts: dict[str, Any] = {
-        "passed": verdict.passed,
-        "errors": [_facts(one) for one in verdict.errors],
-        "warnings": [_facts(one) for one in verdict.warnings],
-        "allowed": [_facts(one) for one in verdict.allowed],
+        "passed": result.passed,
+        "errors": [_facts(one) for one in result.errors],
+        "warnings": [_facts(one) for one in result.warnings],
+        "allowed": [_facts(one) for one in result.allowed],
     }
-    for name, entries in (("expired", verdict.expired), ("unused", verdict.unused)):
+    for name, entries in (("expired", result.expired), ("unused", result.unused)):
         facts[name] = [
             {"subject": one.subject, "kind": one.kind.value, "path": one.path, "until": one.until.isoformat()}
             for one in entries
@@ -95,9 +95,9 @@ def _json(verdict: Verdict) -> str:
     return json.dumps(facts) + "\n"
 
 
-def _github(verdict: Verdict) -> str:
-    lines = [_annotation("error", one) for one in verdict.errors]
-    return "".join([*lines, *(_annotation("warning", one) for one in verdict.warnings)])
+def _github(result: GateResult) -> str:
+    lines = [_annotation("error", one) for one in result.errors]
+    return "".join([*lines, *(_annotation("warning", one) for one in result.warnings)])
 
 
 def _annotation(level: str, finding: Finding) -> str:
@@ -113,18 +113,18 @@ def _escaped(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _junit(verdict: Verdict) -> str:
+def _junit(result: GateResult) -> str:
     subjects: dict[str, list[Finding]] = {}
-    for one in (*verdict.errors, *verdict.allowed, *verdict.warnings):
+    for one in (*result.errors, *result.allowed, *result.warnings):
         subjects.setdefault(one.subject, []).append(one)
     suite = ET.Element("testsuite", name="schemas", tests=str(len(subjects)))
     for subject, findings in subjects.items():
         case = ET.SubElement(suite, "testcase", classname="schemas", name=subject)
-        broken = [one for one in findings if one in verdict.errors]
+        broken = [one for one in findings if one in result.errors]
         if broken:
             failure = ET.SubElement(case, "failure", message=f"{len(broken)} problems")
             failure.text = _printable("\n".join(_block(one) for one in broken))
-    suite.set("failures", str(len({one.subject for one in verdict.errors})))
+    suite.set("failures", str(len({one.subject for one in result.errors})))
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -133,7 +133,7 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
-_RENDERERS: Final[Mapping[str, Callable[[Verdict], str]]] = {
+_RENDERERS: Final[Mapping[str, Callable[[GateResult], str]]] = {
     "github": _github,
     "json": _json,
     "junit": _junit,

@@ -22,12 +22,12 @@ _NO_DIGEST: Final = "the digest is one of CRC-64-AVRO, MD5, SHA-256"
 
 
 def canonical_form(schema: Schema) -> str:
-    """Return the Parsing Canonical Form: equal texts read and write the same bytes."""
+    """Returns the Parsing Canonical Form: equal texts read and write the same bytes."""
     return json.dumps(_Writer(schema, full=False).node(schema.root), separators=(",", ":"), ensure_ascii=False)
 
 
 def full_form(schema: Schema) -> object:
-    """Return a JSON value with full names, defaults, aliases and logical types, without docs and unknown keys.
+    """Returns a JSON value with full names, defaults, aliases and logical types, without docs and unknown keys.
 
     Every parser understands it, whatever short cuts the original used.
     """
@@ -35,7 +35,7 @@ def full_form(schema: Schema) -> object:
 
 
 def wire_form(schema: Schema) -> object:
-    """Return the canonical form as a JSON value, with logical types: all that a decoder of bytes needs.
+    """Returns the canonical form as a JSON value, with logical types: all that a decoder of bytes needs.
 
     Names are those of `wire_name`: inside a namespace, no parser but Avro Java finds a type that has none.
     """
@@ -43,12 +43,12 @@ def wire_form(schema: Schema) -> object:
 
 
 def wire_name(name: str) -> str:
-    """Return a name without namespace for each full name; different names stay different."""
+    """Returns a name without namespace for each full name; different names stay different."""
     return name.replace("_", "_u").replace(".", "_d")
 
 
 def fingerprint(schema: Schema, algorithm: Algorithm = "CRC-64-AVRO") -> bytes:
-    """Return the digest of the canonical form; CRC-64-AVRO in wire order (little endian), as frames carry it.
+    """Returns the digest of the canonical form; CRC-64-AVRO in wire order (little endian), as frames carry it.
 
     ``fingerprint(schema).hex()`` is the 16-digit text used in headers and tables.
     """
@@ -63,7 +63,7 @@ def fingerprint(schema: Schema, algorithm: Algorithm = "CRC-64-AVRO") -> bytes:
 
 
 def identity(schema: Schema) -> str:
-    """Return a SHA-256 (hex) over the full form: equal only if also defaults, aliases and logical types agree."""
+    """Returns a SHA-256 (hex) over the full form: equal only if also defaults, aliases and logical types agree."""
     text = json.dumps(full_form(schema), separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

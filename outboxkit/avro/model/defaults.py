@@ -1,4 +1,4 @@
-"""Is a default a value of its field's type? Avro specification 1.12, "Complex Types", the table of default values.
+"""Tells whether a default is a value of its type: Avro specification 1.12, "Complex Types", table of default values.
 
 A union default may match any branch (since 1.12; before, only the first). Bytes and fixed are strings of the code
 points 0 to 255; a record default may leave out fields that have defaults themselves.
@@ -22,7 +22,7 @@ _SHOWN: Final = 60
 
 
 def default_fault(names: Mapping[str, Named], node: Node, value: object) -> str | None:
-    """Say why `value` is no default for `node`, or return None."""
+    """Says why `value` is no default for `node`, or return None."""
     return _Check(names).fault(node, value, 0)
 
 

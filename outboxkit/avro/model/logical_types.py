@@ -36,7 +36,7 @@ _SIZES: Final = {"duration": 12, "uuid": 16}
 
 
 def logical_of(base: str, value: Mapping[str, object]) -> Logical | None:
-    """Return the logical type of a schema object, or None when it has none that counts."""
+    """Returns the logical type of a schema object, or None when it has none that counts."""
     name = value.get("logicalType")
     if not isinstance(name, str) or logical_fault(base, value) is not None:
         return None
@@ -46,7 +46,7 @@ def logical_of(base: str, value: Mapping[str, object]) -> Logical | None:
 
 
 def logical_fault(base: str, value: Mapping[str, object]) -> str | None:
-    """Say why the logical type of a schema object is ignored, or return None."""
+    """Says why the logical type of a schema object is ignored, or return None."""
     name = value.get("logicalType")
     if name is None:
         return None
@@ -60,7 +60,7 @@ def logical_fault(base: str, value: Mapping[str, object]) -> str | None:
 
 
 def decimal_digits(size: int) -> int:
-    """Return how many decimal digits fit into `size` bytes.
+    """Returns how many decimal digits fit into `size` bytes.
 
     Avro specification, "Decimal": floor(log10(2^(8*n - 1) - 1)).
     """

@@ -167,7 +167,7 @@ Node = Primitive | Ref | Array | Map | Union | Record | Enum | Fixed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flaw:
-    """Something a parser may tolerate but a registration must not: a bad default, a record without finite value."""
+    """A flaw that a parser may tolerate and a registration must not: a bad default, a record without finite value."""
 
     pointer: str
     message: str
@@ -190,7 +190,7 @@ class Schema:
     flaws: tuple[Flaw, ...] = field(default=())
 
     def follow(self, node: Node) -> Primitive | Array | Map | Union | Named:
-        """Return the node itself, or the named type that a reference means."""
+        """Returns the node itself, or the named type that a reference means."""
         return self.names[node.name] if isinstance(node, Ref) else node
 
     @property
@@ -201,10 +201,10 @@ class Schema:
 
 
 def short_name(name: str) -> str:
-    """Return the part after the last dot: ``shop.Order`` is ``Order``."""
+    """Returns the part after the last dot: ``shop.Order`` is ``Order``."""
     return name.rpartition(".")[2]
 
 
 def namespace_of(name: str) -> str:
-    """Return the part before the last dot: ``shop.Order`` lives in ``shop``."""
+    """Returns the part before the last dot: ``shop.Order`` lives in ``shop``."""
     return name.rpartition(".")[0]

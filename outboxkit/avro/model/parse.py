@@ -1,4 +1,4 @@
-"""Parse a schema once, into frozen nodes with full names; refuse what no decoder should ever see.
+"""Parses a schema once, into frozen nodes with full names; refuse what no decoder should ever see.
 
 Rules: Avro specification 1.12, "Schema Declaration" and "Names". As in Avro Java, a short name that is unknown in its
 namespace is looked up without namespace, a reference may be written ``{"type": "Name"}``, and a type must be defined
@@ -50,13 +50,13 @@ _ORDERS: Final = ("ascending", "descending", "ignore")
 
 
 def parse(source: object, *, references: Iterable[Schema] = (), lenient: bool = False) -> Schema:
-    """Parse one schema document and return its frozen form.
+    """Parses one schema document; returns its frozen form.
 
     Args:
         source: JSON text (``str`` or ``bytes``), or the JSON value itself. A bare name such as ``int`` may be
             given without quotes.
         references: schemas whose named types this one may use (registry references).
-        lenient: keep flaws (invalid defaults, records without finite value) in ``Schema.flaws`` instead of
+        lenient: keep flaws (invalid defaults, other letters in names, no finite value) in ``Schema.flaws`` instead of
             refusing them. Meant for writer schemas of others: a writer's defaults are never used.
 
     Raises:
@@ -225,8 +225,12 @@ class _State:
         if self.count > MAX_NAMES:
             _refuse(pointer, f"the schema has more than {MAX_NAMES} names")
         for part in name.split("."):
-            if not _NAME.fullmatch(part):
-                _refuse(pointer, f"{name!r} is not a name: letters, digits and _, not starting with a digit")
+            if _NAME.fullmatch(part):
+                continue
+            message = f"{name!r} is not a name: letters, digits and _, not starting with a digit"
+            if not part.isidentifier():  # letters and digits of every script, as Java writes them
+                _refuse(pointer, message)
+            self.flaws.append(Flaw(pointer=pointer, message=message))
 
     def _aliases(self, value: Mapping[str, object], pointer: str, space: str) -> tuple[str, ...]:
         given = value.get("aliases", ())

@@ -21,7 +21,7 @@ __all__ = [
 
 
 def heights(names: Mapping[str, Named]) -> dict[str, int]:
-    """Return, for each named type that has a finite value, the nesting of its flattest value."""
+    """Returns, for each named type that has a finite value, the nesting of its flattest value."""
     known: dict[str, int] = {}
     changed = True
     while changed:
@@ -34,7 +34,7 @@ def heights(names: Mapping[str, Named]) -> dict[str, int]:
 
 
 def height(known: Mapping[str, int], node: Node) -> int | None:
-    """Return the nesting of the flattest value of `node`, None while no finite value is known."""
+    """Returns the nesting of the flattest value of `node`, None while no finite value is known."""
     if isinstance(node, Ref):
         return known.get(node.name)
     if isinstance(node, Record):
@@ -47,13 +47,13 @@ def height(known: Mapping[str, int], node: Node) -> int | None:
 
 
 def endless_records(names: Mapping[str, Named]) -> list[Record]:
-    """Return the records that can hold no finite value: ``{"name": "R", "fields": [{"name": "r", "type": "R"}]}``."""
+    """Returns the records that can hold no finite value: ``{"name": "R", "fields": [{"name": "r", "type": "R"}]}``."""
     finite = heights(names)
     return [node for name, node in names.items() if isinstance(node, Record) and name not in finite]
 
 
 def zero_width_weights(names: Mapping[str, Named]) -> dict[str, int]:
-    """Return the named types whose values take no bytes at all, each with the memory that one value takes.
+    """Returns the named types whose values take no bytes at all, each with the memory that one value takes.
 
     The unit is a list's slot (8 bytes): an empty dict is about 64 bytes and one with entries about 232, 30 slots.
     Records that hold such records twice, at many levels, track_bytes more than any machine has.
@@ -70,7 +70,7 @@ def zero_width_weights(names: Mapping[str, Named]) -> dict[str, int]:
 
 
 def zero_width(known: Mapping[str, int], node: Node) -> int | None:
-    """Return the weight of a node whose values take no bytes, None for all others."""
+    """Returns the weight of a node whose values take no bytes, None for all others."""
     if isinstance(node, Ref):
         return known.get(node.name)
     if isinstance(node, Record):
@@ -81,7 +81,7 @@ def zero_width(known: Mapping[str, int], node: Node) -> int | None:
 
 
 def recursive_names(names: Mapping[str, Named]) -> frozenset[str]:
-    """Return the names of the records whose values can be nested without end.
+    """Returns the names of the records whose values can be nested without end.
 
     These are the records that hold themselves, and those that hold such records: what is left after taking away,
     again and again, the types that use no remaining type.
@@ -110,7 +110,7 @@ def _uses(node: Node) -> Iterable[str]:
 
 
 def children(node: Node) -> Iterable[Node]:
-    """Return the nodes directly below a node."""
+    """Returns the nodes directly below a node."""
     if isinstance(node, Record):
         return tuple(one.node for one in node.fields)
     if isinstance(node, Array):

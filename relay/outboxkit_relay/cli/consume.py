@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from outboxkit import _failpoints
+from outboxkit.registries import open_registry
 from outboxkit_relay.cli.console import import_string
 from outboxkit_relay.daemon import lifecycle
 
@@ -28,7 +29,8 @@ _log: Final = logging.getLogger(__name__)
 def command(invocation: Invocation, app: str) -> None:
     """Run the handlers of a consumer until SIGTERM or SIGINT.
 
-    MODULE:CONSUMER is an import string, for example app:billing. The consumer's own sessions say which database.
+    MODULE:CONSUMER is an import string, for example app:billing. The consumer's own sessions say which database;
+    registry_url says where schemas are found that it does not know, unless it has resolve= of its own.
     """
     settings = invocation.settings
     _failpoints.enable(settings.failpoints)
@@ -36,6 +38,8 @@ def command(invocation: Invocation, app: str) -> None:
 
 
 async def _consume(consumer: Consumer, settings: Settings) -> None:
+    if settings.registry_url is not None:
+        consumer.resolve_with(open_registry(settings.registry_url.get_secret_value()).resolve)
     url, stop, loop = settings.broker_address(), asyncio.Event(), asyncio.get_running_loop()
 
     def ask() -> None:

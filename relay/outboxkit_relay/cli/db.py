@@ -32,6 +32,8 @@ def upgrade(invocation: Invocation, *, dry_run: bool) -> None:
     with database.opened(invocation) as engine, database.connect(engine) as connection, connection.begin():
         before = migrations.current(connection)
         if not dry_run:
+            if invocation.settings.database_schema:
+                migrations.create_schema(connection, invocation.settings.database_schema)
             migrations.upgrade(connection)
     click.echo(f"version {before or 'none'}, {'would become' if dry_run else 'now'} {tables.VERSION}")
 

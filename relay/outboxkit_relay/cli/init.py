@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from sqlalchemy import inspect
 
-from outboxkit import migrations, tables
+from outboxkit import dialects, migrations, tables
 from outboxkit.brokers import Subscription, open_subscriber
 from outboxkit_relay.cli.console import database, import_string
 
@@ -43,6 +43,8 @@ def command(invocation: Invocation, topology: tuple[str, ...], topic: tuple[str,
 
 def _create_tables(invocation: Invocation, *, dry_run: bool) -> None:
     with database.opened(invocation) as engine, database.connect(engine) as connection:
+        if (schema := invocation.settings.database_schema) and not dry_run:
+            migrations.create_schema(connection, schema)
         known = set(inspect(connection).get_table_names())
         missing = [name for name in tables.METADATA.tables if name not in known]
         if not dry_run:
@@ -52,6 +54,10 @@ def _create_tables(invocation: Invocation, *, dry_run: bool) -> None:
             click.echo(f"{'would create' if dry_run else 'created'} table {name}")
         count = len(tables.METADATA.tables)
         click.echo(f"{count - len(missing)} of {count} tables were there already; version {tables.VERSION}")
+        where = dialects.schema_of(connection)
+        for other in dialects.schemas(connection):
+            if other != where:
+                click.echo(f"note: there are outbox tables in the schema {other}, too; these are in {where}")
 
 
 async def _declare(invocation: Invocation, subscription: Subscription) -> list[str]:

@@ -10,7 +10,7 @@ from uuid import UUID
 import click
 from sqlalchemy import exists, func, select, union_all
 
-from outboxkit import tables
+from outboxkit import dialects, tables
 from outboxkit._sql import database_now, microseconds_of
 from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope
@@ -62,6 +62,7 @@ class Report:
     parked: list[dict[str, Any]]
     pauses: list[dict[str, Any]]
     problems: list[str]
+    schema: str = ""
 
 
 @click.command()
@@ -109,6 +110,7 @@ def look(connection: Connection, patience: timedelta) -> Report:
     return Report(
         topics=topics,
         relays=relays,
+        schema=dialects.schema_of(connection),
         dead_letters=_dead_letters(connection),
         consumers=_consumers(connection, now),
         parked=parked,
@@ -254,6 +256,8 @@ def _show(report: Report) -> None:
         ["PENDING", "OLDEST", "RETRY", "BEHIND", "SCHEDULED", "STOPPED", "PARKED"],
         [_topic_row(t) for t in report.topics],
     )
+    if report.schema:
+        click.echo(f"schema {output.safe(report.schema)}")
     _section("RELAY", ["HOST", "SHARDS", "UP", "LEASE"], [_relay_row(relay) for relay in report.relays])
     _section("CONSUMER", ["HANDLED", "WAITING", "BUSY"], [list(row.values()) for row in report.consumers])
     letters = [[row["consumer"] or "(relay)", row["state"], row["count"]] for row in report.dead_letters]

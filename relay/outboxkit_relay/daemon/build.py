@@ -140,10 +140,11 @@ def build_relay(settings: Settings, *, once: bool = False) -> BuiltRelay:
             "within which the broker may deliver a message again, and what an inbox has forgotten takes effect twice"
         )
     with ExitStack() as resources:
-        engine = dialects.open_engine(settings.database(), patience=patience, pooled=settings.pooled)
+        schema = settings.database_schema
+        engine = dialects.open_engine(settings.database(), patience=patience, pooled=settings.pooled, schema=schema)
         resources.callback(engine.dispose)
         follow_rotation(engine, settings.database)
-        direct = dialects.open_engine(settings.direct_database(), patience=patience)
+        direct = dialects.open_engine(settings.direct_database(), patience=patience, schema=schema)
         resources.callback(direct.dispose)
         follow_rotation(direct, settings.direct_database)
         publishers = Publishers({name: _publisher(settings, name) for name in names})

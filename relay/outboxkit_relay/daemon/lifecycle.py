@@ -152,14 +152,21 @@ def require_tables(connection: Connection) -> None:
     """
     found = migrations.current(connection)
     if found == 0:
-        raise ConfigurationError(
-            "the outbox tables are missing in this database: run `outboxkit init` (or your migration)"
-        )
+        raise ConfigurationError(_missing(connection))
     if found != tables.VERSION:
         raise ConfigurationError(
             f"the outbox tables have version {found}, this outboxkit needs {tables.VERSION}: "
             + ("run `outboxkit init` (or your migration)" if found < tables.VERSION else "update outboxkit"),
         )
+
+
+def _missing(connection: Connection) -> str:
+    """Says in which schema the tables were looked for, and in which they are instead."""
+    schema, others = dialects.schema_of(connection), dialects.schemas(connection)
+    if not schema:
+        return tables.MISSING
+    elsewhere = f"; they are in {' and '.join(others)}: set database_schema" if others else ""
+    return tables.MISSING.replace("this database", f"the schema {schema} of this database") + elsewhere
 
 
 def await_brokers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from sqlalchemy.orm import Session
 
 from outboxkit import event, migrations, outbox_tables, publish, tables
 from outboxkit.codecs import codec_named
+from outboxkit.codecs import json as json_codec
 from outboxkit.codecs.plain import from_plain
 from outboxkit.errors import ConfigurationError
-from outboxkit.events import event_type
+from outboxkit.events import EventType, event_type
 from outboxkit.headers import unpack_headers
 from outboxkit.message import Message
 from outboxkit.rows import shard_of
@@ -329,8 +331,11 @@ def test_the_sql_function_spreads_keyless_messages_as_we_do(postgres_engine: Eng
         ("'t', 'a.b', '{}', repeat('k', 1025)", "larger than"),
         ("'t', 'a.b', '{}', headers => jsonb_build_object('h', repeat('x', 20000))", "headers"),
         ("'t', 'a.b', '{}', kind => 'rumour'", "event or command"),
+        ("repeat('t', 256), 'a.b', '{}'", "249"),
+        ("'', 'a.b', '{}'", "249"),
+        ("'t', repeat('a', 256), '{}'", "255"),
     ],
-    ids=["null", "reserved", "reserved by case", "payload", "key", "headers", "kind"],
+    ids=["null", "reserved", "reserved by case", "payload", "key", "headers", "kind", "topic", "no topic", "type"],
 )
 def test_the_sql_function_refuses_what_publish_refuses(postgres_engine: Engine, arguments: str, why: str) -> None:
     with postgres_engine.connect() as connection, pytest.raises(DBAPIError, match=why):
@@ -422,3 +427,76 @@ def test_a_trigger_writes_values_as_the_orm_does_so_that_one_class_reads_both(
     assert read.new == PaidRow(*stored)
     assert json.loads(row.payload)["new"]["took"] == span
     assert isinstance(json.loads(row.payload)["new"]["total"], str)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Every kind of column whose JSON has more than one spelling."""
+
+    id: Decimal
+    total: Decimal
+    digest: bytes
+    every: timedelta
+    back: timedelta
+    long: timedelta
+    parts: list[Decimal]
+    price: Decimal
+    nothing: Decimal | None
+
+
+def test_a_trigger_writes_values_as_the_codec_writes_them(postgres_engine: Engine) -> None:
+    expected = Row(
+        id=Decimal(1),
+        total=Decimal("12.50"),
+        digest=bytes(range(100)),
+        every=timedelta(days=1, seconds=2),
+        back=-timedelta(hours=30, microseconds=7),
+        long=timedelta(days=395),
+        parts=[Decimal("1.10"), Decimal(2)],
+        price=Decimal("3.00"),
+        nothing=None,
+    )
+    with postgres_engine.begin() as connection:
+        for statement in (
+            "SET bytea_output = 'escape'",
+            "SET IntervalStyle = 'sql_standard'",
+            "CREATE DOMAIN money2 AS numeric(9, 2)",
+            """CREATE TABLE raw (id numeric PRIMARY KEY, total numeric(9, 2), digest bytea, every interval,
+               back interval, long interval, parts numeric[], price money2, nothing numeric)""",
+            """CREATE TRIGGER capture AFTER INSERT OR UPDATE ON raw
+               FOR EACH ROW EXECUTE FUNCTION outboxkit_capture('raws', 'raw', ' id ')""",
+        ):
+            connection.exec_driver_sql(statement)
+        values = dataclasses.asdict(expected) | {"long": "1 year 1 month"}
+        columns = ", ".join(f":{name}" for name in values)
+        connection.execute(text(f"INSERT INTO raw VALUES ({columns})"), values)
+        (row,) = connection.execute(tables.outbox_messages.select()).all()
+
+    content = json.loads(row.payload)["new"]
+    assert from_plain(Row, content) == expected
+    assert content == json.loads(json_codec.codec().encode(expected, EventType(name="raw", version=1, cls=Row)).payload)
+    assert row.key == b"1"
+
+
+@pytest.mark.parametrize("key", ["'ident'", "'id, ident'", "''", None])
+def test_a_trigger_with_a_key_that_is_no_column_is_refused(postgres_engine: Engine, key: str | None) -> None:
+    with postgres_engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE raw (id int PRIMARY KEY)")
+        arguments = "'raws', 'raw'" + (f", {key}" if key is not None else "")
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER capture AFTER INSERT ON raw FOR EACH ROW EXECUTE FUNCTION outboxkit_capture({arguments})"
+        )
+        with pytest.raises(DBAPIError, match="columns of the table"):
+            connection.exec_driver_sql("INSERT INTO raw VALUES (1)")
+
+
+def test_every_function_finds_our_tables_before_anybody_s_temporary_ones(postgres_engine: Engine) -> None:
+    with postgres_engine.connect() as connection:
+        found = connection.execute(
+            text("SELECT proname, proconfig FROM pg_proc WHERE proname LIKE 'outboxkit%'"),
+        ).all()
+        assert len(found) >= 5
+        assert {name: config for name, config in found if not str(config).endswith(", pg_temp']")} == {}
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE outbox_messages (LIKE public.outbox_messages)")
+        connection.exec_driver_sql("SELECT outboxkit_emit('notes', 'order.noted', '{}')")
+        assert connection.scalar(text("SELECT count(*) FROM public.outbox_messages")) == 1

@@ -11,9 +11,18 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from outboxkit import outbox, publish, tables
+from outboxkit import migrations, outbox, publish, tables
 from outboxkit.headers import pack_headers
-from outboxkit.migrations.roles import FUNCTIONS, GRANTS, LAG, NEVER_GIVEN, VIEWS, create_roles, is_hidden
+from outboxkit.migrations.roles import (
+    COLUMNS,
+    FUNCTIONS,
+    GRANTS,
+    LAG,
+    NEVER_GIVEN,
+    VIEWS,
+    create_roles,
+    is_hidden,
+)
 from tests.integration.capture.model import Noted
 
 pytestmark = pytest.mark.sqlalchemy_lines
@@ -81,6 +90,84 @@ def test_each_role_may_do_what_the_matrix_says_and_nothing_else(postgres_engine:
     assert wrong == []
 
 
+@pytest.mark.parametrize("role", list(GRANTS))
+def test_each_column_may_be_written_by_whom_the_matrix_says(postgres_engine: Engine, roles: str, role: str) -> None:
+    wrong = []
+    with postgres_engine.connect() as connection:
+        connection.exec_driver_sql(f"SET ROLE {roles}{role}")
+        for table in tables.METADATA.sorted_tables:
+            for column in (column for column in table.c if not column.identity):
+                for privilege, statement in (
+                    ("SELECT", f'SELECT "{column.name}" FROM {table.name} LIMIT 0'),
+                    ("INSERT", f'INSERT INTO {table.name} ("{column.name}") SELECT NULL WHERE false'),
+                    ("UPDATE", f'UPDATE {table.name} SET "{column.name}" = DEFAULT WHERE false'),
+                ):
+                    if _may_or_fits_not(connection, statement) != _granted(role, table.name, column.name, privilege):
+                        wrong.append((table.name, column.name, privilege))
+    assert wrong == []
+
+
+def _granted(role: str, table: str, column: str, privilege: str) -> bool:
+    whole = privilege in GRANTS[role].get(table, "").split(", ")
+    if table == "outbox_messages" and privilege == "INSERT" and column in NEVER_GIVEN:
+        whole = False
+    return whole or column in COLUMNS.get(role, {}).get((table, privilege), ())
+
+
+def _may_or_fits_not(connection: Connection, statement: str) -> bool:
+    """Types are looked at before rights: a statement whose null has no type of the column is asked with a cast."""
+    savepoint = connection.begin_nested()
+    try:
+        connection.exec_driver_sql(statement)
+    except DBAPIError as error:
+        if "permission denied" in str(error):
+            return False
+        if "is of type" not in str(error):
+            raise
+        kind = str(error).split("is of type ")[1].split(" but")[0]
+        savepoint.rollback()
+        return _may_or_fits_not(connection, statement.replace("NULL WHERE", f"NULL::{kind} WHERE"))
+    finally:
+        if savepoint.is_active:
+            savepoint.rollback()
+    return True
+
+
+def test_what_others_were_granted_is_taken_back_or_named(postgres_engine: Engine, roles: str) -> None:
+    with postgres_engine.begin() as connection:
+        assert migrations.check(connection) == []
+        for statement in (
+            "GRANT SELECT ON dead_letters TO PUBLIC",
+            "GRANT UPDATE (state) ON dead_letters TO PUBLIC",
+            "GRANT DELETE ON outbox_messages TO pg_monitor",
+        ):
+            connection.exec_driver_sql(statement)
+        problems = migrations.check(connection)
+        assert [problem.partition(":")[0] for problem in problems] == [
+            "PUBLIC may SELECT, UPDATE on dead_letters",
+            "pg_monitor may DELETE on outbox_messages",
+        ]
+        create_roles(connection, roles)
+        assert [problem.partition(":")[0] for problem in migrations.check(connection)] == [
+            "pg_monitor may DELETE on outbox_messages",
+        ]
+
+
+def test_who_wrote_an_entry_and_when_is_told_by_the_database(postgres_engine: Engine, roles: str) -> None:
+    with postgres_engine.begin() as connection:
+        me = connection.exec_driver_sql("SELECT session_user").scalar()
+        connection.exec_driver_sql(f"SET LOCAL ROLE {roles}repairer")
+        connection.exec_driver_sql(
+            "INSERT INTO outbox_audit (who, action, target, at, login) VALUES ('x', 'a', 't', '2001-01-01', 'somebody')"
+        )
+        connection.exec_driver_sql("RESET ROLE")
+        login, recent = connection.exec_driver_sql(
+            "SELECT login, at > now() - interval '1 hour' FROM outbox_audit"
+        ).one()
+
+    assert (login, recent) == (me, True)
+
+
 def test_an_application_role_publishes_by_the_library_and_by_sql(postgres_engine: Engine, roles: str) -> None:
     with Session(postgres_engine) as session:
         session.connection().exec_driver_sql(f"SET ROLE {roles}app")
@@ -142,6 +229,13 @@ def trouble(postgres_engine: Engine, roles: str) -> str:
                 VALUES ('c', 'm', '{CANARY}', '{CANARY}')""",
             f"""INSERT INTO inbox_waiting (consumer, topic, key, payload, headers, origin, partition, "offset", reason)
                 VALUES ('c', 't', '{CANARY}', '{CANARY}', '{PACKED}', 'o', 1, 1, 'retry')""",
+            f"""INSERT INTO outbox_sagas (saga, key, version, status, step, at, number, tries, done, undo, state,
+                    history)
+                VALUES ('s', 'k', 1, 'running', 'a', 0, 0, 0, '["{CANARY}"]', '[]', '{CANARY}', '["{CANARY}"]')""",
+            f"""INSERT INTO outbox_idempotency (scope, key, request_hash, outcome, expires_at)
+                VALUES ('s', 'k', '{CANARY}', '{CANARY}', now())""",
+            f"""INSERT INTO dead_letter_replays (id, requested_by, why, options)
+                VALUES (gen_random_uuid(), 'me', 'why', '"{CANARY}"')""",
             f"""INSERT INTO inbox_batches (id, consumer, host, expires_at, messages)
                 VALUES (gen_random_uuid(), 'c', 'h', now(), '"{CANARY}"')""",
         ):
@@ -151,11 +245,14 @@ def trouble(postgres_engine: Engine, roles: str) -> str:
 
 def test_the_operators_views_show_every_row_and_nothing_of_what_it_holds(postgres_engine: Engine, trouble: str) -> None:
     assert set(VIEWS) == {
+        "dead_letter_replays",
         "dead_letters",
         "inbox_batches",
         "inbox_messages",
         "inbox_waiting",
+        "outbox_idempotency",
         "outbox_messages",
+        "outbox_sagas",
         "outbox_stopped_keys",
         "outbox_waiting",
     }

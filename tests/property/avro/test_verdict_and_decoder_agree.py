@@ -1,7 +1,7 @@
 """The compatibility check against the decoder, on random pairs of schemas and random data.
 
 The decoder is the judge: what the check calls compatible must be readable, whatever the data; what it calls an error
-must fail on the witness that it gives. The short profile runs a sample, ``OUTBOXKIT_PROFILE=full`` all pairs.
+must fail on the example that it gives. The short profile runs a sample, ``OUTBOXKIT_PROFILE=full`` all pairs.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class _Found:
     incompatible: int = 0
     kinds: collections.Counter[str] = field(default_factory=collections.Counter)
     errors: int = 0
-    witnesses: int = 0
+    examples: int = 0
     data: int = 0
     refused_though_compatible: list[str] = field(default_factory=list)
-    read_though_witness: list[str] = field(default_factory=list)
+    read_though_example: list[str] = field(default_factory=list)
     changed_by_a_round_trip: list[str] = field(default_factory=list)
 
 
@@ -76,23 +76,23 @@ def _run() -> _Found:
         found.compatible += not errors
         found.incompatible += bool(errors)
         for one in errors:
-            _judge_witness(found, case, one)
+            _judge_example(found, case, one)
         for _ in range(DATA_PER_PAIR):
             _judge_datum(found, case, random_schemas.value(rng, writer), fits=not errors)
     _report(found)
     return found
 
 
-def _judge_witness(found: _Found, case: _Case, problem: Problem) -> None:
+def _judge_example(found: _Found, case: _Case, problem: Problem) -> None:
     found.errors += 1
-    if not problem.has_witness:
+    if not problem.has_example:
         return
-    found.witnesses += 1
-    data = encode_json(case.writer, problem.witness)
+    found.examples += 1
+    data = encode_json(case.writer, problem.example)
     decode(case.writer, case.writer, data)
     refusal = _refusal(case, data)
     if refusal is None:
-        found.read_though_witness.append(f"seed {case.seed}: {problem}; {problem.witness!r}")
+        found.read_though_example.append(f"seed {case.seed}: {problem}; {problem.example!r}")
 
 
 def _judge_datum(found: _Found, case: _Case, datum: Any, *, fits: bool) -> None:
@@ -133,8 +133,8 @@ def test_what_is_called_compatible_is_read_whatever_the_data() -> None:
     assert _run().refused_though_compatible == []
 
 
-def test_what_is_given_as_a_witness_is_not_read() -> None:
-    assert _run().read_though_witness == []
+def test_what_is_given_as_a_example_is_not_read() -> None:
+    assert _run().read_though_example == []
 
 
 def test_a_decoded_value_is_written_again_unchanged() -> None:
@@ -147,6 +147,6 @@ def test_the_run_meets_every_kind_of_problem_and_enough_compatible_pairs() -> No
 
     assert total >= PAIRS * 0.95
     assert found.compatible >= total * 0.3
-    assert found.witnesses >= found.errors * 0.8
+    assert found.examples >= found.errors * 0.8
     floor = 100 if FULL else 3
     assert {kind.value: found.kinds[kind.value] for kind in Kind if found.kinds[kind.value] < floor} == {}

@@ -12,8 +12,15 @@ import pytest
 from outboxkit.avro import FrameKind, Schema, fingerprint
 from outboxkit.avro.model.parse import parse
 from outboxkit.codecs import codec_named
-from outboxkit.codecs.avro import AvroCodec, encode
-from outboxkit.errors import ConfigurationError, DecodeError, EncodeError, IncompatibleSchema, SchemaNotFound
+from outboxkit.codecs.avro import AvroCodec, decode, encode
+from outboxkit.errors import (
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+    IncompatibleSchema,
+    SchemaError,
+    SchemaNotFound,
+)
 from outboxkit.events import EventType, event, event_type
 from outboxkit.message import Message
 from outboxkit.registries.memory import MemoryRegistry
@@ -174,3 +181,25 @@ def test_a_writers_bad_default_is_no_reason_to_refuse_its_messages() -> None:
     found = AvroCodec().decode(_message(b"\x06o-1", schema=DIGEST), event_type(Order), lambda _: json.dumps(bad))
 
     assert found == {"id": "o-1"}
+
+
+def test_names_with_letters_of_other_scripts_are_read_as_java_writes_them() -> None:
+    text = """{"type": "record", "name": "shop.Größe", "fields": [
+        {"name": "länge", "type": "int"},
+        {"name": "art", "type": {"type": "enum", "name": "Ärt", "symbols": ["groß", "klein"]}},
+        {"name": "zweite", "type": ["null", "shop.Ärt"]}]}"""
+    writer = parse(text, lenient=True)
+    reader = parse(
+        """{"type": "record", "name": "shop.Size", "aliases": ["shop.Größe"], "fields": [
+        {"name": "length", "aliases": ["länge"], "type": "long"}]}""",
+        lenient=True,
+    )
+    body = bytes([84, 0, 2, 2])
+
+    assert decode(writer, writer, body) == {"länge": 42, "art": "groß", "zweite": "klein"}
+    assert decode(writer, reader, body) == {"length": 42}
+    with pytest.raises(SchemaError, match="is not a name"):
+        parse(text)
+    for name in ("1st", "a b", "a-b", "", "½"):
+        with pytest.raises(SchemaError, match="is not a name"):
+            parse({"type": "record", "name": "R", "fields": [{"name": name, "type": "int"}]}, lenient=True)

@@ -78,6 +78,31 @@ async def test_a_schema_that_the_registry_does_not_know_is_a_dead_letter(world: 
     assert world.effects() == [2]
 
 
+async def test_a_schema_that_is_registered_late_is_waited_for(world: ConsumerFixture) -> None:
+    registry = Registry(away=0)
+    known = registry.resolve
+
+    def late(name: str) -> str:
+        if registry.asked < 3:
+            registry.asked += 1
+            raise SchemaNotFound(name)
+        return known(name)
+
+    found = Consumer("billing", sessions=world.asynchronous, retry=impatient(delayed=5))
+    found.resolve_with(late)
+    found.resolve_with(lambda name: name)
+
+    @found.on(PLACED, topic="orders")
+    async def handle(event: dict[str, Any], session: AsyncSession) -> None:
+        session.add(Effect(message_id="", number=event["number"]))
+
+    world.send(avro_order(1))
+    await world.run(found)
+
+    assert world.effects() == [1]
+    assert world.count(tables.dead_letters) == 0
+
+
 async def test_an_outage_inside_a_handler_is_retried_as_its_policy_says(world: ConsumerFixture) -> None:
     calls: list[int] = []
     found = Consumer("billing", sessions=world.asynchronous, retry=impatient(delayed=3))

@@ -28,7 +28,9 @@ _PATIENCE: Final = timedelta(seconds=10)  # a person is waiting
 def opened(invocation: Invocation, *, patience: timedelta = _PATIENCE) -> Iterator[Engine]:
     """An engine for as long as the block runs."""
     settings = invocation.settings
-    engine = dialects.open_engine(settings.database(), patience=patience, pooled=settings.pooled)
+    engine = dialects.open_engine(
+        settings.database(), patience=patience, pooled=settings.pooled, schema=settings.database_schema
+    )
     try:
         yield engine
     finally:

@@ -90,12 +90,12 @@ def check_command(
         other = baseline(source, registry, invocation)
         findings += registry.findings(other.history, other.mode if mode is None else lambda _: Mode(mode))
     exceptions = parse_allowed(allow.read_text(encoding="utf-8")) if allow else registry.allowed()
-    verdict = evaluate(findings, exceptions, dt.datetime.now(dt.UTC).date())
+    result = evaluate(findings, exceptions, dt.datetime.now(dt.UTC).date())
     if as_json or form != "text":
-        click.echo(_safe(render(verdict, "json" if as_json else form)), nl=False)
+        click.echo(_safe(render(result, "json" if as_json else form)), nl=False)
     else:
-        output.lines(_safe(render(verdict, form)))
-    return Exit.OK if verdict.passed else Exit.PROBLEMS
+        output.lines(_safe(render(result, form)))
+    return Exit.OK if result.passed else Exit.PROBLEMS
 
 
 def _safe(text: str) -> str:

@@ -37,9 +37,9 @@ def test_the_decoder_agrees_with_the_verdict(pair: dict[str, Any]) -> None:
     errors = [one for one in check(reader, writer) if one.is_error]
 
     for one in errors:
-        assert one.has_witness
+        assert one.has_example
         with pytest.raises(DecodeError):
-            decode(writer, reader, encode_json(writer, one.witness))
+            decode(writer, reader, encode_json(writer, one.example))
     if not errors:
         small = smallest_values(writer).of(writer.root)
         decode(writer, reader, encode_json(writer, small.value))

@@ -97,10 +97,10 @@ def test_an_entry_allows_one_problem_until_its_date() -> None:
 
 @pytest.mark.parametrize("changed", [{"path": "R.a"}, {"subject": "shop.S"}, {"kind": Kind.TYPE_MISMATCH}])
 def test_an_entry_allows_nothing_else(changed: dict[str, Any]) -> None:
-    verdict = evaluate(_findings(), [_allow(**changed)], TODAY)
+    result = evaluate(_findings(), [_allow(**changed)], TODAY)
 
-    assert not verdict.passed
-    assert len(verdict.unused) == 1
+    assert not result.passed
+    assert len(result.unused) == 1
 
 
 ENTRY = """
