@@ -165,7 +165,8 @@ def _alter(element: _Alter, compiler: Any, **_: Any) -> str:
     column = "" if element.column is None else compiler.process(CreateColumn(element.column))
     # Not AddConstraint, which takes the constraint out of every later CREATE TABLE.
     check = "" if element.check is None else compiler.process(element.check)
-    names = {"name": prepare.quote(element.name), "to": prepare.quote(element.to)}
+    # SQLAlchemy 2.0 cannot quote an empty name.
+    names = {key: name and prepare.quote(name) for key, name in (("name", element.name), ("to", element.to))}
     what = element.what.format(column=column, check=check, **names)
     return f"ALTER TABLE {prepare.format_table(element.altered)} {what}"
 
