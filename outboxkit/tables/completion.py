@@ -37,9 +37,18 @@ def _simple(found: TypeEngine[Any]) -> TypeEngine[Any]:
     if isinstance(found, Array):
         return ARRAY(found.item).with_variant(JSON(), "sqlite")
     if isinstance(found, Xid8):
-        # SQLAlchemy has no such type; an ENUM that is not created is a type of the database by its name.
-        return Integer().with_variant(ENUM(name="xid8", schema="pg_catalog", create_type=False), "postgresql")
+        return Integer().with_variant(_Named(name="xid8", schema="pg_catalog", create_type=False), "postgresql")
     return found
+
+
+class _Named(ENUM):
+    """A type that the database has: SQLAlchemy knows no xid8, but an ENUM that is not created is just a name."""
+
+    __module__ = ENUM.__module__  # so that Alembic writes it as a type of SQLAlchemy
+
+    def __repr__(self) -> str:
+        # SQLAlchemy 2.0 leaves out that it is not created, and the revision would create it.
+        return f"ENUM(name={self.name!r}, schema={self.schema!r}, create_type=False)"
 
 
 # --- what comes with the tables ----------------------------------------------------------------------------------
