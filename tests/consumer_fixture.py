@@ -110,7 +110,8 @@ class Until:
         found = await self.inner.receive(limit, min(timeout, self.idle))
         self.received += found
         self.in_hand.update(id(delivery) for delivery in found)
-        if not found and not self.in_hand and self.fact():
+        # In a thread: a fact asks the database, and a handler that holds SQLite's lock needs this loop to go on.
+        if not found and not self.in_hand and await asyncio.to_thread(self.fact):
             self.stop.set()
         return found
 
