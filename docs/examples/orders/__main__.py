@@ -135,30 +135,34 @@ async def tell(databases: str, broker: str, orders: int, *, switched_off: bool) 
                 session.add(Order(id=number, item="anvil" if number % 2 else "rope", total=10 * number).place())
         click.echo(f"{orders} orders placed")
         await until(lambda: world.statuses()["placed"] == 0, "the end of every order")
+        await undone(world)
         for one in guards.report():
             click.echo(f"guard {one.name}: {one.succeeded} succeeded, {one.failed} failed, {one.refused} refused")
-        await settled(world, switched_off=switched_off)
+        await recommended(world, switched_off=switched_off)
         show(world)
         check(world, orders)
 
 
-async def settled(world: World, *, switched_off: bool) -> None:
-    """Waits until what was undone is undone everywhere, and every confirmed order has its recommendation."""
-    done = "confirmed"
+async def undone(world: World) -> None:
+    """Waits until what was undone is undone everywhere."""
 
     def same() -> bool:
-        found = {order for order, status in world.read("shop", select(Order.id, Order.status)) if status == done}
+        found = {order for order, status in world.read("shop", select(Order.id, Order.status)) if status == "confirmed"}
         books = (("inventory", Reservation), ("payments", Payment), ("shipping", Shipment))
         return all({order for (order,) in world.read(name, select(book.order_id))} == found for name, book in books)
 
     await until(same, "the end of every compensation")
+
+
+async def recommended(world: World, *, switched_off: bool) -> None:
+    """Waits until every confirmed order has its recommendation; switches that on again where it was off."""
     if switched_off:
         waiting = len(world.read("recommendations", select(Recommendation.order_id)))
         click.echo(f"recommendations made: {waiting}; the others wait")
         with world.engines["shop"].begin() as connection:
             pauses.resume(connection, RECOMMENDED, by="example", why="the load is gone")
     await until(
-        lambda: len(world.read("recommendations", select(Recommendation.order_id))) == world.statuses()[done],
+        lambda: len(world.read("recommendations", select(Recommendation.order_id))) == world.statuses()["confirmed"],
         "every recommendation",
     )
 
