@@ -84,7 +84,8 @@ def test_a_pause_that_has_ended_holds_nothing(engine: Engine) -> None:
         )
 
     with engine.begin() as connection:
-        connection.execute(update(tables.outbox_control).values(until=database_now(timedelta(seconds=-1))))
+        times = {"set_at": database_now(timedelta(hours=-1)), "until": database_now(timedelta(seconds=-1))}
+        connection.execute(update(tables.outbox_control).values(**times))
 
     with engine.connect() as connection:
         assert pauses.pause_set(connection) == PauseSet()
