@@ -178,9 +178,10 @@ def follow_rotation(engine: Engine, address: Callable[[], str]) -> None:
     def log_in(dialect: Dialect, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
         if dialect.name == "postgresql":
             now = make_url(address())
-            parameters |= {"user": now.username, "password": now.password}
-            for name in [name for name, value in parameters.items() if value is None]:
-                del parameters[name]
+            login = {"user": now.username, "password": now.password}
+            parameters |= {name: value for name, value in login.items() if value is not None}
+            for name in [name for name, value in login.items() if value is None]:
+                parameters.pop(name, None)
 
     event.listen(engine, "do_connect", log_in)
 
