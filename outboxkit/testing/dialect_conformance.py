@@ -280,7 +280,7 @@ def _message(payload: str, topic: str = "orders") -> Message:
         type="order.placed",
         topic=topic,
         payload=payload.encode(),
-        key=payload.encode(),
+        key=payload.encode()[:100],
         occurred_at=datetime.now(UTC),
     )
 
