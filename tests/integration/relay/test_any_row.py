@@ -259,7 +259,7 @@ def _pending(engine: Engine) -> int:
     """Rows that are on their way, counted by one statement: they move between the two tables."""
     hot, waiting = (select(func.count()).select_from(table).scalar_subquery() for table in (HOT, WAITING))
     with engine.connect() as connection:
-        return connection.execute(select(hot + waiting)).scalar_one()
+        return int(connection.execute(select(hot + waiting)).scalar_one())
 
 
 def _expired(engine: Engine) -> int:
