@@ -198,6 +198,7 @@ def test_a_row_that_the_database_cannot_move_is_buried_and_the_others_are_moved(
 
     with engine.connect() as connection:
         found = dict(connection.execute(select(LETTERS.c.payload, LETTERS.c.failure)).all())
+    engine.dispose()
     assert {bytes(payload): failure for payload, failure in found.items()} == {b"x": "invalid", b"2": "rejected"}
 
 

@@ -133,16 +133,16 @@ def test_a_function_repairs_many_and_says_which_it_cannot(outboxkit: Outboxkit, 
     good, odd, broken = (
         _json(engine, payload, key) for payload, key in ((b'{"n":1}', b"1"), (b"{}", b"2"), (b"x", b"3"))
     )
-    Path("repairs.py").write_text(
+    Path("many_repairs.py").write_text(
         "import json\n"
         "def add(message):\n"
         "    content = json.loads(message.payload)\n"
         "    return {**content, 'currency': 'EUR'} if 'n' in content else None\n"
     )
 
-    dry = outboxkit("dlq", "repair", "--all", "--with", "repairs:add", "--dry-run")
+    dry = outboxkit("dlq", "repair", "--all", "--with", "many_repairs:add", "--dry-run")
     assert _sent(engine) == []
-    done = outboxkit("dlq", "repair", "--all", "--with", "repairs:add", "--yes", "--why", "OPS-8")
+    done = outboxkit("dlq", "repair", "--all", "--with", "many_repairs:add", "--yes", "--why", "OPS-8")
 
     assert (dry.code, done.code) == (4, 4)
     lines = dict(line.split("  ", 1) for line in done.out.splitlines())
