@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from outboxkit_relay.cli.console import output
 from outboxkit_relay.exit_codes import Exit
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Change", "Result", "asking", "confirm_and_apply", "exit_code", "tell"]
 
