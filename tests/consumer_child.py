@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 import os
+import resource
+import signal
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,9 +32,9 @@ _warm = multiprocessing.get_context("forkserver")
 _warm.set_forkserver_preload(["tests.consumer_child"])
 
 
-def run_child(url: str, *, killer: int = -1, poison: int = -1, armed: str = "") -> int:
+def run_child(url: str, *, killer: int = -1, by: str = "exit", poison: int = -1, armed: str = "") -> int:
     """Handles all messages, unless the process dies at a failpoint or at order `killer`; returns its exit status."""
-    child = _warm.Process(target=_main, args=(url, killer, poison, armed))
+    child = _warm.Process(target=_main, args=(url, (killer, by), poison, armed))
     child.start()
     child.join(DEADLINE)
     if child.exitcode is None:
@@ -48,24 +53,39 @@ def _messages(poison: int) -> list[Message]:
     ]
 
 
-def _consumer(world: ConsumerFixture, killer: int) -> Consumer:
+def _spin() -> None:
+    """Never lets the event loop go on; the kernel ends it, as an orchestrator would."""
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + 1,) * 2)
+    while True:
+        pass
+
+
+_DEATHS: dict[str, Callable[[], None]] = {
+    "exit": lambda: os._exit(KILLED),
+    "segmentation fault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "out of memory": lambda: os.kill(os.getpid(), signal.SIGKILL),  # as the kernel does it
+    "endless loop": _spin,
+}
+
+
+def _consumer(world: ConsumerFixture, killer: int, by: str) -> Consumer:
     billing = Consumer("billing", sessions=world.asynchronous, retry=impatient())
 
     @billing.on(OrderPlaced, topic="orders")
     async def bill(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
         if placed.number == killer:
-            os._exit(KILLED)
+            _DEATHS[by]()
         session.add(Effect(message_id=ctx.id, number=placed.number))
 
     return billing
 
 
-def _main(url: str, killer: int, poison: int, armed: str) -> None:
+def _main(url: str, killer: tuple[int, str], poison: int, armed: str) -> None:
     async def consume() -> None:
         _failpoints.enable(armed)
         world = ConsumerFixture(url)
         world.send(*_messages(poison))
-        await world.run(_consumer(world, killer))
+        await world.run(_consumer(world, *killer))
         await world.close()
 
     asyncio.run(consume())

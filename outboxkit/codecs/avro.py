@@ -248,8 +248,9 @@ class _Reading:
         if found is None:
             why = str(error) if isinstance(error, Refused) else explain(error)
             return DecodeError(why)
-        found.path = self._named(found.path)
-        return DecodeError(found.message, path=found.path, offset=found.offset)
+        path = self._named(found.path)  # the walk knows the fields that are stepped over by a name of ours
+        place = f"at {path or 'the top'}, byte {found.offset}"
+        return DecodeError(f"{found.message} ({place})", path=path, offset=found.offset)
 
     def unreadable(self, error: Unreadable, data: bytes) -> Unreadable:
         """Complete the report of a value that the reader cannot take."""

@@ -167,8 +167,6 @@ def message_of(delivery: Delivery) -> Message:
     Raises:
         DecodeError: an attribute, the envelope or the encoding cannot be read.
     """
-    if delivery.fault is not None:
-        raise DecodeError(delivery.fault)
     if delivery.fault is not None:  # the client could not read its envelope
         raise DecodeError(delivery.fault)
     headers, payload = delivery.headers, envelopes.unpacked(delivery)

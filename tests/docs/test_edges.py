@@ -1,4 +1,4 @@
-"""The page of edges: every edge of capture and of the relay has its line, every line its tests, and they exist."""
+"""The page of edges: every edge, fault and bad input has its line, every line its tests, and they exist."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "edges.md"
-LINES = dict(re.findall(r"^\| (E\d+) \|(.*)$", PAGE.read_text("utf-8"), re.MULTILINE))
+LINES = dict(re.findall(r"^\| ([ECP]\d+) \|(.*)$", PAGE.read_text("utf-8"), re.MULTILINE))
 LINK = re.compile(r"\[([^\]]+)\]\(\.\./\.\./((?:tests|outboxkit/testing)/[^)]+\.py)\)")
 DOCUMENTED = re.compile(r"documented: \[[^\]]+\]\((\.\./)?[\w/]+\.md#[\w-]+\)")
 NO_TEST_CAN_SHOW = ["E59", "E71"]
-WITHOUT_LINE = (111, 115, 117)  # of the consumer's
 NAMED_BY_EDGE = (
     *(ROOT / "tests" / "integration" / "capture").glob("test_*.py"),
     *(ROOT / "tests" / "integration").glob("*/test_*edges.py"),
+    ROOT / "tests" / "unit" / "consumer" / "test_bad_inputs.py",
 )
 
 
@@ -24,9 +24,10 @@ def functions_in(file: Path) -> set[str]:
     return {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
-def test_every_edge_of_capture_and_of_the_relay_has_a_line_with_tests() -> None:
-    consumer = [number for number in range(104, 120) if number not in WITHOUT_LINE]
-    assert list(LINES) == [f"E{number}" for number in (*range(1, 94), *consumer)]
+def test_every_edge_fault_and_bad_input_has_a_line_with_tests() -> None:
+    edges = [f"E{number}" for number in (*range(1, 94), *range(104, 131))]
+    faults = [f"C{number}" for number in range(1, 12)]
+    assert list(LINES) == [*edges, *faults, *(f"P{number}" for number in range(1, 23))]
     assert [edge for edge, line in LINES.items() if not LINK.search(line)] == NO_TEST_CAN_SHOW
 
 
@@ -52,7 +53,7 @@ def test_every_test_that_names_an_edge_is_on_the_page() -> None:
         (found[1].upper(), found[2].replace("_", " "))
         for file in NAMED_BY_EDGE
         for name in functions_in(file)
-        if (found := re.fullmatch(r"test_(e\d+)_(.*)", name))
+        if (found := re.fullmatch(r"test_([ecp]\d+)_(.*)", name))
     }
     shown = {(edge, name) for edge, line in LINES.items() for name, _ in LINK.findall(line)}
 

@@ -68,7 +68,7 @@ class _Walk:
         self.weights = zero_width_weights(schema.names)
 
     def fault(self, path: str, why: str) -> DecodeError:
-        return DecodeError(f"{why} (at {path or 'the top'}, byte {self.pos})", path=path, offset=self.pos)
+        return DecodeError(why, path=path, offset=self.pos)
 
     def refuse(self, path: str, why: str) -> NoReturn:
         raise self.fault(path, why)
