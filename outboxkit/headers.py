@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Final
 
 from outboxkit.errors import DecodeError, EncodeError
-from outboxkit.message import Headers, Limits, Message
+from outboxkit.message import Headers, Message, MessageLimits
 from outboxkit.rows import Row
 
 __all__ = [
@@ -256,7 +256,7 @@ def _by_lengths(data: bytes) -> list[bytes]:
     return parts
 
 
-def check_limits(message: Message, limits: Limits) -> None:
+def check_limits(message: Message, limits: MessageLimits) -> None:
     """Refuses a message that some broker would refuse later.
 
     Raises:

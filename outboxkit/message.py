@@ -12,8 +12,8 @@ from outboxkit.errors import ConfigurationError
 __all__ = [
     "Headers",
     "Kind",
-    "Limits",
     "Message",
+    "MessageLimits",
     "content_hash",
 ]
 
@@ -75,7 +75,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class MessageLimits:
     """Bounds that every message must keep, so that no broker refuses it later. Sizes are bytes.
 
     Raises:
@@ -91,7 +91,7 @@ class Limits:
         for name in ("payload", "header_count", "header_bytes", "key"):
             bound: object = getattr(self, name)
             if not isinstance(bound, int) or isinstance(bound, bool) or bound < 0:
-                raise ConfigurationError(f"Limits({name}=…) takes a whole number from 0, got {bound!r}")
+                raise ConfigurationError(f"MessageLimits({name}=…) takes a whole number from 0, got {bound!r}")
 
 
 def content_hash(message: Message) -> bytes:

@@ -33,6 +33,7 @@ __all__ = [
     "duration",
     "full_jitter",
     "verdict",
+    "whole",
 ]
 
 
@@ -161,7 +162,12 @@ def duration(value: timedelta | str, *, name: str = "") -> timedelta:
     return value
 
 
-def _whole(what: str, value: object, *, minimum: int = 0) -> None:
+def whole(what: str, value: object, *, minimum: int = 0) -> None:
+    """Checks a whole number.
+
+    Raises:
+        ConfigurationError: it is none, or below the minimum.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ConfigurationError(f"{what} takes a whole number from {minimum}, got {value!r}")
 
@@ -189,7 +195,7 @@ class Backoff:
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", duration(self.base, name="Backoff(base=…)"))
         object.__setattr__(self, "cap", duration(self.cap, name="Backoff(cap=…)"))
-        _whole("Backoff(attempts=…)", self.attempts)
+        whole("Backoff(attempts=…)", self.attempts)
         if self.cap < self.base:
             raise ConfigurationError(f"a backoff's cap is at least its base: got base {self.base} and cap {self.cap}")
 
@@ -207,7 +213,7 @@ def full_jitter(base: timedelta | str, *, cap: timedelta | str, attempts: int) -
     Raises:
         ConfigurationError: a duration is not positive, or attempts is below 1.
     """
-    _whole("full_jitter(attempts=…)", attempts, minimum=1)
+    whole("full_jitter(attempts=…)", attempts, minimum=1)
     return Backoff(base=duration(base, name="base"), cap=duration(cap, name="cap"), attempts=attempts)
 
 
@@ -266,7 +272,7 @@ class RetryPolicy:
     followers: Followers | None = None
 
     def __post_init__(self) -> None:
-        _whole("RetryPolicy(immediate=…)", self.immediate)
+        whole("RetryPolicy(immediate=…)", self.immediate)
         if not isinstance(self.delayed, Backoff):
             raise ConfigurationError(
                 f"RetryPolicy(delayed=…) takes a Backoff such as full_jitter('1s', cap='5m', attempts=8), "

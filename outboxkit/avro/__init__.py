@@ -14,7 +14,7 @@ A message can be replayed for a reader when ``not any(p.is_error for p in check(
 
 from outboxkit.avro.compatibility.check import check, compatible
 from outboxkit.avro.compatibility.history import Mode, Version, check_history
-from outboxkit.avro.compatibility.problems import Direction, Kind, Problem, Severity
+from outboxkit.avro.compatibility.problems import Direction, Problem, ProblemKind, Severity
 from outboxkit.avro.frames import Frame, FrameKind, body_of, framed_body, read_frame, write_frame
 from outboxkit.avro.model.canonical import canonical_form, fingerprint, full_form, identity
 from outboxkit.avro.model.nodes import Schema
@@ -24,9 +24,9 @@ __all__ = [
     "Direction",
     "Frame",
     "FrameKind",
-    "Kind",
     "Mode",
     "Problem",
+    "ProblemKind",
     "Schema",
     "Severity",
     "Version",

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from outboxkit import outbox, tables
+from outboxkit import tables
 from outboxkit.avro import Schema, fingerprint
 from outboxkit.avro.model.parse import parse
 from outboxkit.codecs import codec_named
-from outboxkit.dialects import insert_ignoring
+from outboxkit.dialects import insert_ignoring, naming_missing_tables
 from outboxkit.errors import ConfigurationError, RegistryUnavailable
 from outboxkit.events import EventType, event_type, versions_of
 from outboxkit.registries import Registry, open_registry, require_compatible
@@ -66,7 +66,7 @@ def declare(
             require_compatible(source, subject(schema), schema)
         except RegistryUnavailable as error:
             doubt = error
-    with outbox.naming_missing_tables():
+    with naming_missing_tables():
         for name, text in texts:
             _keep(connection, name, text, doubt)
 

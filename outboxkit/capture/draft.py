@@ -20,7 +20,7 @@ from outboxkit.context import tracing
 from outboxkit.errors import CaptureError
 from outboxkit.events import EventType, event_type, is_event
 from outboxkit.headers import check_limits
-from outboxkit.message import Headers, Kind, Limits, Message
+from outboxkit.message import Headers, Kind, Message, MessageLimits
 from outboxkit.policy import duration
 
 if sys.version_info >= (3, 14):
@@ -45,7 +45,7 @@ class Options(NamedTuple):
     expires: timedelta | datetime | str | None = None
     unique_key: KeyValue | None = None
     source: str = ""
-    limits: Limits | None = None
+    limits: MessageLimits | None = None
 
 
 _NOTHING: Final = Options()
@@ -73,7 +73,7 @@ class Draft:
     correlation_id: str
     causation_id: str
     headers: Headers
-    limits: Limits
+    limits: MessageLimits
     key: bytes | None
     entity: object
     key_of: KeyOf

@@ -24,7 +24,7 @@ from outboxkit.capture.keys import KeyValue
 from outboxkit.capture.route import Outbox, route_of
 from outboxkit.capture.session_hooks import Emission
 from outboxkit.errors import CaptureError
-from outboxkit.message import Kind, Limits
+from outboxkit.message import Kind, MessageLimits
 
 __all__ = ["AnySession", "OutboxMixin", "emission_of", "publish", "send", "sync_session"]
 
@@ -51,7 +51,7 @@ class OutboxMixin:
         expires: timedelta | datetime | str | None = None,
         unique_key: KeyValue | None = None,
         source: str = "",
-        limits: Limits | None = None,
+        limits: MessageLimits | None = None,
     ) -> str:
         """Says that something happened to this object; the message is stored with the object's own changes.
 
@@ -100,7 +100,7 @@ def publish(
     expires: timedelta | datetime | str | None = None,
     unique_key: KeyValue | None = None,
     source: str = "",
-    limits: Limits | None = None,
+    limits: MessageLimits | None = None,
 ) -> str:
     """Publishes an event with the session's transaction: something happened, any number of receivers may care.
 
@@ -146,7 +146,7 @@ def send(
     expires: timedelta | datetime | str | None = None,
     unique_key: KeyValue | None = None,
     source: str = "",
-    limits: Limits | None = None,
+    limits: MessageLimits | None = None,
 ) -> str:
     """Sends a command with the session's transaction: something is asked for, exactly one receiver does it.
 

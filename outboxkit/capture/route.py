@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapper
 
 from outboxkit.capture.keys import KeyValue, header_pairs, name_of
 from outboxkit.errors import CaptureError, ConfigurationError, EncodeError
-from outboxkit.message import Headers, Limits
+from outboxkit.message import Headers, MessageLimits
 
 __all__ = ["BULK_RULES", "ChangeCapture", "KeyOf", "Outbox", "captures_changes", "route_of"]
 
@@ -28,7 +28,7 @@ KeyOf = str | Sequence[str] | Callable[[Any], KeyValue | None] | None
 
 BULK_RULES: Final[tuple[str, ...]] = get_args(BulkRule)
 _KINDS: Final[tuple[ChangeKind, ...]] = get_args(ChangeKind)
-_LIMITS: Final = Limits()
+_LIMITS: Final = MessageLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class Outbox:
     key: KeyOf = None
     source: str = ""
     headers: Mapping[str, KeyValue] = field(default_factory=dict)
-    limits: Limits = _LIMITS
+    limits: MessageLimits = _LIMITS
     bulk: BulkRule = "raise"
     changes: ChangeCapture | None = None
     pairs: Headers = field(init=False, repr=False, compare=False)  # the headers as a message has them
@@ -96,7 +96,7 @@ class Outbox:
         _name("Outbox(topic=…)", self.topic)
         _name("Outbox(source=…)", self.source)
         _choice("Outbox(bulk=…)", self.bulk, BULK_RULES)
-        _kind("Outbox(limits=…)", self.limits, Limits)
+        _kind("Outbox(limits=…)", self.limits, MessageLimits)
         if self.changes is not None:
             _kind("Outbox(changes=…)", self.changes, ChangeCapture)
         object.__setattr__(self, "key", _key(self.key))

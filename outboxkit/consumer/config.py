@@ -13,7 +13,7 @@ from outboxkit.consumer.handlers import Handlers
 from outboxkit.consumer.protocol import ConsumerPolicy
 from outboxkit.consumer.reading import Reading
 from outboxkit.errors import ConfigurationError
-from outboxkit.policy import duration
+from outboxkit.policy import duration, whole
 
 if TYPE_CHECKING:
     from enum import StrEnum
@@ -102,8 +102,7 @@ def counts(**given: object) -> dict[str, Any]:
         ConfigurationError: not a whole number, or below 1.
     """
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigurationError(f"{name} is a whole number from 1, not {value!r}")
+        whole(name, value, minimum=1)
     return given
 
 

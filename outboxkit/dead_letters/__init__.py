@@ -10,6 +10,8 @@ Invariants: the original bytes never change. A consumer's message is dead or its
 letter takes the inbox row. States go ``dead → replaying → replayed`` or ``dead → discarded``. A replay that dies again
 is a new letter with ``parent_id`` and the next ``generation``; its parent is ``replayed``: the replay was carried out,
 the child tells how it ended. A letter is closed by its own number, which its replay carries.
+
+Every verb raises ConfigurationError when the tables are missing.
 """
 
 from outboxkit.dead_letters.burial import bury, mark_replayed, of_delivery, of_row, store

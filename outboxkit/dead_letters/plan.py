@@ -26,6 +26,7 @@ from outboxkit.dead_letters.letter import DeadLetter, Filter, State
 from outboxkit.dead_letters.preflight import Decision, Terms
 from outboxkit.dead_letters.replay import audit, carry_out
 from outboxkit.dead_letters.search import IN_ORDER, in_order
+from outboxkit.dialects import naming_missing_tables
 from outboxkit.errors import ReplayError
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class Health:
     died_again: int
 
 
+@naming_missing_tables()
 def draft(connection: Connection, which: Filter | Sequence[UUID], terms: Terms, *, limit: int | None = None) -> Draft:
     """Chooses letters and decides about each; writes nothing.
 
@@ -156,6 +158,7 @@ def draft(connection: Connection, which: Filter | Sequence[UUID], terms: Terms, 
     return Draft((*chosen, *missing), tuple(decisions))
 
 
+@naming_missing_tables()
 def freeze(connection: Connection, drafted: Draft, terms: Terms, *, by: str, why: str) -> UUID:
     """Keeps a draft: what was looked at is what is carried out, whatever dies meanwhile.
 
@@ -177,6 +180,7 @@ def freeze(connection: Connection, drafted: Draft, terms: Terms, *, by: str, why
     return replay_id
 
 
+@naming_missing_tables()
 def advance(
     connection: Connection, replay_id: UUID, *, limit: int = _PORTION, resolve: Callable[[str], str] | None = None
 ) -> list[Item]:
@@ -200,6 +204,7 @@ def advance(
     return done
 
 
+@naming_missing_tables()
 def stop(connection: Connection, replay_id: UUID, *, by: str, why: str) -> bool:
     """Stops a replay where it is; False when it was over already.
 
@@ -212,6 +217,7 @@ def stop(connection: Connection, replay_id: UUID, *, by: str, why: str) -> bool:
     return True
 
 
+@naming_missing_tables()
 def resume(connection: Connection, replay_id: UUID, *, by: str, why: str) -> Replay:
     """Lets a stopped replay go on with `advance`.
 
@@ -229,6 +235,7 @@ def resume(connection: Connection, replay_id: UUID, *, by: str, why: str) -> Rep
     return replace(found, state="ready")
 
 
+@naming_missing_tables()
 def replays(connection: Connection, replay_id: UUID | None = None, *, limit: int = 20) -> list[Replay]:
     """Returns the latest replays, or the one asked for.
 
@@ -239,6 +246,7 @@ def replays(connection: Connection, replay_id: UUID | None = None, *, limit: int
     return [_replay(connection, row) for row in rows]
 
 
+@naming_missing_tables()
 def items(connection: Connection, replay_id: UUID) -> list[Item]:
     """Returns the letters of a replay in their order, and the outcome of each.
 
@@ -251,6 +259,7 @@ def items(connection: Connection, replay_id: UUID) -> list[Item]:
     ]
 
 
+@naming_missing_tables()
 def health(connection: Connection, replay_id: UUID) -> Health:
     """Counts what became of the letters that a replay has queued.
 

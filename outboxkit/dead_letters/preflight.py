@@ -21,7 +21,7 @@ from outboxkit.codecs import codec_named
 from outboxkit.dead_letters.letter import DeadLetter, Side, State
 from outboxkit.errors import CodecError, DecodeError, SchemaError
 from outboxkit.events import EventType
-from outboxkit.policy import Failure
+from outboxkit.policy import Failure, duration
 from outboxkit.rows import StopReason
 
 if TYPE_CHECKING:
@@ -63,8 +63,11 @@ class Terms:
             has expired, and what is for a consumer that nobody has seen.
         to: another consumer than the one that failed.
         resolve: schema text for a fingerprint that ``outbox_schemas`` does not know.
-        inbox_retention: how long inboxes remember.
-        absence: how long a consumer may not have been seen before it counts as gone.
+        inbox_retention: how long inboxes remember; text such as ``14d`` is read.
+        absence: how long a consumer may not have been seen before it counts as gone; likewise.
+
+    Raises:
+        ConfigurationError: a duration is none.
     """
 
     force: bool = False
@@ -72,6 +75,10 @@ class Terms:
     resolve: Callable[[str], str] | None = None
     inbox_retention: timedelta = _INBOX_RETENTION
     absence: timedelta = _ABSENCE
+
+    def __post_init__(self) -> None:
+        for name in ("inbox_retention", "absence"):
+            object.__setattr__(self, name, duration(getattr(self, name), name=f"Terms({name}=…)"))
 
 
 def decide(

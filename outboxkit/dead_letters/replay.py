@@ -16,6 +16,7 @@ from outboxkit.dead_letters.burial import store
 from outboxkit.dead_letters.letter import DeadLetter, Side, State
 from outboxkit.dead_letters.preflight import Decision, Terms
 from outboxkit.dead_letters.search import in_order
+from outboxkit.dialects import naming_missing_tables
 from outboxkit.errors import ReplayError
 from outboxkit.headers import LETTER, REPLAY_FOR, pack_headers, unpack_headers
 from outboxkit.rows import Request
@@ -33,6 +34,7 @@ _REPLACED: Final = (REPLAY_FOR, LETTER, "outboxkit-attempt", "ce_sequence", "ce_
 _IDS_AT_ONCE: Final = 500  # in one statement: databases bound the number of values
 
 
+@naming_missing_tables()
 def replay(
     connection: Connection,
     ids: Sequence[UUID],
@@ -44,7 +46,7 @@ def replay(
     force: bool = False,
     dry_run: bool = False,
     resolve: Callable[[str], str] | None = None,
-    inbox_retention: timedelta | None = None,
+    inbox_retention: timedelta | str | None = None,
 ) -> list[Decision]:
     """Sends dead letters through the outbox again, each to the consumer that failed, under its old id.
 
@@ -91,6 +93,7 @@ def replay(
     return decisions
 
 
+@naming_missing_tables()
 def repair_and_replay(
     connection: Connection,
     payloads: Mapping[UUID, bytes],
@@ -122,6 +125,7 @@ def repair_and_replay(
     return decisions
 
 
+@naming_missing_tables()
 def discard(connection: Connection, ids: Sequence[UUID], *, by: str, why: str) -> int:
     """Closes dead letters without a replay; returns how many were dead.
 

@@ -11,7 +11,7 @@ from sqlalchemy import and_, case, func, select, update
 from outboxkit import tables
 from outboxkit._sql import Instant, database_now
 from outboxkit.dead_letters.letter import DeadLetter, Filter, letter_of
-from outboxkit.dialects import insert_ignoring
+from outboxkit.dialects import insert_ignoring, naming_missing_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +68,7 @@ class Group:
     owner: str
 
 
+@naming_missing_tables()
 def find(connection: Connection, which: Filter, *, limit: int | None = 100) -> list[DeadLetter]:
     """Finds letters, the newest first.
 
@@ -77,6 +78,7 @@ def find(connection: Connection, which: Filter, *, limit: int | None = 100) -> l
     return [letter_of(row._asdict()) for row in connection.execute(query)]
 
 
+@naming_missing_tables()
 def count(connection: Connection, which: Filter) -> int:
     """Counts the letters that `find` would find without a limit.
 
@@ -85,6 +87,7 @@ def count(connection: Connection, which: Filter) -> int:
     return connection.execute(select(func.count()).select_from(_LETTERS).where(which.clause())).scalar_one()
 
 
+@naming_missing_tables()
 def get(connection: Connection, letter_id: UUID) -> DeadLetter | None:
     """Returns one letter, or None.
 
@@ -94,6 +97,7 @@ def get(connection: Connection, letter_id: UUID) -> DeadLetter | None:
     return None if found is None else letter_of(found._asdict())
 
 
+@naming_missing_tables()
 def groups(connection: Connection, which: Filter, *, limit: int = 100) -> list[Group]:
     """Groups letters by their cause, the largest first.
 
@@ -127,6 +131,7 @@ def groups(connection: Connection, which: Filter, *, limit: int = 100) -> list[G
     return [Group(**row) for row in connection.execute(query).mappings()]
 
 
+@naming_missing_tables()
 def annotate(connection: Connection, group: str, *, by: str, note: str | None = None, owner: str | None = None) -> None:
     """Writes what people know about a group, and who looks after it; None leaves what is there.
 

@@ -23,6 +23,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from outboxkit import tables
 from outboxkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "is_about_the_row",
     "is_missing_table",
     "lock_patience",
+    "naming_missing_tables",
     "open_engine",
     "refusal",
     "schema_of",
@@ -308,6 +310,21 @@ def is_missing_table(error: BaseException) -> bool:
         return False
     by_text = _sqlite_code(error) is not None and any(words in str(error.orig) for words in _MISSING_SQLITE)
     return by_text or _state(error) in _MISSING_STATES
+
+
+@contextmanager
+def naming_missing_tables() -> Iterator[None]:
+    """Says what to do when a statement of the block fails because our tables are not there.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if is_missing_table(error):
+            raise ConfigurationError(tables.MISSING) from None
+        raise
 
 
 def _state(error: DBAPIError) -> str | None:

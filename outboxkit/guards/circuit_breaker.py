@@ -13,6 +13,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from outboxkit.errors import ConfigurationError
+from outboxkit.policy import duration, whole
+
 __all__ = ["Breaker", "CircuitRule", "CircuitState"]
 
 _SLICES: Final = 10  # of a window: it forgets in steps of a tenth
@@ -31,16 +34,27 @@ class CircuitRule:
     """When a circuit opens, and for how long.
 
     Attributes:
-        failure_rate: it opens when so much of a window's messages is refused, above 0, at most 1.
-        window: how far it looks back.
-        open_for: how long it stays open.
+        failure_rate: share of a window's messages that must be refused to open it, above 0, at most 1.
+        window: how far it looks back; text such as ``30s`` is read.
+        open_for: how long it stays open; likewise.
         min_messages: messages that a window must have: a few say nothing about a rate.
+
+    Raises:
+        ConfigurationError: a value is not one of these.
     """
 
     failure_rate: float = 0.5
     window: timedelta = timedelta(seconds=30)
     open_for: timedelta = timedelta(seconds=5)
     min_messages: int = 20
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "window", duration(self.window, name="CircuitRule(window=…)"))
+        object.__setattr__(self, "open_for", duration(self.open_for, name="CircuitRule(open_for=…)"))
+        whole("CircuitRule(min_messages=…)", self.min_messages, minimum=1)
+        rate: object = self.failure_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+            raise ConfigurationError(f"CircuitRule(failure_rate=…) is above 0 and at most 1, got {rate!r}")
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from outboxkit import context
 from outboxkit.errors import ConfigurationError, GuardRefused
-from outboxkit.guards.policy import Limits, Refused, State
+from outboxkit.guards.policy import GuardLimits, Refused, State
 from outboxkit.policy import Backoff, duration
 
 if TYPE_CHECKING:
@@ -83,14 +83,22 @@ def guard(
     Raises:
         ConfigurationError: the name is taken, or a number is out of range.
     """
-    if not name or name in _guards:
+    if not isinstance(name, str) or not name or name in _guards:
         raise ConfigurationError(f"a guard needs a name of its own, got {name!r}; share the guard object instead")
-    if (bulkhead is not None and bulkhead < 1) or (rate is not None and rate <= 0):
-        raise ConfigurationError(f"{name}: bulkhead is a number from 1, rate one above 0, got {bulkhead} and {rate}")
-    limits = Limits(
-        timeout=None if timeout is None else duration(timeout), circuit=breaker, bulkhead=bulkhead, rate=rate
+    limits = GuardLimits(
+        timeout=None if timeout is None else duration(timeout, name="guard(timeout=…)"),
+        circuit=breaker,
+        bulkhead=bulkhead,
+        rate=rate,
     )
-    _guards[name] = Guard(name, limits, retry=retry, fallback=fallback, on=on if isinstance(on, tuple) else (on,))
+    if not isinstance(retry, Backoff | None):
+        raise ConfigurationError(f"guard(retry=…) takes a Backoff, got {retry!r}")
+    if fallback is not None and not callable(fallback):
+        raise ConfigurationError(f"guard(fallback=…) takes a function of the error, got {fallback!r}")
+    errors = on if isinstance(on, tuple) else (on,)
+    if not all(isinstance(one, type) and issubclass(one, Exception) for one in errors):
+        raise ConfigurationError(f"guard(on=…) takes one class of exceptions or a tuple of them, got {on!r}")
+    _guards[name] = Guard(name, limits, retry=retry, fallback=fallback, on=errors)
     return _guards[name]
 
 
@@ -105,7 +113,7 @@ class Guard:
     def __init__(
         self,
         name: str,
-        limits: Limits,
+        limits: GuardLimits,
         *,
         retry: Backoff | None,
         fallback: Callable[[Exception], Any] | None,

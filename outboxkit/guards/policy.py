@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from math import inf
 
+from outboxkit.errors import ConfigurationError
 from outboxkit.guards.circuit_breaker import Breaker, CircuitRule, CircuitState
 from outboxkit.guards.token_bucket import TokenBucket
+from outboxkit.policy import whole
 
-__all__ = ["Limits", "Refusal", "Refused", "State"]
+__all__ = ["GuardLimits", "Refusal", "Refused", "State"]
 
 
 class Refusal(StrEnum):
@@ -26,7 +29,7 @@ class Refusal(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class GuardLimits:
     """The limits of a guard; None means no limit.
 
     Attributes:
@@ -40,6 +43,15 @@ class Limits:
     circuit: CircuitRule | None = None
     bulkhead: int | None = None
     rate: float | None = None
+
+    def __post_init__(self) -> None:
+        rate: object = self.rate
+        if self.bulkhead is not None:
+            whole("guard(bulkhead=…)", self.bulkhead, minimum=1)
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < inf):
+            raise ConfigurationError(f"guard(rate=…) takes calls a second, above 0, got {rate!r}")
+        if not isinstance(self.circuit, CircuitRule | None):
+            raise ConfigurationError(f"guard(breaker=…) takes a CircuitRule, got {self.circuit!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,7 @@ class State:
         probing: a call under way finds out whether the circuit may close.
     """
 
-    limits: Limits
+    limits: GuardLimits
     running: int = 0
     open_until: datetime | None = None
     probing: bool = False

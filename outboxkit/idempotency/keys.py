@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from outboxkit import dialects, tables
 from outboxkit._sql import database_now
-from outboxkit.dialects import DatabaseTrouble, insert_ignoring
+from outboxkit.dialects import DatabaseTrouble, insert_ignoring, naming_missing_tables
 from outboxkit.errors import (
     ConfigurationError,
     EncodeError,
@@ -131,7 +131,8 @@ def idempotent(
         wait: longest wait for another call under the key that is under way.
 
     Raises:
-        ConfigurationError: an empty or too long key or scope, or a wrong duration.
+        ConfigurationError: an empty or too long key or scope, or a wrong duration; at the beginning of the block: the
+            tables are missing.
         IdempotencyInProgress: (at the beginning of the block) another call is under way; for HTTP: 409.
         IdempotencyConflict: another request came under this key; for HTTP: 422.
         IdempotencyOutcomeUnknown: an earlier call committed in its middle; nobody knows how it ended.
@@ -183,6 +184,7 @@ class Idempotent:
         if not isinstance(self._session, Session) and error is None:
             await self._session.run_sync(self._end)
 
+    @naming_missing_tables()
     def _begin(self, session: Session) -> Call:
         connection = session.connection()
         values = {"scope": self._key.scope, "key": self._key.key, "request_hash": self._key.digest}

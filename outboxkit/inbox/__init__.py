@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from outboxkit import tables
 from outboxkit._failpoints import failpoint
 from outboxkit._sql import ClaimedHere
-from outboxkit.dialects import commits_by_itself, insert_ignoring
+from outboxkit.dialects import commits_by_itself, insert_ignoring, naming_missing_tables
 from outboxkit.errors import ConfigurationError, InboxConflict, OutboxKitError
 from outboxkit.inbox import rows
 from outboxkit.inbox.rows import MAX_ID_BYTES, MAX_OUTCOME_BYTES, Admission, Admitted
@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 
+@naming_missing_tables()
 def admit(session: Session, consumer: str, message: Message) -> Admission:
     """Claims a message for a consumer, or tells what became of it.
 
@@ -64,7 +65,7 @@ def admit(session: Session, consumer: str, message: Message) -> Admission:
     Writes: ``inbox_messages``. Reads: the same, by primary key. Locks: the inserted row.
 
     Raises:
-        ConfigurationError: the connection is in AUTOCOMMIT mode.
+        ConfigurationError: the connection is in AUTOCOMMIT mode, or the tables are missing.
     """
     return rows.admit(session, rows.entry_of(consumer, message))
 
@@ -220,7 +221,8 @@ def claim(
         content: its bytes; the same id with other content is then refused.
 
     Raises:
-        InboxConflict: at the start of the block.
+        ConfigurationError: at the start of the block: the tables are missing.
+        InboxConflict: likewise.
         OutboxKitError: at its end, if the block ended the transaction.
     """
     digest = None if content is None else hashlib.sha256(content).digest()
@@ -282,6 +284,7 @@ class Claiming:
         if not isinstance(self._session, Session) and error is None:
             await self._session.run_sync(self._end)
 
+    @naming_missing_tables()
     def _begin(self, session: Session) -> Claim:
         admission = rows.admit(session, self._entry)
         if admission.kind is Admitted.CONFLICT:

@@ -9,7 +9,6 @@ message that fails for reasons of its own is told in `outboxkit_relay.store.stop
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
 from sqlalchemy import and_, delete, func, literal, select
-from sqlalchemy.exc import DBAPIError
 
 from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
-from outboxkit.dialects import dialect_of, is_missing_table
+from outboxkit.dialects import dialect_of, naming_missing_tables
 from outboxkit.errors import ConfigurationError, LeaseLost
 from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.message import Message
@@ -31,7 +29,7 @@ from outboxkit.outbox.insert import insert_messages, insert_waiting, stored_id
 from outboxkit.rows import UNREADABLE, Evidence, Page, Reading, Row, WaitReason, microseconds, shard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy import ColumnElement, Connection, Dialect
 
@@ -45,7 +43,6 @@ __all__ = [
     "fence",
     "is_scheduled",
     "lag",
-    "naming_missing_tables",
     "read",
     "remove",
     "rewrite",
@@ -171,27 +168,13 @@ def shards_of(connection: Connection) -> int:
     return shards
 
 
-@contextlib.contextmanager
-def naming_missing_tables() -> Iterator[None]:
-    """Says what to do when a statement of the block fails because our tables are not there.
-
-    Raises:
-        ConfigurationError: they are not.
-    """
-    try:
-        yield
-    except DBAPIError as error:
-        if is_missing_table(error):
-            raise ConfigurationError(tables.MISSING) from None
-        raise
-
-
 def _require_version(connection: Connection) -> None:
     """Looks once for each engine; copies of it with other execution options share its dialect."""
     if connection.dialect not in _RIGHT:
         shards_of(connection)
 
 
+@naming_missing_tables()
 def cancel(connection: Connection, message_id: str) -> bool:
     """Removes a scheduled message; False when there is none, or it is due: then it may be at the broker.
 
@@ -201,6 +184,7 @@ def cancel(connection: Connection, message_id: str) -> bool:
     return connection.execute(delete(_WAITING).where(_scheduled(message_id))).rowcount > 0
 
 
+@naming_missing_tables()
 def is_scheduled(connection: Connection, message_id: str) -> bool:
     """Tells whether `cancel` would remove a message.
 
@@ -312,6 +296,7 @@ class Lag:
     depth: int
 
 
+@naming_missing_tables()
 def lag(connection: Connection) -> Lag:
     """Tells how far the relays are behind: cheap enough to ask before every bulk write.
 

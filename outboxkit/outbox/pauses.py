@@ -20,7 +20,9 @@ from sqlalchemy import and_, delete, insert, or_, select
 
 from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
+from outboxkit.dialects import naming_missing_tables
 from outboxkit.errors import ConfigurationError
+from outboxkit.policy import duration
 from outboxkit.rows import UNREADABLE, PauseSet
 
 if TYPE_CHECKING:
@@ -117,7 +119,10 @@ class Pause:
 # --- operators ---------------------------------------------------------------------------------------------------
 
 
-def pause(connection: Connection, target: Target, *, by: str, reason: str, lasts: timedelta | None = None) -> None:
+@naming_missing_tables()
+def pause(
+    connection: Connection, target: Target, *, by: str, reason: str, lasts: timedelta | str | None = None
+) -> None:
     """Pauses a destination, a type or a key; a pause of the same target that is in force is replaced.
 
     Transaction: joins the caller's; does not commit.
@@ -131,22 +136,24 @@ def pause(connection: Connection, target: Target, *, by: str, reason: str, lasts
         target: what to pause.
         by: who asks.
         reason: why, for the people who find it paused.
-        lasts: ends by itself after so long, by the database's clock, at most a year; None: it lasts until `resume`.
+        lasts: ends by itself after this time, by the database's clock, at most a year; None: it lasts until `resume`.
 
     Raises:
-        ConfigurationError: no reason is given, or it lasts no time or more than a year.
+        ConfigurationError: no reason is given, it lasts no time or more than a year, or the tables are missing.
     """
     if not reason.strip() or len(reason.encode()) > _MAX_TEXT:
         raise ConfigurationError(f"a pause has a reason, at most {_MAX_TEXT:,} bytes, for the people who find it")
-    if lasts is not None and not timedelta(0) < lasts <= _LONGEST:
+    time = None if lasts is None else duration(lasts, name="lasts")
+    if time is not None and time > _LONGEST:
         raise ConfigurationError(f"a pause lasts at most a year, got {lasts}; without an end it lasts until resumed")
     connection.execute(delete(_CONTROL).where(_is(target)))
-    until = None if lasts is None else database_now(lasts)
+    until = None if time is None else database_now(time)
     values = {"scope": target.scope.value, "target": str(target), "reason": reason, "set_by": by, "until": until}
     connection.execute(insert(_CONTROL).values(**values))
     _record(connection, "pause", target, by=by, why=reason)
 
 
+@naming_missing_tables()
 def resume(connection: Connection, target: Target, *, by: str, why: str = "") -> bool:
     """Ends a pause; returns whether there was one in force.
 
@@ -162,6 +169,7 @@ def resume(connection: Connection, target: Target, *, by: str, why: str = "") ->
     return was
 
 
+@naming_missing_tables()
 def pauses(connection: Connection) -> list[Pause]:
     """The pauses in force, the oldest first.
 

@@ -10,7 +10,7 @@ from sqlalchemy import and_, func, select, update
 
 from outboxkit import tables
 from outboxkit._sql import database_now
-from outboxkit.dialects import insert_ignoring
+from outboxkit.dialects import insert_ignoring, naming_missing_tables
 from outboxkit.saga.core import Instance, Status
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def add(connection: Connection, row: dict[str, Any]) -> bool:
     return connection.execute(insert).one_or_none() is not None
 
 
+@naming_missing_tables()
 def get(connection: Connection, saga: str, key: str, *, lock: bool = False) -> SagaRow | None:
     """Returns one instance, or None.
 
@@ -72,6 +73,7 @@ def get(connection: Connection, saga: str, key: str, *, lock: bool = False) -> S
     return None if found is None else _row(found)
 
 
+@naming_missing_tables()
 def find(
     connection: Connection, *, saga: str | None = None, status: Status | None = None, limit: int = 100
 ) -> list[SagaRow]:
@@ -83,6 +85,7 @@ def find(
     return [_row(found) for found in connection.execute(query.limit(limit))]
 
 
+@naming_missing_tables()
 def count(connection: Connection, *, saga: str | None = None, status: Status | None = None) -> int:
     """Counts what `find` would find without a limit.
 

@@ -39,6 +39,21 @@ def test_the_rule_itself_tells_them_apart(name: str, *, empty: bool) -> None:
     assert _says_nothing(name) is empty
 
 
+def test_no_two_documented_classes_have_one_name() -> None:
+    """The contract of each kind of plug has its own `Features`: the same word for the same thing."""
+    pages = (ROOT / "docs" / "reference" / "api").glob("*.md")
+    modules = [name for page in pages for name in re.findall(r"^## `([\w.]+)`$", page.read_text(), re.MULTILINE)]
+    homes: dict[str, set[str]] = {}
+    for offered in map(importlib.import_module, modules):
+        for name in offered.__all__:
+            found = getattr(offered, name)
+            if isinstance(found, type):
+                homes.setdefault(name, set()).add(found.__module__)
+
+    assert len(homes) > 100
+    assert {name for name, found in homes.items() if len(found) > 1} == {"Features"}
+
+
 def test_every_module_says_what_it_offers_in_order() -> None:
     """A package that only marks a folder, and a program's `__main__`, offer nothing."""
     wrong = {}

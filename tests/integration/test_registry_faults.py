@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from outboxkit.errors import ConfigurationError, RegistryUnavailable, SchemaError, SchemaNotFound
-from outboxkit.registries.confluent import MAX_ANSWER, MAX_SEARCHED, ConfluentRegistry, Login
+from outboxkit.registries.confluent import MAX_ANSWER, MAX_SEARCHED, ConfluentRegistry, RegistryLogin
 
 INT = {"schema": '"int"', "id": 1, "version": 1}
 RECORD = {"schema": '{"type":"record","name":"R","fields":[]}', "id": 1, "version": 1}
@@ -250,7 +250,7 @@ def test_a_refused_login_is_a_matter_of_configuration(
     script.say("/schemas/ids/1", {}, status=401)
 
     with pytest.raises(ConfigurationError, match="refuses our login") as caught:
-        client(login=Login(user="me", password="hidden-word")).resolve("1")
+        client(login=RegistryLogin(user="me", password="hidden-word")).resolve("1")
 
     assert "hidden-word" not in str(caught.value)
     assert script.asked[0][2]["Authorization"] == "Basic bWU6aGlkZGVuLXdvcmQ="
@@ -259,14 +259,14 @@ def test_a_refused_login_is_a_matter_of_configuration(
 def test_a_token_and_a_login_in_the_url_are_sent(script: _Script, client: Callable[..., ConfluentRegistry]) -> None:
     script.say("/schemas/ids/1", INT)
 
-    client(login=Login(token="abc")).resolve("1")
+    client(login=RegistryLogin(token="abc")).resolve("1")
     client(url=script.url.replace("://", "://me:p%40ss@")).resolve("1")
 
     assert [headers["Authorization"] for _, _, headers in script.asked] == ["Bearer abc", "Basic bWU6cEBzcw=="]
 
 
 def test_no_secret_is_shown(script: _Script) -> None:
-    login = Login(user="me", password="hidden-word", token="hidden-token")
+    login = RegistryLogin(user="me", password="hidden-word", token="hidden-token")
 
     assert "hidden" not in repr(login)
     assert "hidden" not in repr(ConfluentRegistry("https://me:hidden@registry.invalid"))

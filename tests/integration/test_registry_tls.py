@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from outboxkit.errors import RegistryUnavailable
-from outboxkit.registries.confluent import ConfluentRegistry, Login
+from outboxkit.registries.confluent import ConfluentRegistry, RegistryLogin
 from tests.servers.certificates import Authority
 
 
@@ -87,7 +87,7 @@ def _client(server: Server, trusted: Authority | None, certificate: Path | None)
     tls = ssl.create_default_context(cafile=str(trusted.file) if trusted else None)
     if certificate is not None:
         tls.load_cert_chain(certificate)
-    return ConfluentRegistry(server.url, tls=tls, login=Login(token="secret"), sleep=lambda _: None)
+    return ConfluentRegistry(server.url, tls=tls, login=RegistryLogin(token="secret"), sleep=lambda _: None)
 
 
 def test_a_registry_that_wants_a_client_certificate_gets_ours(server: Server, authority: Authority) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from outboxkit.avro.compatibility.examples import Example, Step, no_example, smallest_values
 from outboxkit.avro.compatibility.logical_change import logical_change
 from outboxkit.avro.compatibility.matching import FieldMatch, Match, choose_branch, match_fields, match_names, promotes
-from outboxkit.avro.compatibility.problems import Kind, Problem, Severity, fix_for
+from outboxkit.avro.compatibility.problems import Problem, ProblemKind, Severity, fix_for
 from outboxkit.avro.model.canonical import identity
 from outboxkit.avro.model.nodes import (
     ABSENT,
@@ -130,13 +130,13 @@ class _Walk:
         if choice.rival is not None:
             other = _label(self.reader, reader.branches[choice.rival])
             why = f"{_name(pair.writer)} is read as {label}; readers that take the first match choose {other}"
-            yield self._problem(pair, Kind.UNION_BRANCH_SHADOWED, why, severity=Severity.WARNING)
+            yield self._problem(pair, ProblemKind.UNION_BRANCH_SHADOWED, why, severity=Severity.WARNING)
         yield _down(pair, reader.branches[choice.index], pair.writer, names=(f"(union:{label})", ""))
 
     def _no_branch(self, pair: _Pair, reader: Union) -> Problem:
         labels = ", ".join(_label(self.reader, branch) for branch in reader.branches) or "no branch"
         why = f"the writer sends {_name(pair.writer)}, the reader's union has {labels}"
-        return self._problem(pair, Kind.MISSING_UNION_BRANCH, why, example=self.smallest.of(pair.writer))
+        return self._problem(pair, ProblemKind.MISSING_UNION_BRANCH, why, example=self.smallest.of(pair.writer))
 
     def _records(self, pair: _Pair, reader: Record, writer: Record) -> Iterator[Problem | _Pair]:
         yield from self._names(pair, reader, writer)
@@ -149,11 +149,11 @@ class _Walk:
         if match is None:
             why = f"the writer's {writer.type} is {writer.name}, the reader's is {reader.name}"
             example = self.smallest.of(writer)
-            yield self._problem(pair, Kind.NAME_MISMATCH, why, pointer=place, part=reader.name, example=example)
+            yield self._problem(pair, ProblemKind.NAME_MISMATCH, why, pointer=place, part=reader.name, example=example)
         elif match is Match.SHORT_NAME:
             why = f"only the short names agree ({writer.name}, {reader.name}): some implementations refuse this"
             yield self._problem(
-                pair, Kind.NAMESPACE_MISMATCH, why, pointer=place, part=reader.name, severity=Severity.WARNING
+                pair, ProblemKind.NAMESPACE_MISMATCH, why, pointer=place, part=reader.name, severity=Severity.WARNING
             )
 
     def _field(self, pair: _Pair, match: FieldMatch, writer: Record) -> Iterator[Problem | _Pair]:
@@ -162,22 +162,22 @@ class _Walk:
         example = self.smallest.of(writer)
         report = partial(self._problem, here, pointer=one.pointer, part=one.fragment)
         if len(match.writers) > 1 or match.rival is not None:
-            yield report(Kind.AMBIGUOUS_ALIAS, _ambiguity(match), example=example)
+            yield report(ProblemKind.AMBIGUOUS_ALIAS, _ambiguity(match), example=example)
             return
         if match.steals is not None:
             why = f"the writer's {one.name} goes to {match.steals} by alias; {one.name} gets its default"
-            yield report(Kind.ALIAS_STEALS_VALUE, why, severity=Severity.WARNING)
+            yield report(ProblemKind.ALIAS_STEALS_VALUE, why, severity=Severity.WARNING)
         if match.writers:
             source = match.writers[0]
             step = Step(kind="field", name=source.name, node=writer)
             yield _down(pair, one.node, source.node, names=(f".{one.name}", f".{source.name}"), step=step)
         elif one.default is ABSENT:
             why = f"{writer.name} of the writer has no field {one.name}, and the reader gives no default"
-            yield report(Kind.READER_FIELD_MISSING_DEFAULT_VALUE, why, example=example)
+            yield report(ProblemKind.READER_FIELD_MISSING_DEFAULT_VALUE, why, example=example)
         else:
             for flaw in self.reader.flaws:
                 if flaw.pointer == f"{one.pointer}/default":
-                    yield report(Kind.INVALID_DEFAULT, flaw.message, example=example)
+                    yield report(ProblemKind.INVALID_DEFAULT, flaw.message, example=example)
 
     def _enums(self, pair: _Pair, reader: Enum, writer: Enum) -> Iterator[Problem]:
         yield from self._names(pair, reader, writer)
@@ -187,7 +187,7 @@ class _Walk:
             place = f"{reader.pointer}/symbols"
             yield self._problem(
                 pair,
-                Kind.MISSING_ENUM_SYMBOLS,
+                ProblemKind.MISSING_ENUM_SYMBOLS,
                 why,
                 pointer=place,
                 part=list(reader.symbols),
@@ -200,7 +200,9 @@ class _Walk:
             why = f"the writer's {writer.name} has {writer.size} bytes, the reader's {reader.size}"
             example = self.smallest.of(writer)
             place = f"{reader.pointer}/size"
-            yield self._problem(pair, Kind.FIXED_SIZE_MISMATCH, why, pointer=place, part=reader.size, example=example)
+            yield self._problem(
+                pair, ProblemKind.FIXED_SIZE_MISMATCH, why, pointer=place, part=reader.size, example=example
+            )
             return
         yield from self._logical(pair)
 
@@ -208,11 +210,11 @@ class _Walk:
         kinds = getattr(pair.writer, "type", ""), getattr(pair.reader, "type", "")
         if kinds[0] != kinds[1] and not promotes(*kinds):
             why = f"the writer sends {_name(pair.writer)}, the reader expects {_name(pair.reader)}"
-            yield self._problem(pair, Kind.TYPE_MISMATCH, why, example=self.smallest.of(pair.writer))
+            yield self._problem(pair, ProblemKind.TYPE_MISMATCH, why, example=self.smallest.of(pair.writer))
             return
         if kinds == ("bytes", "string"):
             why = "bytes are read as text: a value that is not UTF-8 cannot be read"
-            yield self._problem(pair, Kind.BYTES_AS_TEXT, why, severity=Severity.WARNING)
+            yield self._problem(pair, ProblemKind.BYTES_AS_TEXT, why, severity=Severity.WARNING)
         yield from self._logical(pair)
 
     def _logical(self, pair: _Pair) -> Iterator[Problem]:
@@ -221,12 +223,14 @@ class _Walk:
             if change is not None:
                 severity = Severity.ERROR if change.breaks else Severity.WARNING
                 example = change.example or self.smallest.of(pair.writer)
-                yield self._problem(pair, Kind.LOGICAL_TYPE_CHANGE, change.message, severity=severity, example=example)
+                yield self._problem(
+                    pair, ProblemKind.LOGICAL_TYPE_CHANGE, change.message, severity=severity, example=example
+                )
 
     def _problem(
         self,
         pair: _Pair,
-        kind: Kind,
+        kind: ProblemKind,
         message: str,
         *,
         severity: Severity = Severity.ERROR,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-__all__ = ["Direction", "Kind", "Problem", "Severity", "fix_for"]
+__all__ = ["Direction", "Problem", "ProblemKind", "Severity", "fix_for"]
 
 
 class Severity(Enum):
@@ -17,7 +17,7 @@ class Severity(Enum):
     WARNING = "warning"
 
 
-class Kind(Enum):
+class ProblemKind(Enum):
     """The rule that was broken; the first six are those of Avro Java."""
 
     NAME_MISMATCH = "NAME_MISMATCH"
@@ -63,7 +63,7 @@ class Problem:
         has_example: whether `example` was built (null is an example too).
     """
 
-    kind: Kind
+    kind: ProblemKind
     severity: Severity
     reader_path: str
     reader_pointer: str
@@ -87,27 +87,29 @@ class Problem:
         return f"{self.kind.value} at {self.reader_path} ({self.reader_pointer or '/'}): {self.message}"
 
 
-_FIXES: Final[Mapping[Kind, str]] = {
-    Kind.NAME_MISMATCH: "give the reader's type the alias {writer_name} (the writer's full name)",
-    Kind.FIXED_SIZE_MISMATCH: "a fixed never changes its size: use a new type name in a new field",
-    Kind.MISSING_ENUM_SYMBOLS: "give the reader's enum a default and deploy the consumers first, then add symbols",
-    Kind.READER_FIELD_MISSING_DEFAULT_VALUE: (
+_FIXES: Final[Mapping[ProblemKind, str]] = {
+    ProblemKind.NAME_MISMATCH: "give the reader's type the alias {writer_name} (the writer's full name)",
+    ProblemKind.FIXED_SIZE_MISMATCH: "a fixed never changes its size: use a new type name in a new field",
+    ProblemKind.MISSING_ENUM_SYMBOLS: (
+        "give the reader's enum a default and deploy the consumers first, then add symbols"
+    ),
+    ProblemKind.READER_FIELD_MISSING_DEFAULT_VALUE: (
         'add "default", or make it ["null", …] with default null, or alias the old name if it was renamed'
     ),
-    Kind.TYPE_MISMATCH: (
+    ProblemKind.TYPE_MISMATCH: (
         "only int→long→float→double and string↔bytes are promoted: keep the old type, or add a new field and write both"
     ),
-    Kind.MISSING_UNION_BRANCH: "add the branch to the readers first, then let writers use it",
-    Kind.INVALID_DEFAULT: "make the default a value of the field's type",
-    Kind.AMBIGUOUS_ALIAS: "keep one of the two names: drop the alias, or the writer's second field",
-    Kind.LOGICAL_TYPE_CHANGE: "keep the logical type, or add a new field with the new one and write both",
-    Kind.ALIAS_STEALS_VALUE: "drop the alias, or the field that still carries the old name",
-    Kind.NAMESPACE_MISMATCH: "give the reader's type the alias {writer_name} (the writer's full name)",
-    Kind.UNION_BRANCH_SHADOWED: "put the exact type first in the reader's union, and keep short names unique",
-    Kind.BYTES_AS_TEXT: "keep bytes, or make sure that every writer sends UTF-8",
+    ProblemKind.MISSING_UNION_BRANCH: "add the branch to the readers first, then let writers use it",
+    ProblemKind.INVALID_DEFAULT: "make the default a value of the field's type",
+    ProblemKind.AMBIGUOUS_ALIAS: "keep one of the two names: drop the alias, or the writer's second field",
+    ProblemKind.LOGICAL_TYPE_CHANGE: "keep the logical type, or add a new field with the new one and write both",
+    ProblemKind.ALIAS_STEALS_VALUE: "drop the alias, or the field that still carries the old name",
+    ProblemKind.NAMESPACE_MISMATCH: "give the reader's type the alias {writer_name} (the writer's full name)",
+    ProblemKind.UNION_BRANCH_SHADOWED: "put the exact type first in the reader's union, and keep short names unique",
+    ProblemKind.BYTES_AS_TEXT: "keep bytes, or make sure that every writer sends UTF-8",
 }
 
 
-def fix_for(kind: Kind, *, writer_name: str = "") -> str:
+def fix_for(kind: ProblemKind, *, writer_name: str = "") -> str:
     """Returns the repair of one kind of problem."""
     return _FIXES[kind].format(writer_name=writer_name) if "{" in _FIXES[kind] else _FIXES[kind]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from outboxkit.avro.compatibility.history import Mode, Version, check_history
-from outboxkit.avro.compatibility.problems import Direction, Kind, Problem
+from outboxkit.avro.compatibility.problems import Direction, Problem, ProblemKind
 from outboxkit.avro.gate.json_lines import line_of
 from outboxkit.avro.model.nodes import Schema
 from outboxkit.errors import SchemaError
@@ -60,7 +60,7 @@ class Allow:
     """One exception."""
 
     subject: str
-    kind: Kind
+    kind: ProblemKind
     path: str
     until: dt.date
     reason: str
@@ -163,7 +163,7 @@ def _entry(number: int, given: dict[str, Any]) -> Allow:
         raise SchemaError(f"allow entry {number} needs exactly the keys {', '.join(sorted(_KEYS))}")
     if not isinstance(given["until"], dt.date) or isinstance(given["until"], dt.datetime):
         raise SchemaError(f"allow entry {number}: until is a date, as in 2027-01-31")
-    if given["kind"] not in Kind.__members__:
+    if given["kind"] not in ProblemKind.__members__:
         raise SchemaError(f"allow entry {number}: there is no kind {given['kind']!r}")
     texts = {key: str(given[key]) for key in ("subject", "path", "reason")}
-    return Allow(kind=Kind[given["kind"]], until=given["until"], **texts)
+    return Allow(kind=ProblemKind[given["kind"]], until=given["until"], **texts)

@@ -11,9 +11,17 @@ from __future__ import annotations
 
 from outboxkit.registries import Registry
 from outboxkit.registries.confluent.client import MAX_REFERENCES, MAX_REMEMBERED, MAX_SEARCHED, ConfluentRegistry
-from outboxkit.registries.confluent.http import MAX_ANSWER, Login
+from outboxkit.registries.confluent.http import MAX_ANSWER, RegistryLogin
 
-__all__ = ["MAX_ANSWER", "MAX_REFERENCES", "MAX_REMEMBERED", "MAX_SEARCHED", "ConfluentRegistry", "Login", "registry"]
+__all__ = [
+    "MAX_ANSWER",
+    "MAX_REFERENCES",
+    "MAX_REMEMBERED",
+    "MAX_SEARCHED",
+    "ConfluentRegistry",
+    "RegistryLogin",
+    "registry",
+]
 
 
 def registry(url: str) -> Registry:

@@ -18,7 +18,7 @@ from outboxkit.avro.model.parse import parse
 from outboxkit.errors import RegistryUnavailable, SchemaError, SchemaNotFound
 from outboxkit.registries import Features, Reference, Registered, self_contained
 from outboxkit.registries.confluent.cache import Memory
-from outboxkit.registries.confluent.http import Login, Wire
+from outboxkit.registries.confluent.http import RegistryLogin, Wire
 
 __all__ = ["MAX_REFERENCES", "MAX_REMEMBERED", "MAX_SEARCHED", "ConfluentRegistry"]
 
@@ -55,7 +55,7 @@ class ConfluentRegistry:
         self,
         url: str,
         *,
-        login: Login | None = None,
+        login: RegistryLogin | None = None,
         tls: ssl.SSLContext | None = None,
         cache: Path | None = None,
         timeout: timedelta = timedelta(seconds=5),

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from outboxkit.errors import ConfigurationError, IncompatibleSchema, RegistryUnavailable, SchemaError, SchemaNotFound
 
-__all__ = ["MAX_ANSWER", "Login", "Wire"]
+__all__ = ["MAX_ANSWER", "RegistryLogin", "Wire"]
 
 MAX_ANSWER: Final = 1024 * 1024
 """Bytes of one answer: a schema may have 256 KiB, and its JSON escapes can double it."""
@@ -27,7 +27,7 @@ _MEDIA_TYPE: Final = "application/vnd.schemaregistry.v1+json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Login:
+class RegistryLogin:
     """Credentials: a user with a password, or a bearer token. Never shown."""
 
     user: str = field(default="", repr=False)
@@ -52,7 +52,7 @@ class Wire:
         self,
         url: str,
         *,
-        login: Login | None,
+        login: RegistryLogin | None,
         tls: ssl.SSLContext | None,
         timeout: timedelta,
         clock: Callable[[], float],
@@ -63,7 +63,7 @@ class Wire:
         self.name = f"{parts.scheme}://{parts.hostname}"
         self._host, self._port = parts.hostname, parts.port
         self._path = parts.path.rstrip("/")
-        self._login = login or Login(user=unquote(parts.username or ""), password=unquote(parts.password or ""))
+        self._login = login or RegistryLogin(user=unquote(parts.username or ""), password=unquote(parts.password or ""))
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._seconds = timeout.total_seconds()
         self._clock = clock

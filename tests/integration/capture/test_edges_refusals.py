@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from outboxkit import CaptureError, EncodeError, publish, send
-from outboxkit.message import Limits
+from outboxkit.message import MessageLimits
 from tests.integration.capture.model import Noted, Order, OrderPlaced, Plain
 from tests.integration.capture.world import CaptureDatabase, prepare
 
@@ -273,7 +273,7 @@ def test_e32_a_payload_that_only_the_flush_makes_fails_the_transaction_there(wor
 
 OVERSIZE: list[tuple[str, Callable[[Session], object]]] = [
     ("payload", lambda session: publish(session, Noted("x" * 900_001), topic="notes")),
-    ("50", lambda session: publish(session, Noted("x" * 100), topic="notes", limits=Limits(payload=50))),
+    ("50", lambda session: publish(session, Noted("x" * 100), topic="notes", limits=MessageLimits(payload=50))),
     ("key", lambda session: publish(session, Noted("x"), topic="notes", key="k" * 1025)),
     ("headers", lambda session: publish(session, Noted("x"), topic="notes", headers={"h": "v" * 20_000})),
     ("reserved", lambda session: send(session, Noted("x"), to="notes", headers={"ce_id": "forged"})),

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from outboxkit.avro import Kind, Problem, Schema, check
+from outboxkit.avro import Problem, ProblemKind, Schema, check
 from outboxkit.avro.binary.json_values import encode_json
 from outboxkit.avro.model.parse import parse
 from outboxkit.codecs.avro import decode, encode
@@ -149,4 +149,4 @@ def test_the_run_meets_every_kind_of_problem_and_enough_compatible_pairs() -> No
     assert found.compatible >= total * 0.3
     assert found.examples >= found.errors * 0.8
     floor = 100 if FULL else 3
-    assert {kind.value: found.kinds[kind.value] for kind in Kind if found.kinds[kind.value] < floor} == {}
+    assert {kind.value: found.kinds[kind.value] for kind in ProblemKind if found.kinds[kind.value] < floor} == {}

@@ -38,10 +38,13 @@ from outboxkit import (
     tables,
 )
 from outboxkit.capture import commit_hooks
+from outboxkit.dead_letters import Terms, replay
 from outboxkit.errors import InboxConflict
 from outboxkit.events import event_type
+from outboxkit.guards import CircuitRule
 from outboxkit.headers import unpack_headers
-from outboxkit.message import Limits
+from outboxkit.message import MessageLimits
+from outboxkit.outbox import pauses
 from outboxkit.policy import Followers, duration
 from tests.sqlite_template import copied
 
@@ -258,6 +261,26 @@ def test_durations_are_read_from_text_in_every_verb(session: Session) -> None:
     assert timedelta(minutes=4) < waiting.due_at - waiting.recorded_at < timedelta(minutes=6)
 
 
+def test_durations_are_read_from_text_by_operators_verbs_too(session: Session) -> None:
+    connection, target = session.connection(), pauses.Target(pauses.Scope.DESTINATION, "t")
+    pauses.pause(connection, target, by="me", reason="r", lasts="5m")
+    (pause,) = pauses.pauses(connection)
+    assert pause.until is not None
+    assert timedelta(minutes=4) < pause.until - pause.since < timedelta(minutes=6)
+
+    assert Terms(inbox_retention="1d", absence="2h").absence == timedelta(hours=2)  # type: ignore[arg-type]
+    assert CircuitRule(window="30s", open_for="5s").window == timedelta(seconds=30)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [5, "5", "soon", "-5m", timedelta(0)], ids=repr)
+def test_a_duration_that_is_none_is_refused_by_operators_verbs_by_name(session: Session, value: Any) -> None:
+    connection, target = session.connection(), pauses.Target(pauses.Scope.DESTINATION, "t")
+    with pytest.raises(ConfigurationError, match="lasts"):
+        pauses.pause(connection, target, by="me", reason="r", lasts=value)
+    with pytest.raises(ConfigurationError, match="inbox_retention"):
+        replay(connection, [], by="me", why="w", inbox_retention=value)
+
+
 def test_a_trace_that_the_application_gives_is_not_given_twice(session: Session) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     publish(session, Happened(), topic="t", headers={"traceparent": trace})
@@ -418,7 +441,7 @@ def test_parameters_are_for_inserts_only(session: Session) -> None:
 @pytest.mark.parametrize("name", ["payload", "header_count", "header_bytes", "key"])
 def test_a_limit_that_is_no_size_is_refused(name: str, bound: Any) -> None:
     with pytest.raises(ConfigurationError, match=name):
-        Limits(**{name: bound})
+        MessageLimits(**{name: bound})
 
 
 def test_hints_are_given_for_an_engine_by_a_function() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -131,10 +132,59 @@ def test_a_conversation_goes_along() -> None:
         assert http_headers() == {"x-correlation-id": "checkout-42"}
 
 
-@pytest.mark.parametrize("wrong", [{"bulkhead": 0}, {"rate": 0}, {"timeout": "soon"}, {"rate": -1.0}])
-def test_limits_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigurationError):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bulkhead": 0},
+        {"bulkhead": 1.5},
+        {"bulkhead": "5"},
+        {"bulkhead": True},
+        {"rate": 0},
+        {"rate": -1.0},
+        {"rate": "10"},
+        {"rate": True},
+        {"rate": math.inf},
+        {"rate": math.nan},
+        {"timeout": "soon"},
+        {"timeout": 5},
+        {"breaker": 0.5},
+        {"breaker": CircuitRule},
+        {"retry": 3},
+        {"fallback": "cached"},
+        {"on": "Away"},
+        {"on": (Away, "Away")},
+        {"on": BaseException},
+    ],
+    ids=repr,
+)
+def test_limits_that_make_no_sense_are_refused_by_name(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         guard("wrong", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="name"):
+        guard(7)  # type: ignore[arg-type]
+
+    assert report() == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"failure_rate": 0},
+        {"failure_rate": 1.1},
+        {"failure_rate": "0.5"},
+        {"failure_rate": True},
+        {"failure_rate": math.nan},
+        {"window": 30},
+        {"window": "soon"},
+        {"open_for": timedelta(0)},
+        {"min_messages": 0},
+        {"min_messages": 1.5},
+    ],
+    ids=repr,
+)
+def test_a_circuits_rule_is_checked_where_it_is_made(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        CircuitRule(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_second_guard_of_one_name_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from outboxkit.guards.circuit_breaker import CircuitRule, CircuitState
-from outboxkit.guards.policy import Limits, Refusal, Refused, State
+from outboxkit.guards.policy import GuardLimits, Refusal, Refused, State
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -18,7 +18,7 @@ def refusal(state: State, now: datetime, deadline: datetime | None = None) -> Re
 
 
 def test_a_circuit_opens_lets_one_probe_through_and_closes() -> None:
-    state = State(Limits(circuit=RULE))
+    state = State(GuardLimits(circuit=RULE))
     for _ in range(2):
         assert refusal(state, NOW) is None
         state.end(NOW, failed=True)
@@ -35,7 +35,7 @@ def test_a_circuit_opens_lets_one_probe_through_and_closes() -> None:
 
 
 def test_a_probe_that_fails_opens_the_circuit_again() -> None:
-    state = State(Limits(circuit=RULE))
+    state = State(GuardLimits(circuit=RULE))
     for _ in range(2):
         state.begin(NOW, None)
         state.end(NOW, failed=True)
@@ -47,7 +47,7 @@ def test_a_probe_that_fails_opens_the_circuit_again() -> None:
 
 
 def test_a_bulkhead_lets_so_many_calls_run_at_a_time() -> None:
-    state = State(Limits(bulkhead=2))
+    state = State(GuardLimits(bulkhead=2))
 
     assert [refusal(state, NOW) for _ in range(3)] == [None, None, Refusal.BULKHEAD]
     state.end(NOW, failed=False)
@@ -55,7 +55,7 @@ def test_a_bulkhead_lets_so_many_calls_run_at_a_time() -> None:
 
 
 def test_a_rate_says_when_to_try_again() -> None:
-    state = State(Limits(rate=10))
+    state = State(GuardLimits(rate=10))
 
     assert refusal(state, NOW) is None
     found = state.begin(NOW, None)
@@ -65,7 +65,7 @@ def test_a_rate_says_when_to_try_again() -> None:
 
 
 def test_the_time_of_a_call_is_its_own_or_what_remains() -> None:
-    state = State(Limits(timeout=3 * SECOND))
+    state = State(GuardLimits(timeout=3 * SECOND))
 
     assert state.begin(NOW, None) == 3 * SECOND
     assert state.begin(NOW, NOW + SECOND) == SECOND
@@ -73,7 +73,7 @@ def test_the_time_of_a_call_is_its_own_or_what_remains() -> None:
 
 
 def test_a_refused_call_takes_no_place() -> None:
-    state = State(Limits(bulkhead=1, rate=1000))
+    state = State(GuardLimits(bulkhead=1, rate=1000))
     state.begin(NOW, None)
 
     assert refusal(state, NOW) is Refusal.BULKHEAD

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from outboxkit.avro import Kind, Problem, check
+from outboxkit.avro import Problem, ProblemKind, check
 from outboxkit.avro.binary.json_values import encode_json
 from outboxkit.avro.compatibility.examples import smallest_values
 from outboxkit.avro.model.parse import parse
@@ -48,7 +48,7 @@ def test_the_decoder_agrees_with_the_verdict(pair: dict[str, Any]) -> None:
 def test_the_table_has_every_kind_of_problem() -> None:
     named = {text.split(" at ")[0] for pair in PAIRS for key in ("problems", "warnings") for text in pair.get(key, [])}
 
-    assert named == {kind.value for kind in Kind}
+    assert named == {kind.value for kind in ProblemKind}
 
 
 def test_no_name_is_there_twice() -> None:

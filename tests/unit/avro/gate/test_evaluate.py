@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from outboxkit.avro import Direction, Kind, Mode, Version, check_history
+from outboxkit.avro import Direction, Mode, ProblemKind, Version, check_history
 from outboxkit.avro.gate.evaluate import Allow, Finding, evaluate, find, parse_allowed
 from outboxkit.avro.gate.json_lines import line_of
 from outboxkit.avro.gate.reports import FORMATS, render
@@ -82,7 +82,7 @@ def test_a_problem_of_old_readers_is_shown_where_the_new_writer_says_it() -> Non
 
 
 def _allow(**changed: Any) -> Allow:
-    entry: dict[str, Any] = {"subject": "shop.R", "kind": Kind.READER_FIELD_MISSING_DEFAULT_VALUE, "path": "R.b"}
+    entry: dict[str, Any] = {"subject": "shop.R", "kind": ProblemKind.READER_FIELD_MISSING_DEFAULT_VALUE, "path": "R.b"}
     return Allow(**(entry | {"until": TODAY, "reason": "topic is empty"} | changed))
 
 
@@ -95,7 +95,7 @@ def test_an_entry_allows_one_problem_until_its_date() -> None:
     assert tomorrow.expired == (_allow(),)
 
 
-@pytest.mark.parametrize("changed", [{"path": "R.a"}, {"subject": "shop.S"}, {"kind": Kind.TYPE_MISMATCH}])
+@pytest.mark.parametrize("changed", [{"path": "R.a"}, {"subject": "shop.S"}, {"kind": ProblemKind.TYPE_MISMATCH}])
 def test_an_entry_allows_nothing_else(changed: dict[str, Any]) -> None:
     result = evaluate(_findings(), [_allow(**changed)], TODAY)
 
