@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from outboxkit import (
     ConfigurationError,
+    Consumer,
     Message,
     OutboxKitError,
     dead_letters,
@@ -164,6 +165,14 @@ def test_every_verb_names_missing_tables(empty: Engine) -> None:
             found[name] = refusal(lambda: ask(connection))  # noqa: B023  likewise
 
     assert {name: text for name, text in found.items() if text != f"ConfigurationError: {tables.MISSING}"} == {}
+
+
+async def test_a_consumer_that_starts_without_tables_names_them(empty: Engine) -> None:
+    billing = Consumer("billing", sessions=sessionmaker(empty))
+    billing.on("paid", topic="t")(lambda _message: None)
+
+    with pytest.raises(ConfigurationError, match="outboxkit init"):
+        await billing.run("memory://missing-tables")
 
 
 @pytest.mark.parametrize("way", WAYS)

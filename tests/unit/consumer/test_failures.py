@@ -116,8 +116,9 @@ async def test_a_letter_tells_class_and_place_but_no_data(world: ConsumerFixture
     assert "secret-4711" not in repr(letter)
 
 
-async def test_poison_dies_at_once_and_is_kept_byte_for_byte(world: ConsumerFixture) -> None:
-    billing = consumer(world, retry=impatient(immediate=3))
+@pytest.mark.parametrize("also", [(), KeyError, (KeyError,)], ids=["by default", "one class more", "several"])
+async def test_poison_dies_at_once_and_is_kept_byte_for_byte(world: ConsumerFixture, also: Any) -> None:
+    billing = consumer(world, retry=impatient(immediate=3, poison=also))
     calls = handles(billing)
     broken = order(1, payload=b'{"number": \xff\x00', headers=(("x", b"1"), ("x", b"\x00\xfe")))
 

@@ -69,6 +69,22 @@ def test_what_is_no_rate_is_refused_with_what_was_expected(tmp_path: Path, text:
         _loaded(tmp_path, f'[destinations.orders]\nrate = "{text}"')
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("order", "keys"),
+        ("on_dead", "bury"),
+        ("wake", "listen"),
+        ("retry_attempts", 0),
+        ("retry_base", "5"),
+        ("ordr", "x"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused_by_name(tmp_path: Path, name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=rf"relay\.{name}"):
+        _loaded(tmp_path, f"[relay]\n{name} = {value!r}")
+
+
 # --- files, secrets and the environment --------------------------------------------------------------------------
 
 
