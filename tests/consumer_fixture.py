@@ -19,14 +19,29 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from outboxkit import migrations, tables
 from outboxkit.brokers import Delivery, Subscriber
 from outboxkit.brokers.memory import Exchange, MemorySubscriber, exchange
-from outboxkit.consumer import Consumer
+from outboxkit.consumer import Consumer, MessageContext
+from outboxkit.dead_letters import DeadLetter, Filter, find
 from outboxkit.events import event
 from outboxkit.headers import pack_headers, wire_headers
 from outboxkit.message import Message
 from outboxkit.policy import RetryPolicy, full_jitter
 from outboxkit.rows import Row
 
-__all__ = ["Base", "ConsumerFixture", "Effect", "OrderPlaced", "Until", "create_tables", "impatient", "order", "row_of"]
+__all__ = [
+    "Base",
+    "ConsumerFixture",
+    "Effect",
+    "OrderPlaced",
+    "Until",
+    "consumer",
+    "create_tables",
+    "handles",
+    "impatient",
+    "letters",
+    "order",
+    "raises_at",
+    "row_of",
+]
 
 
 class Base(DeclarativeBase):
@@ -228,3 +243,36 @@ class ConsumerFixture:
         if self._async is not None:
             await self._async.dispose()
         self.engine.dispose()
+
+
+def consumer(world: ConsumerFixture, name: str = "billing", **options: Any) -> Consumer:
+    return Consumer(name, sessions=world.asynchronous, **{"retry": impatient(), **options})
+
+
+def handles(billing: Consumer, fails: Any = lambda _number, _ctx: None) -> list[tuple[int, int]]:
+    """A handler that makes an effect and then asks `fails`; returns (number, attempt) of each call."""
+    calls: list[tuple[int, int]] = []
+
+    @billing.on(OrderPlaced, topic="orders")
+    async def bill(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
+        calls.append((placed.number, ctx.attempt))
+        session.add(Effect(message_id=ctx.id, number=placed.number))
+        await session.flush()
+        result = fails(placed.number, ctx)
+        if result is not None:
+            await result
+
+    return calls
+
+
+def letters(world: ConsumerFixture, **which: Any) -> list[DeadLetter]:
+    with world.engine.connect() as connection:
+        return find(connection, Filter(**which))
+
+
+def raises_at(*calls: tuple[int, int]) -> Any:
+    def fail(number: int, ctx: MessageContext) -> None:
+        if (number, ctx.attempt) in calls:
+            raise KeyError("secret-4711")
+
+    return fail

@@ -43,8 +43,10 @@ class _Section(BaseModel):
 class CircuitSettings(_Section):
     """``[relay.circuit]`` and ``[destinations.NAME.circuit]``: when a destination that refuses is left alone."""
 
-    failure_rate: float = Field(0.5, gt=0, le=1, description="it opens when so much of a window's messages is refused")
-    window: Duration = Field(timedelta(seconds=30), description="how far it looks back")
+    failure_rate: float = Field(
+        0.5, gt=0, le=1, description="share of the messages in `window` that must be refused to open it"
+    )
+    window: Duration = Field(timedelta(seconds=30), description="how far the circuit looks back")
     open_for: Duration = Field(timedelta(seconds=5), description="how long it stays open before a few messages probe")
 
 

@@ -81,6 +81,17 @@ def test_what_the_root_offers_is_short_and_really_there() -> None:
     assert not [name for name in names if not hasattr(root, name)]
 
 
+def test_no_test_takes_from_another_what_belongs_beside_both() -> None:
+    """Only a test that runs on another server imports all tests of a module, and its fixtures."""
+    wrong = []
+    for file in files("tests"):
+        taken = [node for node in nodes(file) if isinstance(node, ast.ImportFrom) and ".test_" in (node.module or "")]
+        again = {node.module for node in taken if node.names[0].name == "*"}
+        wrong += [place(file, node) for node in taken if node.module not in again]
+
+    assert not wrong
+
+
 def test_every_folder_of_tests_is_a_package() -> None:
     """Else pytest takes two modules of one name for one, and the tests of the second are never run."""
     folders = {folder for file in files("tests") for folder in file.parents if folder.is_relative_to(ROOT / "tests")}

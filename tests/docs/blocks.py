@@ -23,7 +23,11 @@ from uuid import uuid4
 from tests.deadlines import DEADLINE
 from tests.servers.processes import free_ports
 
-__all__ = ["Block", "Reader", "Untrue", "apart", "blocks", "environment", "fits"]
+__all__ = ["DOCS", "ROOT", "TUTORIAL", "Block", "Reader", "Untrue", "apart", "blocks", "environment", "fits"]
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+TUTORIAL = [DOCS / "tutorial" / "index.md", DOCS / "tutorial" / "your-app.md"]  # a test of its own reads it
 
 _FENCE = re.compile(
     r"(?:^<!-- (numbers differ) -->\n)?^```(?:\{(\S+)\}\s*)?(\w[\w-]*)?\s*\n(.*?)^```", re.MULTILINE | re.DOTALL

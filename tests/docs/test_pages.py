@@ -18,12 +18,9 @@ from outboxkit_relay.cli.main import program
 from outboxkit_relay.exit_codes import Exit
 from outboxkit_relay.settings import PREFIX, Settings
 from tests import servers
-from tests.docs.blocks import Reader, apart, blocks, commands, environment, fits
+from tests.docs.blocks import DOCS, ROOT, TUTORIAL, Reader, apart, blocks, commands, environment, fits
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 PAGES = sorted({ROOT / "README.md", ROOT / "llms.txt", *DOCS.rglob("*.md")} - set((DOCS / "_build").rglob("*.md")))
-TUTORIAL = [DOCS / "tutorial" / "index.md", DOCS / "tutorial" / "your-app.md"]  # test_tutorial reads it
 RUNNABLE = [page for page in PAGES if page not in TUTORIAL and any(True for _ in blocks(page.read_text()))]
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import servers
-from tests.docs.blocks import Reader, apart, environment
-from tests.docs.test_pages import ROOT, TUTORIAL
+from tests.docs.blocks import ROOT, TUTORIAL, Reader, apart, environment
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,10 @@ import os
 import signal
 from collections.abc import Callable
 
-from sqlalchemy.exc import DBAPIError
-
 from tests import servers
 from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ
 from tests.faults.brokers import on_brokers
-from tests.faults.traffic import EVIDENCED, LEFT, OURS, are_right
+from tests.faults.traffic import EVIDENCED, LEFT, OURS, answers, are_right
 from tests.servers import processes
 from tests.servers.local import LocalServer
 
@@ -76,11 +74,3 @@ def test_a_database_that_is_restarted_under_load_costs_no_message(
     world.stop(relay)
     assert len(world.said(relay, "database.away")) >= len(FAULTS)
     are_right(world, reader)
-
-
-def answers(world: AcceptanceEnvironment) -> bool:
-    """Whether the database is up again."""
-    try:
-        return world.scalar("SELECT 1") == 1
-    except DBAPIError:
-        return False

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pika
 from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from outboxkit.message import Message
 from tests import servers
@@ -84,3 +85,11 @@ def are_right(world: AcceptanceEnvironment, reader: Kafka | RabbitMQ) -> int:
     assert evidenced(world) == {message.id for message in seen}, "false evidence"
     assert world.scalar("SELECT count(*) FROM dead_letters") == 0, "an outage was taken for poison"
     return len(seen) - len(first)
+
+
+def answers(world: AcceptanceEnvironment) -> bool:
+    """Whether the database is up again."""
+    try:
+        return world.scalar("SELECT 1") == 1
+    except DBAPIError:
+        return False

@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 from outboxkit import migrations, outbox_tables, publish, tables
 from outboxkit.errors import ConfigurationError
+from tests.integration.capture.described import described
 from tests.integration.capture.model import Noted
-from tests.integration.capture.test_migrations import _described
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
@@ -61,7 +61,7 @@ def _functions(engine: Engine) -> list[Any]:
 def test_create_all_makes_what_init_makes(empty: Engine) -> None:
     with empty.begin() as connection:
         migrations.upgrade(connection)
-    described, functions = _described(empty), _functions(empty)
+    expected, functions = described(empty), _functions(empty)
     with empty.begin() as connection:
         tables.METADATA.drop_all(connection)
 
@@ -69,9 +69,9 @@ def test_create_all_makes_what_init_makes(empty: Engine) -> None:
     for _ in range(2):
         metadata.create_all(empty)
 
-    found = _described(empty)
+    found = described(empty)
     found.pop("orders")
-    assert found == described
+    assert found == expected
     assert _functions(empty) == functions
     with empty.connect() as connection:
         assert migrations.check(connection) == []

@@ -29,6 +29,7 @@ from outboxkit.events import EventType, event_type
 from outboxkit.headers import unpack_headers
 from outboxkit.message import Message
 from outboxkit.rows import shard_of
+from tests.integration.capture.described import described
 from tests.integration.capture.model import Noted
 from tests.integration.capture.world import CaptureDatabase
 
@@ -229,47 +230,10 @@ def test_tables_of_version_1_become_those_of_today_and_keep_their_rows(empty: En
         assert session.scalar(text("SELECT count(*) FROM outbox_waiting")) == 1
 
 
-def _described(engine: Engine) -> dict[str, Any]:
-    """All that a database tells of its tables, whatever the order in which it came to be."""
-    inspector = inspect(engine)
-    return {
-        name: {
-            "columns": {
-                column["name"]: (
-                    str(column["type"]),
-                    column["nullable"],
-                    column["default"],
-                    "identity" in column,
-                )
-                for column in inspector.get_columns(name)
-            },
-            "key": inspector.get_pk_constraint(name)["constrained_columns"],
-            "indexes": {
-                index["name"]: index.get("expressions", index["column_names"]) for index in inspector.get_indexes(name)
-            },
-            "checks": {check["name"]: check["sqltext"] for check in inspector.get_check_constraints(name)},
-            "comment": None if engine.dialect.name == "sqlite" else inspector.get_table_comment(name)["text"],
-            "options": _options(engine, name),
-        }
-        for name in inspector.get_table_names()
-    }
-
-
-def _options(engine: Engine, table: str) -> Any:
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            return "AUTOINCREMENT" in str(
-                connection.scalar(text("SELECT sql FROM sqlite_master WHERE name = :name"), {"name": table})
-            )
-        return connection.scalar(
-            text("SELECT reloptions FROM pg_class WHERE oid = to_regclass(:name)"), {"name": table}
-        )
-
-
 def test_migrated_tables_equal_new_ones(empty: Engine, tmp_path: Path) -> None:
     with empty.begin() as connection:
         migrations.upgrade(connection)
-    new = _described(empty)
+    new = described(empty)
     with empty.begin() as connection:
         for table in new:
             connection.exec_driver_sql(f"DROP TABLE {table}")
@@ -277,7 +241,7 @@ def test_migrated_tables_equal_new_ones(empty: Engine, tmp_path: Path) -> None:
     with empty.begin() as connection:
         migrations.upgrade(connection)
 
-    assert _described(empty) == new
+    assert described(empty) == new
     with empty.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), tables.METADATA) == []
 

@@ -15,8 +15,8 @@ from outboxkit.errors import IdempotencyInProgress
 from outboxkit.idempotency import idempotent
 from tests.consumer_fixture import Effect
 from tests.deadlines import DEADLINE
+from tests.unit.idempotency.orders import CREATED, SCOPE, effects, place, prepare
 from tests.unit.idempotency.test_keys import *  # noqa: F403
-from tests.unit.idempotency.test_keys import CREATED, SCOPE, effects, place, prepare
 
 HOLDER = """
 import sys

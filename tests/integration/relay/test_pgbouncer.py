@@ -15,8 +15,7 @@ from outboxkit_relay.exit_codes import Exit
 from tests import servers
 from tests.acceptance.world import AcceptanceEnvironment, Kafka, declare, effects_are_in_order, forget
 from tests.deadlines import DEADLINE
-from tests.faults.test_database import answers
-from tests.faults.traffic import EVIDENCED, LEFT, are_right
+from tests.faults.traffic import EVIDENCED, LEFT, answers, are_right
 from tests.servers import pgbouncer
 
 KEYS = 20

@@ -18,8 +18,7 @@ from outboxkit.consumer.handlers import MessageContext
 from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit.inbox import Admitted
 from outboxkit.policy import Failure
-from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order
-from tests.unit.consumer.test_failures import consumer, handles, letters
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, consumer, handles, impatient, letters, order
 
 
 def _driver_commit(session: Session) -> None:

@@ -15,8 +15,7 @@ from outboxkit.consumer import Consumer, MessageContext
 from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit.message import Message
 from outboxkit.policy import Failure
-from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order
-from tests.unit.consumer.test_failures import consumer, handles, letters
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, consumer, handles, impatient, letters, order
 
 
 async def commits(world: ConsumerFixture, billing: Consumer) -> int:

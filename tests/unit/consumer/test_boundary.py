@@ -17,8 +17,7 @@ from outboxkit.dead_letters import Stage
 from outboxkit.headers import pack_headers, unpack_headers
 from outboxkit.message import Message
 from outboxkit.rows import Row
-from tests.consumer_fixture import ConsumerFixture, Until, impatient, order, row_of
-from tests.unit.consumer.test_failures import consumer, handles, letters
+from tests.consumer_fixture import ConsumerFixture, Until, consumer, handles, impatient, letters, order, row_of
 
 
 def with_header(name: str, value: bytes, **others: Any) -> Row:

@@ -11,46 +11,23 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit import publish, tables
-from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
-from outboxkit.dead_letters import DeadLetter, Filter, Stage, find, replay
+from outboxkit.dead_letters import DeadLetter, Stage, replay
 from outboxkit.headers import REPLAY_FOR, pack_headers, unpack_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure
-from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order, row_of
-
-
-def consumer(world: ConsumerFixture, name: str = "billing", **options: Any) -> Consumer:
-    return Consumer(name, sessions=world.asynchronous, **{"retry": impatient(), **options})
-
-
-def handles(billing: Consumer, fails: Any = lambda _number, _ctx: None) -> list[tuple[int, int]]:
-    """A handler that makes an effect and then asks `fails`; returns (number, attempt) of each call."""
-    calls: list[tuple[int, int]] = []
-
-    @billing.on(OrderPlaced, topic="orders")
-    async def bill(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
-        calls.append((placed.number, ctx.attempt))
-        session.add(Effect(message_id=ctx.id, number=placed.number))
-        await session.flush()
-        result = fails(placed.number, ctx)
-        if result is not None:
-            await result
-
-    return calls
-
-
-def letters(world: ConsumerFixture, **which: Any) -> list[DeadLetter]:
-    with world.engine.connect() as connection:
-        return find(connection, Filter(**which))
-
-
-def raises_at(*calls: tuple[int, int]) -> Any:
-    def fail(number: int, ctx: MessageContext) -> None:
-        if (number, ctx.attempt) in calls:
-            raise KeyError("secret-4711")
-
-    return fail
+from tests.consumer_fixture import (
+    ConsumerFixture,
+    Effect,
+    OrderPlaced,
+    consumer,
+    handles,
+    impatient,
+    letters,
+    order,
+    raises_at,
+    row_of,
+)
 
 
 async def test_a_failed_try_is_rolled_back_and_tried_again_at_once(world: ConsumerFixture) -> None:
@@ -112,7 +89,7 @@ async def test_a_letter_tells_class_and_place_but_no_data(world: ConsumerFixture
 
     (letter,) = letters(world)
     assert letter.error_class == "KeyError"
-    assert letter.error.startswith("KeyError at test_failures.py:")
+    assert letter.error.startswith("KeyError at consumer_fixture.py:")
     assert "secret-4711" not in repr(letter)
 
 

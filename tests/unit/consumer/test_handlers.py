@@ -19,8 +19,7 @@ from outboxkit.dead_letters import Stage
 from outboxkit.errors import ConfigurationError
 from outboxkit.events import event
 from outboxkit.message import Message
-from tests.consumer_fixture import ConsumerFixture, OrderPlaced, order
-from tests.unit.consumer.test_failures import consumer, handles, letters
+from tests.consumer_fixture import ConsumerFixture, OrderPlaced, consumer, handles, letters, order
 
 PLACED = datetime(2026, 11, 30, 12, tzinfo=UTC)
 

@@ -15,8 +15,7 @@ from outboxkit.dead_letters import discard, replay
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure, Followers, RetryPolicy
 from outboxkit.rows import WaitReason
-from tests.consumer_fixture import ConsumerFixture, impatient, order
-from tests.unit.consumer.test_failures import consumer, handles, letters, raises_at
+from tests.consumer_fixture import ConsumerFixture, consumer, handles, impatient, letters, order, raises_at
 
 
 def dies(number: int) -> Any:

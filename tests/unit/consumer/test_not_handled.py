@@ -18,8 +18,7 @@ from outboxkit.headers import pack_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure
 from outboxkit.rows import Row
-from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, order, row_of
-from tests.unit.consumer.test_failures import consumer, handles, letters
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, consumer, handles, letters, order, row_of
 
 PLAIN = b'{"number": 1}'
 STRUCTURED = ("content-type", b"application/cloudevents+json; charset=UTF-8")

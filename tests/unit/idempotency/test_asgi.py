@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from outboxkit.idempotency import SESSION, IdempotencyMiddleware
 from tests.consumer_fixture import Effect, create_tables
 from tests.sqlite_template import copied
-from tests.unit.idempotency.test_keys import effects
+from tests.unit.idempotency.orders import effects
 
 
 class Shop:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, func, select, update
+from sqlalchemy import Engine, create_engine, update
 from sqlalchemy.orm import Session
 
 from outboxkit import tables
@@ -16,9 +16,7 @@ from outboxkit.errors import ConfigurationError, EncodeError, IdempotencyConflic
 from outboxkit.idempotency import Outcome, idempotent
 from tests.consumer_fixture import Effect, create_tables
 from tests.sqlite_template import copied
-
-SCOPE = "ana POST /orders"
-CREATED = Outcome(status=201, headers=(("location", "/orders/7"),), body=b'{"id": 7}')
+from tests.unit.idempotency.orders import CREATED, SCOPE, effects, place
 
 
 @pytest.fixture
@@ -26,31 +24,6 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     found = create_engine(copied(tmp_path / "keys.db", create_tables))
     yield found
     found.dispose()
-
-
-def prepare(engine: Engine) -> None:
-    with engine.begin() as connection:
-        create_tables(connection)
-
-
-def place(engine: Engine, key: str = "k-1", *, request: bytes = b"order", answer: Outcome | None = CREATED) -> Outcome:
-    """A handler: its effect, and its answer."""
-    with (
-        Session(engine) as session,
-        session.begin(),
-        idempotent(session, key, scope=SCOPE, request=request) as call,
-    ):
-        if call.stored is not None:
-            return call.stored
-        if answer is None:  # the request is wrong
-            return Outcome(status=400)
-        session.add(Effect(message_id=key, number=1))
-        return call.finish(answer)
-
-
-def effects(engine: Engine) -> int:
-    with Session(engine) as session:
-        return session.scalar(select(func.count()).select_from(Effect)) or 0
 
 
 def test_a_second_call_gets_the_first_ones_answer_and_has_no_effect(engine: Engine) -> None:

@@ -8,8 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from outboxkit.consumer import Consumer
 from outboxkit_relay.observe.consumer import OUTCOMES, ConsumerMetrics
-from tests.consumer_fixture import ConsumerFixture, impatient, order
-from tests.unit.consumer.test_failures import handles
+from tests.consumer_fixture import ConsumerFixture, handles, impatient, order
 
 
 async def test_what_became_of_messages_is_counted_by_consumer_and_outcome(world: ConsumerFixture) -> None:

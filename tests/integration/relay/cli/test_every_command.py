@@ -22,9 +22,8 @@ from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope, Target
 from outboxkit_relay.cli.main import COMMANDS, program
 from tests.consumer_fixture import order
+from tests.unit.relay.cli.builders import bury, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
-from tests.unit.relay.cli.test_dlq import _bury
-from tests.unit.relay.cli.test_quarantine import _stop
 
 #: Commands that look at no database, or have tests of their own on both.
 ELSEWHERE = {"demo", "demo-broker", "consume", "healthcheck", "saga", "schema"}
@@ -111,8 +110,8 @@ def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def _fill(engine: Engine) -> dict[str, str]:
-    letter, other = _bury(engine), _bury(engine, "shipping", b"8")
-    _stop(engine, reason="parked")
+    letter, other = bury(engine), bury(engine, "shipping", b"8")
+    stop_key(engine, reason="parked")
     pending, scheduled, published = order(1, topic="payments"), order(2), uuid4()
     with engine.begin() as connection:
         outbox.write(connection, [pending])

@@ -11,14 +11,13 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.deadlines import DEADLINE
+from tests.unit.relay.cli.builders import bury, requests_of, state_of, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
-from tests.unit.relay.cli.test_dlq import _bury, _state
-from tests.unit.relay.cli.test_quarantine import _requests, _stop
 
 
 @pytest.mark.parametrize(("answer", "state", "code"), [("y", "replaying", 0), ("n", "dead", 1), ("", "dead", 1)])
 def test_a_person_is_asked_with_the_count(engine: Engine, answer: str, state: str, code: int) -> None:
-    letter, other = _bury(engine, key=b"1"), _bury(engine, "shipping", key=b"2")
+    letter, other = bury(engine, key=b"1"), bury(engine, "shipping", key=b"2")
     here, there = pty.openpty()
     command = [sys.executable, "-m", "outboxkit_relay", "dlq", "replay", "--all"]
 
@@ -32,11 +31,11 @@ def test_a_person_is_asked_with_the_count(engine: Engine, answer: str, state: st
     assert "Replay 2 messages (" in talk
     assert "billing 1" in talk
     assert "[y/N]" in talk
-    assert {_state(engine, letter), _state(engine, other)} == {state}
+    assert {state_of(engine, letter), state_of(engine, other)} == {state}
 
 
 def test_without_a_terminal_and_without_yes_nothing_is_asked(outboxkit: Outboxkit, engine: Engine) -> None:
-    _stop(engine)
+    stop_key(engine)
     command = [
         sys.executable,
         "-c",
@@ -52,4 +51,4 @@ def test_without_a_terminal_and_without_yes_nothing_is_asked(outboxkit: Outboxki
     assert done.returncode == 2
     assert "Skip the key 7 of orders (2 messages behind)?" in done.stderr
     assert "Add --yes" in done.stderr
-    assert _requests(engine) == {b"7": None}
+    assert requests_of(engine) == {b"7": None}

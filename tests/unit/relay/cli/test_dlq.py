@@ -5,71 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, select
 
-from outboxkit import dead_letters, tables
-from outboxkit.brokers import Delivery
-from outboxkit.dead_letters import DeadLetter, Stage
-from outboxkit.headers import from_wire, wire_headers
-from outboxkit.message import Message
-from outboxkit.policy import Failure
+from outboxkit import tables
+from tests.unit.relay.cli.builders import audit_of, bury, state_of
 from tests.unit.relay.cli.conftest import Outboxkit
-
-CANARY = "card 4711 \x1b[2J"
-
-
-def _bury(engine: Engine, consumer: str = "billing", key: bytes = b"7") -> DeadLetter:
-    sent = Message(
-        id=str(uuid4()),
-        type="order.placed",
-        topic="orders",
-        key=key,
-        payload=f'{{"card": "{CANARY}"}}'.encode(),
-        content_type="application/json",
-        headers=(("x-customer", b"CANARY-HEADER"),),
-    )
-    delivery = Delivery(
-        topic="orders",
-        key=key,
-        headers=wire_headers(sent),
-        payload=sent.payload,
-        origin="orders[0]@1",
-        partition=0,
-        offset=1,
-    )
-    letter = dead_letters.of_delivery(
-        delivery,
-        from_wire("orders", key, delivery.headers, sent.payload),
-        consumer=consumer,
-        kind="event",
-        failure=Failure.HANDLER,
-        stage=Stage.HANDLER,
-        error=KeyError("currency"),
-        attempts=9,
-    )
-    with engine.begin() as connection:
-        stored = dead_letters.bury(connection, letter)
-    assert stored is not None
-    return stored
-
-
-def _state(engine: Engine, letter: DeadLetter) -> str:
-    with engine.connect() as connection:
-        found = dead_letters.get(connection, letter.id)
-    assert found is not None
-    return found.state.value
-
-
-def _audit(engine: Engine) -> list[tuple[str, str]]:
-    with engine.connect() as connection:
-        return [(row.action, row.why) for row in connection.execute(select(tables.outbox_audit))]
 
 
 def test_the_list_shows_who_and_why_and_no_payload(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
 
     done = outboxkit("dlq", "list")
 
@@ -82,8 +29,8 @@ def test_the_list_shows_who_and_why_and_no_payload(outboxkit: Outboxkit, engine:
 
 
 def test_options_choose(outboxkit: Outboxkit, engine: Engine) -> None:
-    _bury(engine, "billing", b"1")
-    _bury(engine, "shipping", b"2")
+    bury(engine, "billing", b"1")
+    bury(engine, "shipping", b"2")
 
     def found(*options: str) -> list[str]:
         done = outboxkit("dlq", "list", "--json", *options)
@@ -102,7 +49,7 @@ def test_options_choose(outboxkit: Outboxkit, engine: Engine) -> None:
 
 
 def test_a_letter_that_is_damaged_does_not_hide_the_others(outboxkit: Outboxkit, engine: Engine) -> None:
-    damaged, whole = _bury(engine, key=b"1"), _bury(engine, key=b"2")
+    damaged, whole = bury(engine, key=b"1"), bury(engine, key=b"2")
     letters = tables.dead_letters
     with engine.begin() as connection:
         connection.execute(letters.update().where(letters.c.id == damaged.id).values(headers=b"\0\7\0"))
@@ -115,7 +62,7 @@ def test_a_letter_that_is_damaged_does_not_hide_the_others(outboxkit: Outboxkit,
 
 
 def test_show_masks_what_is_personal(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
 
     for options in ([], ["--json"]):
         done = outboxkit("dlq", "show", str(letter.id)[:8], *options)
@@ -125,18 +72,18 @@ def test_show_masks_what_is_personal(outboxkit: Outboxkit, engine: Engine) -> No
         assert "order.placed" in done.out
         assert "4711" not in done.out
         assert "CANARY-HEADER" not in done.out
-    assert _audit(engine) == []
+    assert audit_of(engine) == []
 
 
 def test_reveal_shows_it_escaped_and_says_so_in_the_audit_log(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
 
     done = outboxkit("dlq", "show", str(letter.id), "--reveal")
 
     assert "card 4711 \\x1b[2J" in done.out
     assert "\x1b" not in done.out
     assert "CANARY-HEADER" in done.out
-    assert [action for action, _ in _audit(engine)] == ["dlq.reveal"]
+    assert [action for action, _ in audit_of(engine)] == ["dlq.reveal"]
 
 
 @pytest.mark.parametrize(("name", "code"), [("0000", 1), ("xyz!", 2), ("ab", 2), ("f" * 40, 2)])
@@ -148,7 +95,7 @@ def test_a_name_that_means_nothing_is_one_line(outboxkit: Outboxkit, engine: Eng
 
 
 def test_a_name_that_means_two_letters_is_refused(outboxkit: Outboxkit, engine: Engine) -> None:
-    first, second = _bury(engine, key=b"1"), _bury(engine, key=b"2")
+    first, second = bury(engine, key=b"1"), bury(engine, key=b"2")
     letters = tables.dead_letters
     with engine.begin() as connection:
         for letter, number in ((first, 1), (second, 2)):
@@ -160,14 +107,14 @@ def test_a_name_that_means_two_letters_is_refused(outboxkit: Outboxkit, engine: 
 
 
 def test_replay_sends_the_message_to_the_consumer_that_failed(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
 
     done = outboxkit("dlq", "replay", str(letter.id)[:8], "--yes", "--why", "fixed in 2.4.1")
 
     assert done.code == 0
     assert done.out == f"{str(letter.id)[:8]}  queued\n"
-    assert _state(engine, letter) == "replaying"
-    assert _audit(engine) == [("dlq.replay", "fixed in 2.4.1")]
+    assert state_of(engine, letter) == "replaying"
+    assert audit_of(engine) == [("dlq.replay", "fixed in 2.4.1")]
     with engine.connect() as connection:
         (row,) = connection.execute(select(tables.outbox_messages)).all()
     assert row.message_id == UUID(letter.message_id)
@@ -175,29 +122,29 @@ def test_replay_sends_the_message_to_the_consumer_that_failed(outboxkit: Outboxk
 
 
 def test_a_dry_run_changes_nothing(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
 
     for command in (["replay"], ["discard", "--why", "x"]):
         done = outboxkit("dlq", *command, "--all", "--dry-run")
 
         assert done.code == 0
         assert f"would {command[0]}" in done.out
-    assert _state(engine, letter) == "dead"
-    assert _audit(engine) == []
+    assert state_of(engine, letter) == "dead"
+    assert audit_of(engine) == []
 
 
 def test_everything_is_never_meant_by_accident(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
 
     assert outboxkit("dlq", "replay", "--yes").code == 2
     assert outboxkit("dlq", "discard", "--yes", "--why", "x").code == 2
-    assert _state(engine, letter) == "dead"
+    assert state_of(engine, letter) == "dead"
 
 
 def test_without_a_terminal_nobody_is_asked(
     outboxkit: Outboxkit, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
     with Path(os.devnull).open() as nothing:
         monkeypatch.setattr("sys.stdin", nothing)
 
@@ -206,11 +153,11 @@ def test_without_a_terminal_nobody_is_asked(
     assert done.code == 2
     assert "Replay 1 message (billing 1)?" in done.err
     assert "--yes" in done.err
-    assert _state(engine, letter) == "dead"
+    assert state_of(engine, letter) == "dead"
 
 
 def test_some_refused_is_partly_done_and_all_refused_has_failed(outboxkit: Outboxkit, engine: Engine) -> None:
-    first, second = _bury(engine, key=b"1"), _bury(engine, key=b"2")
+    first, second = bury(engine, key=b"1"), bury(engine, key=b"2")
     assert outboxkit("dlq", "discard", str(first.id), "--yes", "--why", "test order").code == 0
 
     partly = outboxkit("dlq", "replay", str(first.id), str(second.id), "--yes")
@@ -220,22 +167,22 @@ def test_some_refused_is_partly_done_and_all_refused_has_failed(outboxkit: Outbo
     assert "refused" in partly.out
     assert "queued" in partly.out
     assert nothing.code == 1
-    assert (_state(engine, first), _state(engine, second)) == ("discarded", "replaying")
+    assert (state_of(engine, first), state_of(engine, second)) == ("discarded", "replaying")
 
 
 def test_discard_closes_a_letter_and_says_why(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
 
     done = outboxkit("dlq", "discard", "--consumer", "billing", "--yes", "--why", "a test order")
 
     assert done.out == f"{str(letter.id)[:8]}  discarded\n"
-    assert _state(engine, letter) == "discarded"
-    assert _audit(engine) == [("dlq.discard", "a test order")]
+    assert state_of(engine, letter) == "discarded"
+    assert audit_of(engine) == [("dlq.discard", "a test order")]
     assert outboxkit("dlq", "list").out == ""
 
 
 def test_a_repaired_payload_goes_out_under_a_new_id(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
     Path("repaired.json").write_text('{"card": "none"}')
 
     done = outboxkit("dlq", "replay", str(letter.id), "--payload", "repaired.json", "--yes")
@@ -245,11 +192,11 @@ def test_a_repaired_payload_goes_out_under_a_new_id(outboxkit: Outboxkit, engine
         (row,) = connection.execute(select(tables.outbox_messages)).all()
     assert row.payload == b'{"card": "none"}'
     assert row.message_id != UUID(letter.message_id)
-    assert _state(engine, letter) == "replayed"
+    assert state_of(engine, letter) == "replayed"
 
 
 def test_discarding_a_dead_head_asks_the_relay_to_let_its_followers_go(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
     stopped = tables.outbox_stopped_keys
     values = {"topic": "orders", "key": b"7", "shard": 0, "position": 5, "reason": "parked"}
     with engine.begin() as connection:

@@ -9,9 +9,8 @@ from sqlalchemy import Engine, select
 
 from outboxkit import tables
 from outboxkit_relay.cli.console import output
+from tests.unit.relay.cli.builders import bury, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
-from tests.unit.relay.cli.test_dlq import _bury
-from tests.unit.relay.cli.test_quarantine import _stop
 
 HOSTILE = {
     "terminal": "\x1b]0;title\x07\x1b[2J",
@@ -51,8 +50,8 @@ def test_two_texts_that_look_alike_are_shown_differently() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_listing_keeps_hostile_fields_in_its_line(outboxkit: Outboxkit, engine: Engine, name: str) -> None:
-    letter, text = _bury(engine), HOSTILE[name]
-    _stop(engine, text.encode("utf-8", "surrogatepass"))
+    letter, text = bury(engine), HOSTILE[name]
+    stop_key(engine, text.encode("utf-8", "surrogatepass"))
     letters = tables.dead_letters
     fields = dict.fromkeys(("type", "topic", "error", "error_class", "source", "origin", "path"), text)
     with engine.begin() as connection:

@@ -12,8 +12,8 @@ from outboxkit import outbox, tables
 from outboxkit._sql import database_now
 from outboxkit.message import Message
 from tests.consumer_fixture import order
+from tests.unit.relay.cli.builders import bury
 from tests.unit.relay.cli.conftest import Outboxkit
-from tests.unit.relay.cli.test_dlq import _bury
 
 
 def _pending(engine: Engine, **others: str) -> Message:
@@ -97,7 +97,7 @@ def test_a_message_that_is_cancelled_in_a_transaction_that_rolls_back_stays(engi
 
 
 def test_the_log_is_chosen_by_action_user_and_age(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
     outboxkit("dlq", "discard", str(letter.id), "--yes", "--why", "a test order")
     outboxkit("relay", "pause", "orders", "--why", "night")
 

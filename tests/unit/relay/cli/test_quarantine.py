@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Engine, select
 
 from outboxkit import tables
-from outboxkit._sql import database_now
+from tests.unit.relay.cli.builders import STOPPED, requests_of, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
-
-STOPPED = tables.outbox_stopped_keys
-CONTENT = {"type": "order.placed", "kind": "event", "payload": b"CANARY", "headers": b"\0\0", "content_type": ""}
-
-
-def _stop(engine: Engine, key: bytes = b"7", *, reason: str = "retry", position: int = 5, request: str = "") -> None:
-    """A stopped key with two messages behind its head."""
-    due = database_now(timedelta(minutes=2)) if reason == "retry" else None
-    values = {"topic": "orders", "key": key, "shard": 0, "position": position, "reason": reason, "due_at": due}
-    with engine.begin() as connection:
-        connection.execute(STOPPED.insert().values(request=request or None, **values))
-        if reason == "retry":
-            _wait(connection, key, position, reason="retry", attempts=3, error="rejected: no \x1b[2J")
-        for number in (1, 2):
-            _wait(connection, key, position + number, reason="follower")
-
-
-def _wait(connection: Connection, key: bytes, position: int, **values: object) -> None:
-    row = {"shard": 0, "message_id": uuid4(), "topic": "orders", "key": key, "position": position}
-    times = {"occurred_at": database_now()}
-    connection.execute(tables.outbox_waiting.insert().values(**row, **CONTENT, **times, **values))
-
-
-def _requests(engine: Engine) -> dict[bytes, str | None]:
-    with engine.connect() as connection:
-        return {bytes(row.key): row.request for row in connection.execute(select(STOPPED))}
 
 
 def _audit(engine: Engine) -> list[tuple[str, str, str]]:
@@ -46,8 +18,8 @@ def _audit(engine: Engine) -> list[tuple[str, str, str]]:
 
 
 def test_the_list_shows_the_key_and_why_it_is_stopped(outboxkit: Outboxkit, engine: Engine) -> None:
-    _stop(engine)
-    _stop(engine, b"8", reason="parked")
+    stop_key(engine)
+    stop_key(engine, b"8", reason="parked")
 
     done = outboxkit("quarantine", "list")
 
@@ -61,7 +33,7 @@ def test_the_list_shows_the_key_and_why_it_is_stopped(outboxkit: Outboxkit, engi
 
 
 def test_the_list_as_json_has_every_fact(outboxkit: Outboxkit, engine: Engine) -> None:
-    _stop(engine, b"\xff7", request="skip")
+    stop_key(engine, b"\xff7", request="skip")
 
     found = json.loads(outboxkit("quarantine", "list", "--json").out)
 
@@ -74,7 +46,7 @@ def test_the_list_as_json_has_every_fact(outboxkit: Outboxkit, engine: Engine) -
 
 def test_the_list_is_bounded_and_says_so(outboxkit: Outboxkit, engine: Engine) -> None:
     for key in (b"1", b"2", b"3"):
-        _stop(engine, key)
+        stop_key(engine, key)
 
     done = outboxkit("quarantine", "list", "--limit", "2", "--topic", "orders")
 
@@ -85,20 +57,20 @@ def test_the_list_is_bounded_and_says_so(outboxkit: Outboxkit, engine: Engine) -
 
 @pytest.mark.parametrize("verb", ["release", "skip"])
 def test_a_request_is_recorded_with_its_reason(outboxkit: Outboxkit, engine: Engine, verb: str) -> None:
-    _stop(engine)
-    _stop(engine, b"8")
+    stop_key(engine)
+    stop_key(engine, b"8")
 
     done = outboxkit("quarantine", verb, "orders", "7", "--yes", "--why", "ticket 4711")
 
     assert done.code == 0, done.err
     assert done.out.startswith(f"orders  7  asked for {verb}: its head ")
-    assert _requests(engine) == {b"7": verb, b"8": None}
+    assert requests_of(engine) == {b"7": verb, b"8": None}
     assert _audit(engine) == [(f"quarantine.{verb}", "orders 7", "ticket 4711")]
 
 
 def test_a_dry_run_tells_what_would_happen_and_records_nothing(outboxkit: Outboxkit, engine: Engine) -> None:
-    _stop(engine)
-    _stop(engine, b"8", reason="parked")
+    stop_key(engine)
+    stop_key(engine, b"8", reason="parked")
 
     done = outboxkit("quarantine", "skip", "orders", "7", "8", "--dry-run")
 
@@ -107,15 +79,15 @@ def test_a_dry_run_tells_what_would_happen_and_records_nothing(outboxkit: Outbox
         "orders  7  would ask for skip: its head becomes a dead letter, 2 messages behind it go on",
         "orders  8  would ask for skip: its head is dead, 2 messages behind it go on",
     ]
-    assert set(_requests(engine).values()) == {None}
+    assert set(requests_of(engine).values()) == {None}
     assert _audit(engine) == []
 
 
 def test_keys_that_cannot_be_asked_about_are_refused_and_the_others_are_not(
     outboxkit: Outboxkit, engine: Engine
 ) -> None:
-    _stop(engine)
-    _stop(engine, b"8", reason="parked", request="repair")
+    stop_key(engine)
+    stop_key(engine, b"8", reason="parked", request="repair")
 
     partly = outboxkit("quarantine", "release", "orders", "7", "8", "9", "--yes", "--json")
     failed = outboxkit("quarantine", "release", "payments", "7", "--yes")
@@ -127,7 +99,7 @@ def test_keys_that_cannot_be_asked_about_are_refused_and_the_others_are_not(
         "8": ("refused", "its dead head is being replayed"),
         "9": ("refused", "it is not stopped"),
     }
-    assert _requests(engine) == {b"7": "release", b"8": "repair"}
+    assert requests_of(engine) == {b"7": "release", b"8": "repair"}
     assert failed.code == 1
     assert failed.out == "payments  7  refused: it is not stopped\n"
 
@@ -135,7 +107,7 @@ def test_keys_that_cannot_be_asked_about_are_refused_and_the_others_are_not(
 def test_a_key_that_went_on_while_the_person_thought_is_not_touched(
     outboxkit: Outboxkit, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _stop(engine)
+    stop_key(engine)
 
     def think(question: str, *, yes: bool) -> bool:
         with engine.begin() as connection:
@@ -148,26 +120,26 @@ def test_a_key_that_went_on_while_the_person_thought_is_not_touched(
 
     assert done.code == 1
     assert "its head is another one by now: look again" in done.out
-    assert _requests(engine) == {b"7": None}
+    assert requests_of(engine) == {b"7": None}
     assert _audit(engine) == []
 
 
 def test_a_no_changes_nothing(outboxkit: Outboxkit, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    _stop(engine)
+    stop_key(engine)
     monkeypatch.setattr("outboxkit_relay.cli.console.output.confirmed", lambda _question, **_options: False)
 
     done = outboxkit("quarantine", "release", "orders", "7")
 
     assert (done.code, done.err) == (1, "nothing was changed\n")
-    assert _requests(engine) == {b"7": None}
+    assert requests_of(engine) == {b"7": None}
 
 
 def test_a_key_is_written_as_the_list_shows_it(outboxkit: Outboxkit, engine: Engine) -> None:
-    _stop(engine, b"a\xff\x1b7")
+    stop_key(engine, b"a\xff\x1b7")
     shown = json.loads(outboxkit("quarantine", "list", "--json").out)["key"]
     printed = outboxkit("quarantine", "list").out.splitlines()[1].split()[1]
 
     for text in (shown, printed):
         assert outboxkit("quarantine", "release", "orders", text, "--yes").code == 0
 
-    assert _requests(engine) == {b"a\xff\x1b7": "release"}
+    assert requests_of(engine) == {b"a\xff\x1b7": "release"}

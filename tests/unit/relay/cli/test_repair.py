@@ -19,8 +19,8 @@ from outboxkit.events import EventType
 from outboxkit.headers import from_wire, unpack_headers, wire_headers
 from outboxkit.policy import Failure
 from tests.consumer_fixture import order
+from tests.unit.relay.cli.builders import audit_of, state_of
 from tests.unit.relay.cli.conftest import Outboxkit
-from tests.unit.relay.cli.test_dlq import _audit, _state
 
 SCHEMA = {"type": "record", "name": "Order", "fields": [{"name": "number", "type": "int"}]}
 
@@ -59,7 +59,7 @@ def test_what_is_saved_in_the_editor_goes_out_under_a_new_id(
     parent = found.pop(letter.id)
     (child,) = found.values()
     assert (parent.payload, parent.state, child.parent_id) == (b'{"card":"4711","n":1}', State.REPLAYED, letter.id)
-    assert [action for action, _ in _audit(engine)] == ["dlq.reveal", "dlq.repair"]
+    assert [action for action, _ in audit_of(engine)] == ["dlq.reveal", "dlq.repair"]
 
 
 @pytest.mark.parametrize("saved", ["not json at all", "{,}", ""])
@@ -73,7 +73,7 @@ def test_what_is_no_json_is_refused(
 
     assert done.code == 1
     assert "the edited text is not JSON at line 1, column" in done.err
-    assert _state(engine, letter) == "dead"
+    assert state_of(engine, letter) == "dead"
     assert _sent(engine) == []
 
 
@@ -87,7 +87,7 @@ def test_leaving_the_editor_changes_nothing(
     done = outboxkit("dlq", "edit", str(letter.id), "--yes")
 
     assert (done.code, done.err) == (0, "nothing was changed\n")
-    assert _state(engine, letter) == "dead"
+    assert state_of(engine, letter) == "dead"
 
 
 def test_a_payload_that_is_no_json_yet_can_be_repaired(
@@ -126,7 +126,7 @@ def test_avro_that_its_schema_does_not_take_is_refused_with_the_field(
 
     assert done.code == 1
     assert "number" in done.err
-    assert _state(engine, letter) == "dead"
+    assert state_of(engine, letter) == "dead"
 
 
 def test_a_function_repairs_many_and_says_which_it_cannot(outboxkit: Outboxkit, engine: Engine) -> None:
@@ -150,8 +150,8 @@ def test_a_function_repairs_many_and_says_which_it_cannot(outboxkit: Outboxkit, 
     assert lines[str(odd.id)[:8]] == "refused: the function leaves it alone"
     assert lines[str(broken.id)[:8]].startswith("refused: JSONDecodeError at")
     assert [row.payload for row in _sent(engine)] == [b'{"n":1,"currency":"EUR"}']
-    assert [_state(engine, one) for one in (good, odd, broken)] == ["replayed", "dead", "dead"]
-    assert _audit(engine) == [("dlq.repair", "OPS-8")]
+    assert [state_of(engine, one) for one in (good, odd, broken)] == ["replayed", "dead", "dead"]
+    assert audit_of(engine) == [("dlq.repair", "OPS-8")]
 
 
 @pytest.mark.parametrize(

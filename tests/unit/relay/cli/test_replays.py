@@ -13,8 +13,8 @@ from sqlalchemy import Engine, func, select, update
 from outboxkit import dead_letters, tables
 from outboxkit._sql import database_now
 from outboxkit.dead_letters import Filter, State
+from tests.unit.relay.cli.builders import audit_of, bury
 from tests.unit.relay.cli.conftest import Outboxkit
-from tests.unit.relay.cli.test_dlq import _audit, _bury
 
 LETTERS = tables.dead_letters
 
@@ -31,7 +31,7 @@ def _replay(outboxkit: Outboxkit) -> dict[str, object]:
 
 
 def test_the_sums_are_told_and_that_nobody_publishes(outboxkit: Outboxkit, engine: Engine) -> None:
-    letters = [_bury(engine, key=b"%d" % number) for number in range(3)]
+    letters = [bury(engine, key=b"%d" % number) for number in range(3)]
     with engine.begin() as connection:
         connection.execute(update(LETTERS).where(LETTERS.c.id == letters[0].id).values(generation=9))
 
@@ -44,7 +44,7 @@ def test_the_sums_are_told_and_that_nobody_publishes(outboxkit: Outboxkit, engin
 
 
 def test_where_a_relay_is_alive_there_is_nothing_to_add(outboxkit: Outboxkit, engine: Engine) -> None:
-    _bury(engine)
+    bury(engine)
     lease = {"id": uuid4(), "host": "h", "version": "1", "expires_at": database_now(timedelta(minutes=1))}
     with engine.begin() as connection:
         connection.execute(tables.outbox_relays.insert().values(**lease))
@@ -53,7 +53,7 @@ def test_where_a_relay_is_alive_there_is_nothing_to_add(outboxkit: Outboxkit, en
 
 
 def test_json_is_the_replay_and_then_a_line_for_each_letter(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
 
     told, one = (json.loads(line) for line in outboxkit("dlq", "replay", "--all", "--yes", "--json").out.splitlines())
 
@@ -63,7 +63,7 @@ def test_json_is_the_replay_and_then_a_line_for_each_letter(outboxkit: Outboxkit
 
 def test_a_canary_that_nobody_handles_holds_the_others_back(outboxkit: Outboxkit, engine: Engine) -> None:
     for number in range(4):
-        _bury(engine, key=b"%d" % number)
+        bury(engine, key=b"%d" % number)
 
     done = outboxkit("dlq", "replay", "--all", "--yes", "--canary", "1", "--patience", "1ms")
 
@@ -78,17 +78,17 @@ def test_a_canary_that_nobody_handles_holds_the_others_back(outboxkit: Outboxkit
 
     assert resumed.code == 0
     assert _queued(engine) == 4
-    assert [action for action, _ in _audit(engine)] == ["dlq.replay", "dlq.replay.stop", "dlq.replay.resume"]
+    assert [action for action, _ in audit_of(engine)] == ["dlq.replay", "dlq.replay.stop", "dlq.replay.resume"]
 
 
 def test_deaths_stop_a_replay(outboxkit: Outboxkit, engine: Engine) -> None:
     for number in range(4):
-        _bury(engine, key=b"%d" % number)
+        bury(engine, key=b"%d" % number)
     outboxkit("dlq", "replay", "--all", "--yes", "--canary", "1", "--patience", "1ms")
     with engine.begin() as connection:  # the first one has died again
         (first,) = dead_letters.find(connection, Filter(state=State.REPLAYING))
         connection.execute(update(LETTERS).where(LETTERS.c.id == first.id).values(state=State.REPLAYED))
-    child = _bury(engine, key=b"9")
+    child = bury(engine, key=b"9")
     with engine.begin() as connection:
         connection.execute(update(LETTERS).where(LETTERS.c.id == child.id).values(parent_id=first.id))
 
@@ -101,7 +101,7 @@ def test_deaths_stop_a_replay(outboxkit: Outboxkit, engine: Engine) -> None:
 
 def test_a_rate_is_kept(outboxkit: Outboxkit, engine: Engine) -> None:
     for number in range(20):
-        _bury(engine, key=b"%d" % number)
+        bury(engine, key=b"%d" % number)
 
     started = time.monotonic()
     assert outboxkit("dlq", "replay", "--all", "--yes", "--rate", "50").code == 0
@@ -110,7 +110,7 @@ def test_a_rate_is_kept(outboxkit: Outboxkit, engine: Engine) -> None:
 
 
 def test_a_replay_that_is_over_is_neither_stopped_nor_resumed(outboxkit: Outboxkit, engine: Engine) -> None:
-    _bury(engine)
+    bury(engine)
     outboxkit("dlq", "replay", "--all", "--yes")
     name = str(_replay(outboxkit)["replay"])
 
@@ -129,7 +129,7 @@ def test_a_replay_that_does_not_exist_is_one_line(outboxkit: Outboxkit, engine: 
 
 
 def test_a_replay_that_nobody_closes_says_where_it_is(outboxkit: Outboxkit, engine: Engine) -> None:
-    letter = _bury(engine)
+    letter = bury(engine)
     outboxkit("dlq", "replay", "--all", "--yes")
     with engine.begin() as connection:
         long_ago = database_now(timedelta(minutes=-12))
@@ -147,7 +147,7 @@ def test_a_replay_that_nobody_closes_says_where_it_is(outboxkit: Outboxkit, engi
 
 
 def test_the_letters_of_a_renamed_consumer_go_to_its_new_name(outboxkit: Outboxkit, engine: Engine) -> None:
-    _bury(engine, "billing")
+    bury(engine, "billing")
     at = {"started_at": database_now(), "expires_at": database_now(timedelta(seconds=5))}
     with engine.begin() as connection:
         connection.execute(tables.inbox_consumers.insert().values(id=uuid4(), consumer="invoicing", host="h", **at))

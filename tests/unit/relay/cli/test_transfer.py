@@ -10,12 +10,12 @@ from sqlalchemy import Engine, select
 
 from outboxkit import dead_letters, tables
 from outboxkit.dead_letters import Filter
+from tests.unit.relay.cli.builders import audit_of, bury
 from tests.unit.relay.cli.conftest import Outboxkit
-from tests.unit.relay.cli.test_dlq import _audit, _bury
 
 
 def test_what_is_exported_is_imported_as_it_was(outboxkit: Outboxkit, engine: Engine) -> None:
-    letters = [_bury(engine, key=b"1"), _bury(engine, "shipping", key=b"\xff")]
+    letters = [bury(engine, key=b"1"), bury(engine, "shipping", key=b"\xff")]
     with engine.connect() as connection:
         before = {one.id: one for one in dead_letters.find(connection, Filter())}
     exported = outboxkit("dlq", "export", "--all", "--why", "moving")
@@ -33,11 +33,11 @@ def test_what_is_exported_is_imported_as_it_was(outboxkit: Outboxkit, engine: En
     with engine.connect() as connection:
         assert {one.id: one for one in dead_letters.find(connection, Filter())} == before
         assert len(connection.execute(select(tables.inbox_messages)).all()) == 2, "a redelivery has no effect"
-    assert [action for action, _ in _audit(engine)] == ["dlq.export", "dlq.import"]
+    assert [action for action, _ in audit_of(engine)] == ["dlq.export", "dlq.import"]
 
 
 def test_a_dry_run_imports_nothing(outboxkit: Outboxkit, engine: Engine) -> None:
-    _bury(engine)
+    bury(engine)
     lines = outboxkit("dlq", "export", "--all", "--why", "x").out
     with engine.begin() as connection:
         connection.execute(tables.dead_letters.delete())
@@ -68,7 +68,7 @@ def test_messages_of_another_tools_dead_letter_topic_can_be_replayed(outboxkit: 
 
 
 def test_a_line_that_is_no_letter_is_named_and_nothing_is_imported(outboxkit: Outboxkit, engine: Engine) -> None:
-    _bury(engine)
+    bury(engine)
     good = outboxkit("dlq", "export", "--all", "--why", "x").out
     with engine.begin() as connection:
         connection.execute(tables.dead_letters.delete())

@@ -19,7 +19,7 @@ from outboxkit_relay.core.lanes import MAIN
 from outboxkit_relay.core.protocol import Command, Fetch, Fetched, Owned, Publish, Settle, Settled, Tick
 from outboxkit_relay.core.state import RelayConfig, State
 from outboxkit_relay.core.step import step
-from tests.unit.relay.core.test_step import ALL, NOW, Core, only, row, sent
+from tests.unit.relay.core.builders import ALL, NOW, Core, only, row, sent
 
 SECOND = timedelta(seconds=1)
 RULE = CircuitRule(failure_rate=0.5, window=timedelta(seconds=10), open_for=timedelta(seconds=5), min_messages=4)

@@ -10,7 +10,7 @@ from outboxkit.policy import Failure, Order
 from outboxkit.rows import PauseSet, Row
 from outboxkit_relay.core.lanes import Lane
 from outboxkit_relay.core.protocol import Fetch, Leave, Owned, Settle, Settled, Tick
-from tests.unit.relay.core.test_step import ALL, Core, K, only, row, sent
+from tests.unit.relay.core.builders import ALL, Core, K, only, row, sent
 
 TYPE = PauseSet(types=frozenset({"u"}))
 KEY = PauseSet(keys=frozenset({K}))
