@@ -19,6 +19,7 @@ from outboxkit.dead_letters.search import in_order
 from outboxkit.dialects import naming_missing_tables
 from outboxkit.errors import ReplayError
 from outboxkit.headers import LETTER, REPLAY_FOR, pack_headers, unpack_headers
+from outboxkit.policy import duration
 from outboxkit.rows import Request
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def replay(
         raise ReplayError(f"a repaired payload belongs to one letter, {len(ids)} were given")
     terms = Terms(force=force, to=to, resolve=resolve)
     if inbox_retention is not None:
-        terms = replace(terms, inbox_retention=inbox_retention)
+        terms = replace(terms, inbox_retention=duration(inbox_retention, name="inbox_retention"))
     payloads = {} if payload is None else {ids[0]: payload}
     letters = in_order(connection, ids, lock=not dry_run)
     decisions = preflight.decide(connection, letters, terms, payloads)

@@ -83,23 +83,27 @@ def guard(
     Raises:
         ConfigurationError: the name is taken, or a number is out of range.
     """
-    if not isinstance(name, str) or not name or name in _guards:
-        raise ConfigurationError(f"a guard needs a name of its own, got {name!r}; share the guard object instead")
+    errors = on if isinstance(on, tuple) else (on,)
+    _check(name, retry, fallback, errors)
     limits = GuardLimits(
         timeout=None if timeout is None else duration(timeout, name="guard(timeout=…)"),
         circuit=breaker,
         bulkhead=bulkhead,
         rate=rate,
     )
+    _guards[name] = Guard(name, limits, retry=retry, fallback=fallback, on=errors)
+    return _guards[name]
+
+
+def _check(name: object, retry: object, fallback: object, errors: tuple[object, ...]) -> None:
+    if not isinstance(name, str) or not name or name in _guards:
+        raise ConfigurationError(f"a guard needs a name of its own, got {name!r}; share the guard object instead")
     if not isinstance(retry, Backoff | None):
         raise ConfigurationError(f"guard(retry=…) takes a Backoff, got {retry!r}")
     if fallback is not None and not callable(fallback):
         raise ConfigurationError(f"guard(fallback=…) takes a function of the error, got {fallback!r}")
-    errors = on if isinstance(on, tuple) else (on,)
     if not all(isinstance(one, type) and issubclass(one, Exception) for one in errors):
-        raise ConfigurationError(f"guard(on=…) takes one class of exceptions or a tuple of them, got {on!r}")
-    _guards[name] = Guard(name, limits, retry=retry, fallback=fallback, on=errors)
-    return _guards[name]
+        raise ConfigurationError(f"guard(on=…) takes one class of exceptions or a tuple of them, got {errors!r}")
 
 
 def report() -> list[GuardReport]:

@@ -16,8 +16,7 @@ from outboxkit.policy import Failure
 from outboxkit_relay.settings import Retention
 from outboxkit_relay.store.retention import prune
 from tests.consumer_child import COUNT, run_child
-from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order
-from tests.unit.consumer.test_failures import consumer, handles, letters
+from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, consumer, handles, impatient, letters, order
 
 FORGETFUL = Retention(inbox=timedelta(microseconds=1))
 

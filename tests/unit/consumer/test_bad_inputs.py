@@ -31,8 +31,7 @@ from outboxkit.message import Message
 from outboxkit.policy import Failure
 from tests.bad_inputs import ORDER, SCHEMAS, Handed, avro_delivery, avro_order, changed, delivery, packed, with_headers
 from tests.conftest import PROFILE
-from tests.consumer_fixture import ConsumerFixture, Effect, Until, impatient, order
-from tests.unit.consumer.test_failures import consumer, handles
+from tests.consumer_fixture import ConsumerFixture, Effect, Until, consumer, handles, impatient, order
 
 GOOD = (1_000, 1_001)
 PLACED = EventType(name="order.placed", schema=ORDER, codec="avro")
