@@ -44,6 +44,7 @@ __all__ = [
     "any_of",
     "array_literal",
     "byte_length",
+    "contains_bytes",
     "database_now",
     "in_calendar",
     "is_packed",
@@ -275,6 +276,28 @@ def _sqlite_byte_length(element: _ByteLength, compiler: Any, **options: Any) -> 
 def byte_length(column: ColumnElement[Any]) -> ColumnElement[int]:
     """The number of bytes of a text or of bytes."""
     return _ByteLength(column)
+
+
+class _ContainsBytes(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_ContainsBytes, "postgresql")
+def _postgresql_contains(element: _ContainsBytes, compiler: Any, **options: Any) -> str:
+    column, part = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"(position({part}::bytea in {column}) > 0)"
+
+
+@compiles(_ContainsBytes, "sqlite")
+def _sqlite_contains(element: _ContainsBytes, compiler: Any, **options: Any) -> str:
+    column, part = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"(instr({column}, {part}) > 0)"
+
+
+def contains_bytes(column: ColumnElement[bytes], part: bytes) -> ColumnElement[bool]:
+    """True where these bytes stand somewhere in the column. No index serves it."""
+    return _ContainsBytes(column, literal(part, LargeBinary()))
 
 
 class _IsPacked(FunctionElement[bool]):

@@ -250,4 +250,5 @@ def _escaped(value: bytes, also: str = "") -> str:
 
 def unescaped(text: str) -> bytes:
     r"""The bytes that are shown like this: ``\xff`` stands for a byte that is no text."""
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
+    raw = text.encode("utf-8", "surrogateescape")  # as a command line hands over bytes that are no text
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), raw)

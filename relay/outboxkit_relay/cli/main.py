@@ -27,6 +27,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "relay": ("outboxkit_relay.cli.relay", "Publish what is in the outbox."),
     "consume": ("outboxkit_relay.cli.consume", "Run the handlers of a consumer until SIGTERM or SIGINT."),
     "status": ("outboxkit_relay.cli.status", "Is anything stuck? Exit code 3 when something is."),
+    "trace": ("outboxkit_relay.cli.diagnose.trace", "What happened to this message, key or conversation?"),
+    "audit": ("outboxkit_relay.cli.diagnose.audit", "Is every message accounted for? Exit code 3 when not."),
     "healthcheck": (
         "outboxkit_relay.cli.healthcheck",
         "Is the relay on this machine well? Exit code 3 when it is not.",

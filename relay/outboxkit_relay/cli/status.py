@@ -16,8 +16,9 @@ from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope
 from outboxkit.policy import duration
 from outboxkit.rows import UNREADABLE, StopReason, WaitReason, microseconds
-from outboxkit_relay.cli import find_message, pause
+from outboxkit_relay.cli import pause
 from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.diagnose import find_message
 from outboxkit_relay.exit_codes import Exit
 from outboxkit_relay.observe.sentences import from_text, sentence
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from outboxkit_relay.cli.main import Invocation
 
-__all__ = ["opened", "reading", "writing"]
+__all__ = ["connect", "opened", "reading", "snapshot", "writing"]
 
 _PATIENCE: Final = timedelta(seconds=10)  # a person is waiting
 
@@ -49,6 +49,20 @@ def reading(invocation: Invocation) -> Iterator[Connection]:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         lifecycle.require_tables(connection)
         yield connection
+
+
+@contextmanager
+def snapshot(invocation: Invocation, *, patience: timedelta) -> Iterator[Connection]:
+    """A transaction that sees one moment of the whole database and changes nothing; see `reading`.
+
+    Where one writer writes at a time it takes the writer's place.
+    """
+    with opened(invocation, patience=patience) as engine, connect(engine) as connection:
+        if dialects.dialect_of(connection).features.concurrent_writers:
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with connection.begin():
+            lifecycle.require_tables(connection)
+            yield connection
 
 
 @contextmanager

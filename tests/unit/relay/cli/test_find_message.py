@@ -13,8 +13,8 @@ from sqlalchemy import Connection, Engine
 from outboxkit import dead_letters, outbox, tables
 from outboxkit.policy import Failure
 from outboxkit.rows import Evidence, Part, Reading, Row
-from outboxkit_relay.cli import find_message
 from outboxkit_relay.core.protocol import FailedHead
+from outboxkit_relay.diagnose import find_message
 from outboxkit_relay.store import stopped_keys
 from tests.integration.relay.world import message
 from tests.unit.relay.cli.conftest import Outboxkit
@@ -91,8 +91,8 @@ def test_what_is_nowhere_is_a_problem(outboxkit: Outboxkit, engine: Engine, name
 
 
 def test_an_id_of_version_7_tells_when_its_message_was_made() -> None:
-    made = find_message._made_at(UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))  # the example of RFC 9562
+    made = find_message.made_at(UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"))  # the example of RFC 9562
 
     assert made is not None
     assert made == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
-    assert find_message._made_at(uuid4()) is None
+    assert find_message.made_at(uuid4()) is None

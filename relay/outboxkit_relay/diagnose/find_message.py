@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, Row
 
-__all__ = ["find"]
+__all__ = ["find", "made_at", "published"]
 
 _LEDGER: Final = tables.outbox_ledger.c
 _PAGE: Final = 100
@@ -37,7 +37,7 @@ def find(connection: Connection, message_id: str) -> list[dict[str, Any]]:
         *_unpublished(connection, row_id),
         *_waiting(connection, row_id),
         *_dead(connection, message_id),
-        *_published(connection, row_id),
+        *published(connection, row_id),
     ]
 
 
@@ -96,11 +96,14 @@ def _dead(connection: Connection, message_id: str) -> list[dict[str, Any]]:
     ]
 
 
-def _published(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
-    """Looks into the ledger, one row a batch: by the window of its ids, and by the time that the id tells."""
+def published(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
+    """Looks into the ledger, one row a batch: by the window of its ids, and by the time that the id tells.
+
+    Transaction: reads only.
+    """
     this = literal(row_id, Uuid())
     window = [_LEDGER.min_id <= this, _LEDGER.max_id >= this]
-    if (made := _made_at(row_id)) is not None:
+    if (made := made_at(row_id)) is not None:
         window.append(_LEDGER.published_at >= made - _CLOCKS)
     found: list[dict[str, Any]] = []
     for row in _batches(connection, and_(*window)):
@@ -108,6 +111,7 @@ def _published(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
         if str(row_id) in ids and len(found) < _MAX:
             at = ids.index(str(row_id))
             place = {"place": "broker", "topic": row.topic, "outcome": row.outcome, "since": _text(row.published_at)}
+            place["relay"] = str(row.relay)
             found.append({**place, "partition": row.partitions[at], "offset": row.offsets[at]})
     return found
 
@@ -122,8 +126,8 @@ def _batches(connection: Connection, window: ColumnElement[bool]) -> Iterator[Ro
         last = rows[-1].id
 
 
-def _made_at(row_id: UUID) -> datetime | None:
-    """When a message was made, by its id."""
+def made_at(row_id: UUID) -> datetime | None:
+    """Returns when a message was made, by its id; None when the id does not tell."""
     if row_id.version != _VERSION_WITH_TIME:
         return None
     return datetime.fromtimestamp((row_id.int >> 80) / 1000, UTC)

@@ -1,0 +1,1 @@
+"""Diagnosis on the command line: draws what `outboxkit_relay.diagnose` finds."""
