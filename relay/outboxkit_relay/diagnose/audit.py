@@ -49,7 +49,7 @@ ACCOUNTS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What one snapshot holds.
+    """The content of one snapshot.
 
     Attributes:
         at: by the database's clock.
