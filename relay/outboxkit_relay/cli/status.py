@@ -5,22 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 import click
 from sqlalchemy import exists, func, select, union_all
 
 from outboxkit import dialects, tables
-from outboxkit._sql import database_now, microseconds_of
-from outboxkit.outbox import pauses
-from outboxkit.outbox.pauses import Scope
 from outboxkit.policy import duration
-from outboxkit.rows import UNREADABLE, StopReason, WaitReason, microseconds
 from outboxkit_relay.cli import pause
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.diagnose import find_message
 from outboxkit_relay.exit_codes import Exit
-from outboxkit_relay.observe.sentences import from_text, sentence
+from outboxkit_relay.observe import situation
+from outboxkit_relay.observe.situation import Topic
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -29,27 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "command", "look"]
 
-_HOT: Final = tables.outbox_messages.c
-_WAITING: Final = tables.outbox_waiting.c
-_STOPPED: Final = tables.outbox_stopped_keys.c
-_RELAYS: Final = tables.outbox_relays.c
 _LETTERS: Final = tables.dead_letters.c
 _LIMIT: Final = "30s"
-_KEYS_SHOWN: Final = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Topic:
-    """Messages that wait for one destination."""
-
-    topic: str
-    pending: int = 0
-    oldest_seconds: float = 0.0
-    retry: int = 0
-    follower: int = 0
-    scheduled: int = 0
-    stopped_keys: int = 0
-    parked_keys: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +40,7 @@ class Report:
     parked: list[dict[str, Any]]
     pauses: list[dict[str, Any]]
     problems: list[str]
+    summary: str
     schema: str = ""
 
 
@@ -104,88 +82,23 @@ def look(connection: Connection, patience: timedelta) -> Report:
 
     Transaction: reads only.
     """
-    now = connection.execute(select(database_now())).scalar_one()
-    topics, relays, parked = _topics(connection, now), _relays(connection, now), _parked(connection)
-    held = pauses.pauses(connection)
-    paused = {one.target.name for one in held if one.target.scope is Scope.DESTINATION}
+    found = situation.look(connection, patience)
     return Report(
-        topics=topics,
-        relays=relays,
+        topics=found.topics,
+        relays=found.relays,
         schema=dialects.schema_of(connection),
         dead_letters=_dead_letters(connection),
-        consumers=_consumers(connection, now),
-        parked=parked,
-        pauses=[{**pause.shown(one), "seconds": round((now - one.since).total_seconds(), 1)} for one in held],
-        problems=_problems([topic for topic in topics if topic.topic not in paused], relays, parked, patience),
+        consumers=_consumers(connection, found.now),
+        parked=found.parked,
+        pauses=[
+            {**pause.shown(one), "seconds": round((found.now - one.since).total_seconds(), 1)} for one in found.pauses
+        ],
+        problems=found.problems,
+        summary=found.summary,
     )
 
 
-def _problems(
-    topics: list[Topic],
-    relays: list[dict[str, Any]],
-    parked: list[dict[str, Any]],
-    patience: timedelta,
-) -> list[str]:
-    alive = [relay for relay in relays if relay["alive"]]
-    late = [topic for topic in topics if topic.oldest_seconds > patience.total_seconds()]
-    found = [told for relay in alive for told in relay["unavailable"]]
-    ended = [relay for relay in relays if relay["ended"] and not alive]
-    found += [f"the relay on {relay['host']} does not publish: {relay['ended']}" for relay in ended]
-    if not alive and any(topic.pending or topic.retry or topic.scheduled for topic in topics):
-        found.append("messages wait, and no relay is alive: start one with `outboxkit relay run`")
-    for topic in late:
-        age = output.ago(timedelta(seconds=topic.oldest_seconds))
-        found.append(f"{topic.topic}: oldest pending {age} (limit {output.ago(patience)}), {topic.pending:,} pending")
-    found += [
-        f"{key['topic']}: the key {key['key']} is parked behind a dead head, {key['followers']:,} messages wait: "
-        "see `outboxkit dlq list --side relay`"
-        for key in parked[:_KEYS_SHOWN]
-    ]
-    if len(parked) > _KEYS_SHOWN:
-        found.append(f"{len(parked) - _KEYS_SHOWN:,} more keys are parked")
-    return found
-
-
 # --- reading -----------------------------------------------------------------------------------------------------
-
-
-def _topics(connection: Connection, now: datetime) -> list[Topic]:
-    found: dict[str, dict[str, Any]] = {}
-    recorded, until = microseconds_of(_HOT.recorded_at), microseconds(now)
-    oldest = func.min(func.nullif(recorded, UNREADABLE), type_=recorded.type)
-    pending = select(_HOT.topic, func.count(), oldest).group_by(_HOT.topic)
-    for topic, count, since in connection.execute(pending):
-        age = max(0.0, (until - since) / 1e6) if since is not None else 0.0
-        found.setdefault(topic, {}).update(pending=count, oldest_seconds=age)
-    waiting = select(_WAITING.topic, _WAITING.reason, func.count()).group_by(_WAITING.topic, _WAITING.reason)
-    for topic, reason, count in connection.execute(waiting):
-        found.setdefault(topic, {})[reason] = count
-    stopped = select(_STOPPED.topic, _STOPPED.reason, func.count()).group_by(_STOPPED.topic, _STOPPED.reason)
-    for topic, reason, count in connection.execute(stopped):
-        name = "parked_keys" if reason == StopReason.PARKED else "stopped_keys"
-        found.setdefault(topic, {})[name] = count
-    return [Topic(topic=topic, **values) for topic, values in sorted(found.items())]
-
-
-def _relays(connection: Connection, now: datetime) -> list[dict[str, Any]]:
-    rows = connection.execute(select(tables.outbox_relays).order_by(_RELAYS.started_at)).mappings()
-    owner = tables.outbox_shards.c.owner
-    counted = connection.execute(select(owner, func.count().label("total")).group_by(owner))
-    shards: dict[UUID | None, int] = {row.owner: row.total for row in counted}
-    return [
-        {
-            "id": str(row["id"]),
-            "host": row["host"],
-            "version": row["version"],
-            "alive": row["expires_at"] > now and row["ended"] is None,
-            "ended": row["ended"],
-            "unavailable": [sentence(one, now) for one in from_text(row["state"])],
-            "shards": shards.get(row["id"], 0),
-            "lease_seconds": round((row["expires_at"] - now).total_seconds(), 1),
-            "up_seconds": round((now - row["started_at"]).total_seconds(), 1),
-        }
-        for row in rows
-    ]
 
 
 def _dead_letters(connection: Connection) -> list[dict[str, Any]]:
@@ -212,19 +125,6 @@ def _of_a_dead_message() -> ColumnElement[bool]:
     return exists().where(*same, _LETTERS.message_id == handled.message_id, _LETTERS.state.in_(["dead", "discarded"]))
 
 
-def _parked(connection: Connection) -> list[dict[str, Any]]:
-    followers = (
-        select(func.count())
-        .where(_WAITING.topic == _STOPPED.topic, _WAITING.key == _STOPPED.key, _WAITING.reason == WaitReason.FOLLOWER)
-        .scalar_subquery()
-    )
-    statement = select(_STOPPED.topic, _STOPPED.key, followers).where(_STOPPED.reason == StopReason.PARKED)
-    return [
-        {"topic": topic, "key": bytes(key).decode("utf-8", "backslashreplace"), "followers": count}
-        for topic, key, count in connection.execute(statement.order_by(_STOPPED.topic, _STOPPED.key))
-    ]
-
-
 def _count(connection: Connection, *of: ColumnElement[bool]) -> int:
     return connection.execute(select(func.count()).where(*of)).scalar_one()
 
@@ -238,14 +138,7 @@ def _show(report: Report) -> None:
         for problem in report.problems:
             output.verdict("STUCK", problem, "red")
     else:
-        pending = sum(topic.pending for topic in report.topics)
-        oldest = max((topic.oldest_seconds for topic in report.topics), default=0.0)
-        state = (
-            f"{pending:,} pending, the oldest for {output.ago(timedelta(seconds=oldest))}"
-            if pending
-            else "nothing is pending"
-        )
-        output.verdict("Healthy", state, "green")
+        output.verdict("Healthy", report.summary, "green")
     for held in report.pauses:
         output.verdict("Paused", _of_pause(held), "yellow")
     if dead:

@@ -107,7 +107,8 @@ def show_letter(invocation: Invocation, name: str, *, reveal: bool, as_json: boo
     opened = database.writing if reveal else database.reading
     with opened(invocation) as connection:
         letter = select.named(connection, name)
-        content = show.reveal(connection, letter, who(), replays.resolver(invocation.settings)) if reveal else None
+        resolve = replays.resolver(invocation.settings)
+        content = dead_letters.reveal(connection, letter, by=who(), resolve=resolve) if reveal else None
         open_because = progress.why_open(connection, letter)
     if as_json:
         output.print_json({**show.as_json(letter, content), "open_because": open_because or None})

@@ -14,13 +14,14 @@ import click
 from outboxkit import _failpoints, dead_letters, registries, tables
 from outboxkit._failpoints import failpoint
 from outboxkit.dead_letters import Decision, Filter, Side, Terms, plan, progress
+from outboxkit.dead_letters.pace import Pace
 from outboxkit.dead_letters.plan import Draft, Health, Item, Replay
 from outboxkit.errors import OutboxKitError
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply, exit_code, tell
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.cli.dlq import select
-from outboxkit_relay.cli.dlq.pace import Pace, paced, queue
+from outboxkit_relay.cli.dlq.pace import paced, queue
 from outboxkit_relay.exit_codes import Exit
 
 if TYPE_CHECKING:

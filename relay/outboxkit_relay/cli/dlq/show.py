@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from outboxkit import schema_store, tables
-from outboxkit.codecs import codec_named
 from outboxkit.dead_letters import DeadLetter, Group, Side, State, progress
-from outboxkit.errors import CodecError, ConfigurationError, DecodeError, SchemaError
-from outboxkit.events import EventType
+from outboxkit.errors import DecodeError
 from outboxkit.headers import unpack_headers
 from outboxkit_relay.cli.console import output
 
@@ -24,9 +18,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-__all__ = ["as_json", "decoded", "late", "reveal", "show", "show_groups", "show_list"]
+__all__ = ["as_json", "late", "show", "show_groups", "show_list"]
 
-_BYTES_SHOWN: Final = 4_096
 _OUR_HEADERS: Final = ("ce_", "outboxkit-", "content-type")
 _COLUMNS: Final = ("ID", "STATE", "CONSUMER", "TYPE", "KEY", "ERROR", "DIED")
 _GROUPS: Final = ("GROUP", "COUNT", "LAST HOUR", "LAST", "CONSUMER", "TYPE", "ERROR", "NOTE")
@@ -131,32 +124,6 @@ def as_json(letter: DeadLetter, content: str | None = None) -> dict[str, object]
         "headers": headers,
         **extra,
     }
-
-
-def reveal(connection: Connection, letter: DeadLetter, by: str, resolve: Callable[[str], str] | None) -> str:
-    """Returns the payload as text, as far as it can be read; writes an entry of the audit log.
-
-    Transaction: joins the caller's; does not commit.
-    """
-    entry = {"who": by, "action": "dlq.reveal", "target": str(letter.id)}
-    connection.execute(tables.outbox_audit.insert().values(**entry))
-    if letter.payload is None:
-        return "(none: a tombstone)"
-    return decoded(letter, letter.payload, partial(schema_store.schema_text, connection, resolve=resolve))[
-        :_BYTES_SHOWN
-    ]
-
-
-def decoded(letter: DeadLetter, payload: bytes, schema_text: Callable[[str], str]) -> str:
-    """Returns a payload as text: JSON, Avro by its writer's schema, else its first bytes."""
-    try:
-        message = letter.message
-        if "json" in message.content_type:
-            return payload.decode("utf-8", "backslashreplace")
-        plain = codec_named("avro").decode(message, EventType(name=letter.type, codec="avro"), schema_text)
-        return json.dumps(plain, default=str, ensure_ascii=False)
-    except (CodecError, SchemaError, ConfigurationError, ValueError):
-        return payload[:_BYTES_SHOWN].hex(" ")
 
 
 def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
