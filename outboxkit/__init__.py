@@ -7,7 +7,7 @@ A map of the house, in the order in which a message passes through it:
 - `outbox/`, `rows`, `tables/`, `_sql` are the stored side; `dialects/` how databases differ.
 - `outboxkit_relay` publishes what the outbox holds: `core/` decides, `store/` is its SQL, `daemon/` runs it, `observe/`
   tells how it is; `diagnose/` answers questions; `settings`, `sections`, `logs`, `words`, `redaction`, `exit_codes`;
-  `cli/`, `demo/`: the proof.
+  `cli/`, the page `dashboard/`, `demo/`: the proof.
 - `brokers/` carry messages; `registries/` and `schema_store` know the schemas that they were written with.
 - `consumer/` calls handlers, with `inbox/` in the same transaction: each message takes effect once. `policy` decides on
   failures, `signals` are what a handler raises on purpose; `guards/` limit its calls of others, `saga/` joins handlers,

@@ -48,6 +48,7 @@ __all__ = [
     "database_now",
     "in_calendar",
     "is_packed",
+    "list_length",
     "microseconds_of",
     "seconds_between",
 ]
@@ -253,6 +254,26 @@ def _sqlite_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
 def any_of(column: ColumnElement[int], numbers: Collection[int]) -> ColumnElement[bool]:
     """``column IN numbers`` with one bound value: a list of as many values would be compiled again and again."""
     return _AnyOf(column, bindparam(None, sorted(numbers), Array(SmallInteger())))
+
+
+class _ListLength(FunctionElement[int]):
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(_ListLength, "postgresql")
+def _postgresql_list_length(element: _ListLength, compiler: Any, **options: Any) -> str:
+    return f"cardinality({compiler.process(element.clauses, **options)})"
+
+
+@compiles(_ListLength, "sqlite")
+def _sqlite_list_length(element: _ListLength, compiler: Any, **options: Any) -> str:
+    return f"json_array_length({compiler.process(element.clauses, **options)})"
+
+
+def list_length(column: ColumnElement[Any]) -> ColumnElement[int]:
+    """The number of items of an `Array`."""
+    return _ListLength(column)
 
 
 # --- what constraints say ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from outboxkit.dead_letters.letter import DeadLetter, Filter, Side, Stage, State
 from outboxkit.dead_letters.preflight import MAX_REPLAYS, Decision, Terms
 from outboxkit.dead_letters.replay import audit, discard, outgoing, repair_and_replay, replay
 from outboxkit.dead_letters.reveal import reveal
-from outboxkit.dead_letters.search import Group, annotate, count, find, get, groups, in_order
+from outboxkit.dead_letters.search import Group, annotate, count, family, find, get, groups, ids, in_order
 
 __all__ = [
     "MAX_REPLAYS",
@@ -38,9 +38,11 @@ __all__ = [
     "bury",
     "count",
     "discard",
+    "family",
     "find",
     "get",
     "groups",
+    "ids",
     "in_order",
     "mark_replayed",
     "of_delivery",

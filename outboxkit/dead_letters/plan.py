@@ -159,15 +159,25 @@ def draft(connection: Connection, which: Filter | Sequence[UUID], terms: Terms, 
 
 
 @naming_missing_tables()
-def freeze(connection: Connection, drafted: Draft, terms: Terms, *, by: str, why: str) -> UUID:
+def freeze(
+    connection: Connection, drafted: Draft, terms: Terms, *, by: str, why: str, replay_id: UUID | None = None
+) -> UUID:
     """Keeps a draft: what was looked at is what is carried out, whatever dies meanwhile.
 
     Transaction: joins the caller's; does not commit. Writes: the replay, its items, the audit.
 
+    Args:
+        connection: the caller's.
+        drafted: what was looked at.
+        terms: of the replay.
+        by: who asks, for the audit.
+        why: the reason, for the audit.
+        replay_id: the number of the replay, where a form has it: sent twice, it is one replay.
+
     Returns:
         The number of the replay, for `advance`.
     """
-    replay_id = uuid4()
+    replay_id = replay_id or uuid4()
     retention = terms.inbox_retention.total_seconds()
     options = {"force": terms.force, "to": terms.to, "inbox_retention": retention}
     state = "ready" if drafted.eligible else "done"

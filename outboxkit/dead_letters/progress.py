@@ -14,7 +14,7 @@ from outboxkit.dead_letters.letter import DeadLetter, Side, State
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["LATE", "is_relay_alive", "why_open"]
+__all__ = ["LATE", "is_relay_alive", "is_running", "why_open"]
 
 LATE: Final = timedelta(minutes=5)  #: a replay that nobody has closed for so long is told with the reason
 
@@ -40,7 +40,7 @@ def why_open(connection: Connection, letter: DeadLetter) -> str:
     if found := connection.execute(select(room.attempts, room.reason).where(same).limit(1)).first():
         return f"{receiver} tries it again ({found.attempts} attempts so far)"
     return f"published, and {receiver} has not handled it" + (
-        "" if _is_running(connection, receiver) else f": no process of {receiver} is known to run"
+        "" if is_running(connection, receiver) else f": no process of {receiver} is known to run"
     )
 
 
@@ -53,7 +53,11 @@ def is_relay_alive(connection: Connection) -> bool:
     return connection.execute(select(literal(1)).where(alive).limit(1)).first() is not None
 
 
-def _is_running(connection: Connection, consumer: str) -> bool:
+def is_running(connection: Connection, consumer: str) -> bool:
+    """Tells whether a process of a consumer has a heartbeat.
+
+    Transaction: joins the caller's; reads only.
+    """
     starts = tables.inbox_consumers.c
     running = and_(starts.consumer == consumer, starts.expires_at > database_now(), starts.stopped_at.is_(None))
     return bool(connection.execute(select(func.count()).where(running)).scalar_one())

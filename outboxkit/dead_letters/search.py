@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
-__all__ = ["IN_ORDER", "Group", "annotate", "count", "find", "get", "groups", "in_order"]
+__all__ = ["IN_ORDER", "Group", "annotate", "count", "family", "find", "get", "groups", "ids", "in_order"]
 
 _LETTERS: Final = tables.dead_letters
 _NOTES: Final = tables.dead_letter_groups
@@ -69,13 +69,50 @@ class Group:
 
 
 @naming_missing_tables()
-def find(connection: Connection, which: Filter, *, limit: int | None = 100) -> list[DeadLetter]:
+def find(
+    connection: Connection, which: Filter, *, limit: int | None = 100, among: int | None = None
+) -> list[DeadLetter]:
     """Finds letters, the newest first.
 
     Transaction: joins the caller's; reads only.
+
+    Args:
+        connection: the caller's.
+        which: a choice of letters.
+        limit: at most so many.
+        among: looks only among so many of the newest in that state, whatever the table holds.
     """
-    query = select(_LETTERS).where(which.clause()).order_by(_LETTERS.c.died_at.desc(), _LETTERS.c.id).limit(limit)
+    where = _chosen(which, among)
+    query = select(_LETTERS).where(where).order_by(_LETTERS.c.died_at.desc(), _LETTERS.c.id).limit(limit)
     return [letter_of(row._asdict()) for row in connection.execute(query)]
+
+
+@naming_missing_tables()
+def ids(connection: Connection, which: Filter, *, among: int | None = None) -> list[UUID]:
+    """Returns the ids of letters, in the original order of each key.
+
+    Transaction: joins the caller's; reads only.
+
+    Args:
+        connection: the caller's.
+        which: a choice of letters.
+        among: as in `find`.
+    """
+    return list(connection.scalars(select(_LETTERS.c.id).where(_chosen(which, among)).order_by(*IN_ORDER)))
+
+
+@naming_missing_tables()
+def family(connection: Connection, letter: DeadLetter) -> list[DeadLetter]:
+    """Returns the letters of one message, the oldest first: those that its replays came from, those that they became.
+
+    Transaction: joins the caller's; reads only.
+    """
+    older, newer = [letter], [letter]
+    while (parent := older[-1].parent_id) and (found := get(connection, parent)):
+        older.append(found)
+    while children := find(connection, Filter(state=None, parent_id=newer[-1].id), limit=1):
+        newer += children
+    return [*reversed(older[1:]), *newer]
 
 
 @naming_missing_tables()
@@ -98,10 +135,16 @@ def get(connection: Connection, letter_id: UUID) -> DeadLetter | None:
 
 
 @naming_missing_tables()
-def groups(connection: Connection, which: Filter, *, limit: int = 100) -> list[Group]:
+def groups(connection: Connection, which: Filter, *, limit: int = 100, among: int | None = None) -> list[Group]:
     """Groups letters by their cause, the largest first.
 
     Transaction: joins the caller's; reads only.
+
+    Args:
+        connection: the caller's.
+        which: a choice of letters.
+        limit: at most so many groups.
+        among: as in `find`.
     """
     recent = _LETTERS.c.died_at >= database_now(-_TREND)
     before = and_(~recent, _LETTERS.c.died_at >= database_now(-2 * _TREND))
@@ -116,7 +159,7 @@ def groups(connection: Connection, which: Filter, *, limit: int = 100) -> list[G
             # Of a group all these are the same, but for words and lines of code, which any letter may tell.
             *(func.max(_LETTERS.c[name]).label(name) for name in _SAME),
         )
-        .where(which.clause())
+        .where(_chosen(which, among))
         .group_by(_LETTERS.c.group)
         .subquery()
     )
@@ -129,6 +172,14 @@ def groups(connection: Connection, which: Filter, *, limit: int = 100) -> list[G
         .limit(limit)
     )
     return [Group(**row) for row in connection.execute(query).mappings()]
+
+
+def _chosen(which: Filter, among: int | None) -> ColumnElement[bool]:
+    """The condition of a filter, or of a filter among the newest letters in its state, found through their index."""
+    if among is None:
+        return which.clause()
+    newest = select(_LETTERS.c.id).where(Filter(state=which.state).clause())
+    return and_(_LETTERS.c.id.in_(newest.order_by(_LETTERS.c.died_at.desc()).limit(among)), which.clause())
 
 
 @naming_missing_tables()

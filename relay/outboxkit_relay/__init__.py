@@ -1,8 +1,8 @@
 """The relay daemon and the command line of outboxkit.
 
 Reading order: `core` decides what a relay does next, without I/O; `store` is the SQL that only relays need; `daemon`
-carries the decisions out, in threads; `observe` tells people and machines how it goes; `cli` is the command
-``outboxkit``. `settings` is read by all of them.
+carries the decisions out, in threads; `observe` tells people and machines how it goes; `dashboard` is the page, `cli`
+the command ``outboxkit``. `settings` is read by all of them.
 
     async with Relay(load()) as relay: ...
 

@@ -23,13 +23,16 @@ _EXTRAS = {  # modules that an extra brings; any other belongs to the applicatio
     "aiosqlite",
     "confluent_kafka",
     "fastavro",
+    "jinja2",
     "pamqp",
     "prometheus_client",
     "psycopg",
     "pydantic",
     "pydantic_settings",
     "rich",
+    "starlette",
     "structlog",
+    "uvicorn",
 }
 
 

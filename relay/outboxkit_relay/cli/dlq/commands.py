@@ -6,20 +6,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from sqlalchemy import and_, update
 
-from outboxkit import dead_letters, tables
+from outboxkit import dead_letters
 from outboxkit.dead_letters import DeadLetter, Side, State, progress
-from outboxkit.rows import Request, StopReason
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.cli.dlq import repair, replays, select, show, transfer
+from outboxkit_relay.store import stopped_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from sqlalchemy import Connection
 
     from outboxkit_relay.cli.main import Invocation
 
@@ -123,7 +120,7 @@ def explain(invocation: Invocation, name: str) -> None:
     """Explain a death: the error's chain and places, and the message's earlier and later letters."""
     with database.reading(invocation) as connection:
         letter = select.named(connection, name)
-        family = _family(connection, letter)
+        family = dead_letters.family(connection, letter)
         open_because = progress.why_open(connection, letter)
     show.show(letter, None, open_because)
     details = letter.details or {}
@@ -136,16 +133,6 @@ def explain(invocation: Invocation, name: str) -> None:
     if len(family) > 1:
         click.echo()
         show.show_list(family, {})
-
-
-def _family(connection: Connection, letter: DeadLetter) -> list[DeadLetter]:
-    """Returns the letters of one message: those that its replays came from, and those that they became."""
-    older, newer = [letter], [letter]
-    while (parent := older[-1].parent_id) and (found := dead_letters.get(connection, parent)):
-        older.append(found)
-    while children := dead_letters.find(connection, dead_letters.Filter(state=None, parent_id=newer[-1].id), limit=1):
-        newer += children
-    return [*reversed(older[1:]), *newer]
 
 
 @command.command("discard")
@@ -171,7 +158,7 @@ def discard(invocation: Invocation, /, choice: select.Choice, *, why: str, **opt
             now = {one.id: one for one in (dead_letters.get(connection, letter.id) for letter in found) if one}
             going = [letter for letter in dead if now.get(letter.id, letter).state is State.DEAD]
             dead_letters.discard(connection, [letter.id for letter in going], by=who(), why=why)
-            _release_followers(connection, going, who())
+            stopped_keys.release_behind(connection, going, by=who())
         return [_discarded(now.get(letter.id, letter), "discarded") for letter in found]
 
     expected = [_discarded(letter, "would discard") for letter in found]
@@ -191,20 +178,6 @@ def goals(found: Sequence[DeadLetter]) -> str:
     """Returns the number of letters, and for whom they are: what a person should know before saying yes."""
     names = Counter(letter.consumer if letter.side is Side.CONSUMER else f"topic {letter.topic}" for letter in found)
     return f"{output.count(len(found), 'message')} ({', '.join(f'{name} {n:,}' for name, n in names.items())})"
-
-
-def _release_followers(connection: Connection, discarded: Sequence[DeadLetter], by: str) -> None:
-    """Asks the relay to let the messages go on that are parked behind discarded ones."""
-    stopped = tables.outbox_stopped_keys
-    for letter in discarded:
-        head = and_(
-            stopped.c.topic == letter.topic,
-            stopped.c.key == letter.key,
-            stopped.c.position == letter.source_position,
-            stopped.c.reason == StopReason.PARKED,
-        )
-        if letter.side is Side.RELAY:
-            connection.execute(update(stopped).where(head).values(request=Request.SKIP, requested_by=by))
 
 
 for _one in (*replays.COMMANDS, *repair.COMMANDS, *transfer.COMMANDS):

@@ -1,0 +1,1 @@
+"""``outboxkit dashboard``: the page on this machine."""

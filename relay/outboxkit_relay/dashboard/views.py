@@ -1,0 +1,228 @@
+"""Views: what each page shows, as a frozen value, read in one connection. No view writes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from outboxkit import saga
+from outboxkit.dead_letters import Filter, Group
+from outboxkit.errors import ConfigurationError
+from outboxkit.outbox.pauses import Pause
+from outboxkit.saga import SagaRow, Status
+from outboxkit_relay.dashboard import reading
+from outboxkit_relay.dashboard.search import STATES, parse
+from outboxkit_relay.dashboard.setup import NotFound
+from outboxkit_relay.observe import situation
+from outboxkit_relay.store import stopped_keys
+from outboxkit_relay.words import ago
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from outboxkit_relay.dashboard.reading import ConsumerRow, Found
+    from outboxkit_relay.dashboard.setup import Setup
+    from outboxkit_relay.observe.situation import Situation
+    from outboxkit_relay.store.stopped_keys import KeyStop
+
+__all__ = [
+    "AuditPage",
+    "ControlPage",
+    "MessagesPage",
+    "Overview",
+    "QuarantinePage",
+    "SagaPage",
+    "SagasPage",
+    "Signal",
+    "audit",
+    "control",
+    "messages",
+    "overview",
+    "quarantine",
+    "saga_instance",
+    "sagas",
+]
+
+PAGE: Final = 100  # rows of a list
+
+Given = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """One of the golden signals.
+
+    Attributes:
+        title: its name.
+        value: now, as people say it.
+        note: what the line shows.
+        values: for the line, the latest last.
+        is_bad: whether it asks for attention.
+    """
+
+    title: str
+    value: str
+    note: str
+    values: Sequence[float]
+    is_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """Is anything stuck?"""
+
+    situation: Situation
+    signals: Sequence[Signal]
+    letters: int
+    groups: Sequence[Group]
+    consumers: Sequence[ConsumerRow]
+
+
+def overview(connection: Connection, setup: Setup, _: Given) -> Overview:
+    """Looks whether anything is stuck, in the words of ``outboxkit status``."""
+    found = situation.look(connection, setup.patience)
+    oldest = found.oldest.total_seconds()
+    setup.history.add(found.pending, oldest)
+    sent, deaths = reading.sent(connection, found.now), reading.deaths(connection, found.now)
+    letters = reading.open_letters(connection)
+    return Overview(
+        situation=found,
+        signals=(
+            Signal(
+                title="Oldest pending",
+                value=ago(found.oldest) if found.pending else "-",
+                note="since this page was opened",
+                values=setup.history.oldest,
+                is_bad=oldest > setup.patience.total_seconds(),
+            ),
+            Signal(
+                title="Pending",
+                value=f"{found.pending:,}",
+                note="since this page was opened",
+                values=setup.history.pending,
+            ),
+            Signal(
+                title="Published per minute",
+                value=f"{sent[-1]:,.0f}",
+                note=f"{sum(sent):,.0f} in {reading.BUCKETS} min",
+                values=sent,
+            ),
+            Signal(
+                title="Deaths per minute",
+                value=f"{deaths[-1]:,.0f}",
+                note=f"{sum(deaths):,.0f} in {reading.BUCKETS} min",
+                values=deaths,
+                is_bad=sum(deaths) > 0,
+            ),
+        ),
+        letters=letters,
+        groups=reading.groups(connection, Filter(), limit=5) if letters else (),
+        consumers=reading.consumers(connection, found.now),
+    )
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesPage:
+    """Messages that are not published yet, and dead ones."""
+
+    text: str
+    fault: str
+    states: Sequence[str]
+    found: Found | None
+
+
+def messages(connection: Connection, _: Setup, given: Given) -> MessagesPage:
+    """Searches messages."""
+    text = given.get("q", "").strip()
+    try:
+        wanted = parse(text)
+    except ConfigurationError as error:
+        return MessagesPage(text=text, fault=error.message, states=STATES, found=None)
+    return MessagesPage(text=text, fault="", states=STATES, found=reading.find(connection, wanted, limit=PAGE))
+
+
+# --- keys, sagas, control ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinePage:
+    """Keys whose order is held."""
+
+    stops: Sequence[KeyStop]
+    total: int
+    now: datetime
+
+
+def quarantine(connection: Connection, _: Setup, __: Given) -> QuarantinePage:
+    """Lists stopped keys."""
+    return QuarantinePage(
+        stops=stopped_keys.list_stopped(connection, limit=PAGE),
+        total=stopped_keys.count_stopped_keys(connection),
+        now=reading.now(connection),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagasPage:
+    """Instances of sagas, the one that changed last first."""
+
+    rows: Sequence[SagaRow]
+    status: str
+    statuses: Sequence[str]
+    now: datetime
+
+
+def sagas(connection: Connection, _: Setup, given: Given) -> SagasPage:
+    """Lists instances of sagas, of one status if asked."""
+    statuses = [one.value for one in Status]
+    status = given.get("status", "") if given.get("status") in statuses else ""
+    rows = saga.find(connection, status=Status(status) if status else None, limit=PAGE)
+    return SagasPage(rows=rows, status=status, statuses=statuses, now=reading.now(connection))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaPage:
+    """One instance; its state is not shown: it may hold what is nobody's business."""
+
+    row: SagaRow
+    now: datetime
+
+
+def saga_instance(connection: Connection, _: Setup, given: Given) -> SagaPage:
+    """Shows what happened to one instance."""
+    found = saga.get(connection, given.get("saga", ""), given.get("key", ""))
+    if found is None:
+        raise NotFound(f"there is no instance {given.get('key', '')} of the saga {given.get('saga', '')}")
+    return SagaPage(row=found, now=reading.now(connection))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPage:
+    """What operators hold back, and the relays that obey."""
+
+    pauses: Sequence[Pause]
+    relays: Sequence[Mapping[str, Any]]
+    now: datetime
+
+
+def control(connection: Connection, setup: Setup, _: Given) -> ControlPage:
+    """Lists pauses and relays."""
+    found = situation.look(connection, setup.patience)
+    return ControlPage(pauses=found.pauses, relays=found.relays, now=found.now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    """Who did what, the latest first."""
+
+    entries: Sequence[Any]
+
+
+def audit(connection: Connection, _: Setup, __: Given) -> AuditPage:
+    """Lists what operators did."""
+    return AuditPage(entries=reading.audit_log(connection, limit=PAGE))

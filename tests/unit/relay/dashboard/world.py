@@ -1,0 +1,227 @@
+"""An outbox with everything that the page can show, and a visitor who talks to the page as a browser does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, Engine
+from starlette.testclient import TestClient
+
+from outboxkit import dead_letters, tables
+from outboxkit.brokers import Delivery
+from outboxkit.dead_letters import DeadLetter, Stage
+from outboxkit.headers import from_wire, pack_headers, wire_headers
+from outboxkit.message import Message
+from outboxkit.outbox import pauses
+from outboxkit.outbox.pauses import Scope, Target
+from outboxkit.policy import Failure
+from outboxkit.rows import shard_of
+from outboxkit_relay.dashboard import Access, Visitor, dashboard
+
+__all__ = ["HERE", "Browser", "bury", "furnish", "waiting"]
+
+HERE = "http://127.0.0.1:8080"
+
+
+class PaymentDeclined(Exception):
+    pass
+
+
+class StockUnknown(Exception):
+    pass
+
+
+def bury(
+    connection: Connection,
+    *,
+    consumer: str = "billing",
+    key: bytes = b"order-7",
+    payload: bytes = b'{"order": 7, "currency": "EUR"}',
+    error: BaseException | None = None,
+    headers: tuple[tuple[str, bytes], ...] = (("x-customer", b"ana@example.org"),),
+    offset: int = 1,
+    topic: str = "orders",
+    type_name: str = "order.placed",
+) -> DeadLetter:
+    """A letter as a consumer writes it."""
+    sent = Message(
+        id=str(uuid4()),
+        type=type_name,
+        topic=topic,
+        key=key,
+        payload=payload,
+        content_type="application/json",
+        headers=headers,
+    )
+    delivery = Delivery(
+        topic=topic,
+        key=key,
+        headers=wire_headers(sent),
+        payload=payload,
+        origin=f"{topic}[0]@{offset}",
+        partition=0,
+        offset=offset,
+    )
+    letter = dead_letters.of_delivery(
+        delivery,
+        from_wire(topic, key, delivery.headers, payload),
+        consumer=consumer,
+        kind="event",
+        failure=Failure.HANDLER,
+        stage=Stage.HANDLER,
+        error=error or KeyError("currency"),
+        attempts=9,
+    )
+    stored = dead_letters.bury(connection, letter)
+    assert stored is not None
+    return stored
+
+
+def waiting(**values: Any) -> dict[str, Any]:
+    """Columns of a message that is not published yet."""
+    row = {
+        "message_id": uuid4(),
+        "topic": "orders",
+        "key": b"order-7",
+        "type": "order.placed",
+        "kind": "event",
+        "payload": b"{}",
+        "headers": pack_headers(()),
+        "content_type": "application/json",
+        "occurred_at": datetime.now(UTC),
+        **values,
+    }
+    return {"shard": shard_of(row["topic"], row["key"], row["message_id"], tables.SHARDS), **row}
+
+
+def furnish(engine: Engine, *, letters: int = 12) -> None:
+    """Fills an outbox: a relay, a consumer, three causes of death, a stopped key, a saga, a pause, what was published."""
+    now = datetime.now(UTC)
+    with engine.begin() as connection:
+        _processes(connection, now)
+        _ledger(connection, now)
+        _deaths(connection, letters)
+        _keys(connection, now)
+        _saga(connection, now)
+        pauses.pause(
+            connection, Target(Scope.DESTINATION, "invoices"), by="ana@ops", reason="the bank is away until 14:00"
+        )
+
+
+def _processes(connection: Connection, now: datetime) -> None:
+    alive = {"host": "relay-1", "version": "1.0", "expires_at": now + timedelta(hours=1)}
+    relay = uuid4()
+    started = now - timedelta(hours=5)
+    connection.execute(tables.outbox_relays.insert().values(id=relay, started_at=started, **alive))
+    connection.execute(tables.outbox_shards.update().values(owner=relay))
+    for name, lag in (("billing", 3), ("shipping", 0)):
+        row = {"consumer": name, "host": "app-1", "expires_at": now + timedelta(hours=1), "lag": lag, "in_hand": 2}
+        connection.execute(tables.inbox_consumers.insert().values(id=uuid4(), **row))
+
+
+def _ledger(connection: Connection, now: datetime) -> None:
+    for minute in range(30):
+        ids = [uuid4() for _ in range(40 + 15 * (minute % 7) + minute)]
+        row = {
+            "relay": uuid4(),
+            "topic": "orders",
+            "published_at": now - timedelta(minutes=minute, seconds=5),
+            "outcome": "published",
+            "min_id": min(ids),
+            "max_id": max(ids),
+            "ids": [one.bytes for one in ids],
+            "partitions": [0] * len(ids),
+            "offsets": list(range(len(ids))),
+        }
+        connection.execute(tables.outbox_ledger.insert().values(**row))
+
+
+def _deaths(connection: Connection, number: int) -> None:
+    for at in range(number):
+        bury(connection, offset=at, key=f"order-{at % 5}".encode(), error=KeyError("currency"))
+    for at in range(3):
+        bury(connection, consumer="shipping", offset=100 + at, error=StockUnknown("warehouse 3"))
+    letter = bury(connection, consumer="billing", type_name="refund.asked", offset=200, error=PaymentDeclined())
+    dead_letters.annotate(connection, letter.group, by="ana@ops", note="the bank knows, ticket 4711", owner="payments")
+
+
+def _keys(connection: Connection, now: datetime) -> None:
+    stopped = {"topic": "orders", "key": b"order-9", "shard": 1, "position": 77, "reason": "retry"}
+    connection.execute(
+        tables.outbox_stopped_keys.insert().values(**stopped, attempts=4, due_at=now + timedelta(seconds=40))
+    )
+    head = {"position": 77, "reason": "retry", "error": "refusing: queue is full", "attempts": 4}
+    connection.execute(
+        tables.outbox_waiting.insert().values(**waiting(key=b"order-9"), **head, due_at=now + timedelta(seconds=40))
+    )
+    follower = {"position": 78, "reason": "follower"}
+    connection.execute(tables.outbox_waiting.insert().values(**waiting(key=b"order-9"), **follower))
+    later = {"reason": "scheduled", "due_at": now + timedelta(hours=3)}
+    connection.execute(tables.outbox_waiting.insert().values(**waiting(type="reminder.due", topic="mails"), **later))
+    for _ in range(4):
+        connection.execute(tables.outbox_messages.insert().values(**waiting(topic="invoices", type="invoice.sent")))
+
+
+def _saga(connection: Connection, now: datetime) -> None:
+    told = ("order.placed: started", "reserve: sent to stock", "reserve: done", "pay: sent to bank")
+    history = [[(now - timedelta(minutes=9 - at)).isoformat(), text] for at, text in enumerate(told)]
+    row = {"saga": "checkout", "key": "order-7", "version": 1, "status": "running", "step": "pay", "at": 1, "number": 2}
+    connection.execute(
+        tables.outbox_sagas.insert().values(
+            **row, tries=0, done=[0], undo=[], state=b'{"card": "4711"}', history=history, correlation_id="c-1"
+        )
+    )
+
+
+@dataclass
+class Browser:
+    """A visitor: has cookies, fills in forms as they stand on the page."""
+
+    engine: Engine
+    access: Access = Access.ALL
+    client: TestClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        app = dashboard(self.engine, access=lambda _: Visitor(name="ana", access=self.access))
+        self.client = TestClient(app, base_url=HERE, follow_redirects=True)
+
+    def get(self, path: str) -> str:
+        """The page at a path; it must be there."""
+        answer = self.client.get(path)
+        assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text[:500]}"
+        return answer.text
+
+    def press(self, path: str, action: str, **typed: str) -> Any:
+        """Sends the first form of an action on a page, its hidden fields as they are."""
+        return self.send(action, **{**self.fields(path, action), **typed})
+
+    def fields(self, path: str, action: str) -> dict[str, str]:
+        """The hidden fields of the first form of an action on a page."""
+        (form, *_) = re.findall(rf'<form method="post" action="/do/{action}".*?</form>', self.get(path), re.DOTALL)
+        return dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', form))
+
+    def send(self, action: str, **fields: str) -> Any:
+        """Sends a form as a browser does from the page itself."""
+        return self.client.post(f"/do/{action}", data=fields, headers={"origin": HERE, "sec-fetch-site": "same-origin"})
+
+
+def rows(engine: Engine, table: Any) -> list[dict[str, Any]]:
+    """All rows of a table."""
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(table.select()).mappings()]
+
+
+def revealed(text: str) -> Iterator[Any]:
+    """JSON values that a page shows as text."""
+    yield from (json.loads(found) for found in re.findall(r"\{.*\}", text))
+
+
+def uuid_of(url: Any) -> UUID:
+    """The number in an address."""
+    return UUID(str(url).rpartition("/")[2].partition("?")[0])
