@@ -121,8 +121,8 @@ def repair_and_replay(
     decisions = preflight.decide(connection, letters, terms, payloads)
     if not dry_run:
         carry_out(connection, letters, decisions, by=by, to=terms.to, payloads=payloads)
-        done = [decision.id for decision in decisions if decision.action != "none"]
-        audit(connection, "dlq.repair", done, by=by, why=why)
+        if done := [decision.id for decision in decisions if decision.action != "none"]:
+            audit(connection, "dlq.repair", done, by=by, why=why)
     return decisions
 
 

@@ -71,6 +71,7 @@ class Visitor:
 Resolver = Callable[[Request], Visitor | Awaitable[Visitor | None] | None]  #: None: nobody we know
 
 _LEVELS: Final = {
+    "cancel": Access.ALL,
     "reveal": Access.ALL,
     "repair": Access.ALL,
     "discard": Access.ALL,

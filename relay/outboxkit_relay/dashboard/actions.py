@@ -71,6 +71,7 @@ def replay(setup: Setup, form: Form, by: str) -> str:
 def go_on(setup: Setup, form: Form, by: str) -> str:
     """Goes on with a replay that was stopped or cut off."""
     number = id_of(form["number"])
+    setup.runs.end(number)
     with setup.engine.begin() as connection:
         plan.resume(connection, number, by=by, why=form.get("why", ""))
     setup.runs.start(number, _pace(form), by=by)
@@ -82,6 +83,7 @@ def stop(setup: Setup, form: Form, by: str) -> str:
     number = id_of(form["number"])
     with setup.engine.begin() as connection:
         plan.stop(connection, number, by=by, why=form.get("why", "") or "stopped on the page")
+    setup.runs.end(number)
     return f"/replays/{number}"
 
 

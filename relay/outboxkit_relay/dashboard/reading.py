@@ -75,7 +75,7 @@ class MessageRow:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The messages of a search, the oldest first, and whether there are more."""
+    """The messages of a search: those that wait, the oldest first, then the dead, the newest first; and whether all."""
 
     rows: list[MessageRow]
     is_cut: bool
@@ -94,7 +94,6 @@ def find(connection: Connection, wanted: Search, *, limit: int) -> Found:
         rows += [_row(row, row.reason) for row in connection.execute(_unpublished(_WAITING, wanted, limit))]
     if wanted.state in (None, DEAD):
         rows += [_of_letter(letter) for letter in _dead(connection, wanted, limit)]
-    rows.sort(key=lambda row: (row.since, row.id))
     return Found(rows[:limit], len(rows) > limit)
 
 

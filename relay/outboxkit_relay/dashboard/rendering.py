@@ -70,7 +70,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"ago": _ago, "n": lambda number: f"{number:,}", "text": words.text_of, "count": words.count}
-    found.filters |= {"time": _time, "sparkline": charts.sparkline, "share": charts.share}
+    found.filters |= {
+        "seconds": lambda number: words.ago(timedelta(seconds=number)),
+        "time": _time,
+        "sparkline": charts.sparkline,
+        "share": charts.share,
+    }
     return found
 
 
@@ -82,5 +87,5 @@ def _ago(since: datetime | None, now: datetime) -> str:
     return "-" if since is None else f"{words.ago(now - since)} ago" if since <= now else f"in {words.ago(since - now)}"
 
 
-def _time(at: datetime | timedelta | None) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if isinstance(at, datetime) else "-"
+def _time(at: datetime | None) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at else "-"

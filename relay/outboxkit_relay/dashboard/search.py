@@ -18,7 +18,7 @@ __all__ = ["DEAD", "PENDING", "STATES", "Search", "parse"]
 
 PENDING: Final = "pending"
 DEAD: Final = "dead"
-STATES: Final = (PENDING, *(reason.value for reason in WaitReason), DEAD)
+STATES: Final = (PENDING, WaitReason.RETRY.value, WaitReason.FOLLOWER.value, WaitReason.SCHEDULED.value, DEAD)
 
 _TERM: Final = re.compile(r'(?:(?P<name>[a-z]+):)?(?P<value>"[^"]*"|\S+)')
 

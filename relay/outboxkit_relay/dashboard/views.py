@@ -83,8 +83,7 @@ class Overview:
 def overview(connection: Connection, setup: Setup, _: Given) -> Overview:
     """Looks whether anything is stuck, in the words of ``outboxkit status``."""
     found = situation.look(connection, setup.patience)
-    oldest = found.oldest.total_seconds()
-    setup.history.add(found.pending, oldest)
+    setup.history.add(found.pending, found.oldest.total_seconds())
     sent, deaths = reading.sent(connection, found.now), reading.deaths(connection, found.now)
     letters = reading.open_letters(connection)
     return Overview(
@@ -95,7 +94,7 @@ def overview(connection: Connection, setup: Setup, _: Given) -> Overview:
                 value=ago(found.oldest) if found.pending else "-",
                 note="since this page was opened",
                 values=setup.history.oldest,
-                is_bad=oldest > setup.patience.total_seconds(),
+                is_bad=bool(found.problems) and found.oldest > setup.patience,
             ),
             Signal(
                 title="Pending",
@@ -110,9 +109,9 @@ def overview(connection: Connection, setup: Setup, _: Given) -> Overview:
                 values=sent,
             ),
             Signal(
-                title="Deaths per minute",
-                value=f"{deaths[-1]:,.0f}",
-                note=f"{sum(deaths):,.0f} in {reading.BUCKETS} min",
+                title=f"Died in {reading.BUCKETS} min",
+                value=f"{sum(deaths):,.0f}",
+                note=f"{deaths[-1]:,.0f} in the last minute",
                 values=deaths,
                 is_bad=sum(deaths) > 0,
             ),

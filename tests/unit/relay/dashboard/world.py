@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -35,6 +35,27 @@ class PaymentDeclined(Exception):
 
 class StockUnknown(Exception):
     pass
+
+
+def _charge() -> None:
+    {"amount": 12}["currency"]
+
+
+def _pick() -> None:
+    raise StockUnknown("warehouse 3")
+
+
+def _refund() -> None:
+    raise PaymentDeclined
+
+
+def _raised(handler: Callable[[], None]) -> BaseException:
+    """The error of a handler, with the places that it came through."""
+    try:
+        handler()
+    except Exception as error:  # noqa: BLE001  it is what a consumer does
+        return error
+    raise AssertionError("the handler has not failed")
 
 
 def bury(
@@ -100,18 +121,16 @@ def waiting(**values: Any) -> dict[str, Any]:
     return {"shard": shard_of(row["topic"], row["key"], row["message_id"], tables.SHARDS), **row}
 
 
-def furnish(engine: Engine, *, letters: int = 12) -> None:
-    """Fills an outbox: a relay, a consumer, three causes of death, a stopped key, a saga, a pause, what was published."""
+def furnish(connection: Connection, *, letters: int = 12) -> None:
+    """Fills an outbox: processes, causes of death, a stopped key, a saga, a pause, and what was published."""
     now = datetime.now(UTC)
-    with engine.begin() as connection:
-        _processes(connection, now)
-        _ledger(connection, now)
-        _deaths(connection, letters)
-        _keys(connection, now)
-        _saga(connection, now)
-        pauses.pause(
-            connection, Target(Scope.DESTINATION, "invoices"), by="ana@ops", reason="the bank is away until 14:00"
-        )
+    _processes(connection, now)
+    _ledger(connection, now)
+    _deaths(connection, now, letters)
+    _keys(connection, now)
+    _saga(connection, now)
+    bank = Target(Scope.DESTINATION, "invoices")
+    pauses.pause(connection, bank, by="ana@ops", reason="the bank is away until 14:00")
 
 
 def _processes(connection: Connection, now: datetime) -> None:
@@ -142,12 +161,16 @@ def _ledger(connection: Connection, now: datetime) -> None:
         connection.execute(tables.outbox_ledger.insert().values(**row))
 
 
-def _deaths(connection: Connection, number: int) -> None:
-    for at in range(number):
-        bury(connection, offset=at, key=f"order-{at % 5}".encode(), error=KeyError("currency"))
-    for at in range(3):
-        bury(connection, consumer="shipping", offset=100 + at, error=StockUnknown("warehouse 3"))
-    letter = bury(connection, consumer="billing", type_name="refund.asked", offset=200, error=PaymentDeclined())
+def _deaths(connection: Connection, now: datetime, number: int) -> None:
+    letters = [
+        bury(connection, offset=at, key=f"order-{at % 5}".encode(), error=_raised(_charge)) for at in range(number)
+    ]
+    letters += [bury(connection, consumer="shipping", offset=900 + at, error=_raised(_pick)) for at in range(3)]
+    letter = bury(connection, consumer="billing", type_name="refund.asked", offset=990, error=_raised(_refund))
+    for at, one in enumerate(reversed(letters)):
+        died = now - timedelta(minutes=28 * at / len(letters))
+        this = tables.dead_letters.c.id == one.id
+        connection.execute(tables.dead_letters.update().where(this).values(died_at=died))
     dead_letters.annotate(connection, letter.group, by="ana@ops", note="the bank knows, ticket 4711", owner="payments")
 
 
