@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from outboxkit import tables
+from outboxkit_relay import words
 from outboxkit_relay.cli.console import output
 from tests.unit.relay.cli.builders import bury, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
@@ -30,8 +31,8 @@ HOSTILE = {
 def test_what_is_shown_can_be_seen_and_stands_in_one_line(name: str) -> None:
     shown = output.safe(HOSTILE[name])
 
-    assert not [character for character in shown if unicodedata.category(character) in output._INVISIBLE]
-    assert not set(shown) & output._IGNORABLE
+    assert not [character for character in shown if unicodedata.category(character) in words._INVISIBLE]
+    assert not set(shown) & words._IGNORABLE
     assert "\n" not in shown
     marks = 0
     for character in shown:
@@ -68,6 +69,6 @@ def test_every_listing_keeps_hostile_fields_in_its_line(outboxkit: Outboxkit, en
     )  # fmt: skip
     for command in commands:
         done = outboxkit(*command)
-        hidden = [one for one in done.out + done.err if one != "\n" and unicodedata.category(one) in output._INVISIBLE]
+        hidden = [one for one in done.out + done.err if one != "\n" and unicodedata.category(one) in words._INVISIBLE]
         assert not hidden, (command, hidden)
     assert len(outboxkit("dlq", "list").out.splitlines()) == 2

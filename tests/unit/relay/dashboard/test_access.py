@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, select
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
@@ -16,11 +16,10 @@ from starlette.testclient import TestClient
 
 from outboxkit import tables
 from outboxkit.outbox import pauses
-from outboxkit.outbox.pauses import Scope, Target
 from outboxkit_relay.dashboard import Access, Visitor, dashboard
 from outboxkit_relay.dashboard.access import COOKIE, FIELD, level_of
 from outboxkit_relay.dashboard.actions import ACTIONS
-from tests.unit.relay.dashboard.world import HERE, Browser, bury, rows, waiting
+from tests.unit.relay.dashboard.world import HERE, HOSTILE, Browser, plant, rows
 
 CHANGED = [table for table in tables.METADATA.sorted_tables if table.name != "outbox_version"]
 PAGES = ["/", "/messages", "/failures", "/replays", "/quarantine", "/sagas", "/control", "/audit"]
@@ -192,8 +191,6 @@ def test_a_form_has_a_bound(browser: Browser) -> None:
 
 # --- hostile text ------------------------------------------------------------------------------------------------
 
-HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[2J\u202e{{ 7*7 }}</textarea>"
-
 
 class _Seen(HTMLParser):
     """Elements of a page, with what would run a script."""
@@ -217,48 +214,8 @@ def seen(text: str) -> _Seen:
     return found
 
 
-def _plant(engine: Engine) -> str:
-    """Hostile text in every field that a page shows; returns the letter's number."""
-    with engine.begin() as connection:
-        letter = bury(
-            connection,
-            consumer=HOSTILE,
-            key=HOSTILE.encode(),
-            payload=('{"x": "' + "</textarea><script>alert(1)</script>" + '"}').encode(),
-            headers=(("x-" + "y" * 9, HOSTILE.encode()), ("outboxkit-attempt", HOSTILE.encode())),
-            topic=HOSTILE.replace("\x1b", ""),
-            type_name=HOSTILE,
-            error=type(HOSTILE, (Exception,), {})(),
-        )
-        problems = [{"field": HOSTILE, "message": HOSTILE, "fix": HOSTILE}]
-        details = {"chain": [HOSTILE], "places": [HOSTILE], "texts": [HOSTILE], "constraint": HOSTILE, "table": HOSTILE}
-        values = {"error": HOSTILE, "path": HOSTILE, "problems": problems, "details": details, "origin": HOSTILE}
-        this = tables.dead_letters.c.id == letter.id
-        connection.execute(tables.dead_letters.update().where(this).values(**values))
-        tables_notes = {"group": letter.group, "note": HOSTILE, "owner": HOSTILE, "set_by": HOSTILE}
-        connection.execute(tables.dead_letter_groups.insert().values(**tables_notes))
-        for table, more in (
-            (tables.outbox_messages, {}),
-            (tables.outbox_waiting, {"reason": "scheduled", "error": HOSTILE, "due_at": func.now()}),
-        ):
-            connection.execute(
-                table.insert().values(**waiting(topic=HOSTILE, key=HOSTILE.encode(), type=HOSTILE), **more)
-            )
-        stop = {"topic": HOSTILE, "key": HOSTILE.encode(), "shard": 1, "position": 1, "reason": "retry"}
-        connection.execute(tables.outbox_stopped_keys.insert().values(**stop, requested_by=HOSTILE))
-        connection.execute(tables.outbox_sagas.update().values(step=HOSTILE, correlation_id=HOSTILE))
-        connection.execute(tables.outbox_sagas.update().values(history=[["2026-01-01T10:00:00", HOSTILE]]))
-        connection.execute(
-            tables.outbox_audit.insert().values(who=HOSTILE, action=HOSTILE, target=HOSTILE, why=HOSTILE)
-        )
-        connection.execute(tables.outbox_relays.update().values(host=HOSTILE, ended=HOSTILE))
-        connection.execute(tables.inbox_consumers.update().values(consumer=HOSTILE, trouble=HOSTILE))
-        pauses.pause(connection, Target(Scope.KEY, "orders", HOSTILE.encode()), by=HOSTILE, reason=HOSTILE)
-    return str(letter.id)
-
-
 def test_hostile_text_is_shown_and_nothing_more(browser: Browser) -> None:
-    letter = _plant(browser.engine)
+    letter = plant(browser.engine)
     group = rows(browser.engine, tables.dead_letter_groups)[-1]["group"]
     addresses = [
         *PAGES,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, func
 from starlette.testclient import TestClient
 
 from outboxkit import dead_letters, tables
@@ -24,9 +23,10 @@ from outboxkit.policy import Failure
 from outboxkit.rows import shard_of
 from outboxkit_relay.dashboard import Access, Visitor, dashboard
 
-__all__ = ["HERE", "Browser", "bury", "furnish", "waiting"]
+__all__ = ["HERE", "HOSTILE", "Browser", "bury", "furnish", "plant", "rows", "uuid_of", "waiting"]
 
 HERE = "http://127.0.0.1:8080"
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[2J\u202e{{ 7*7 }}</textarea>"
 
 
 class PaymentDeclined(Exception):
@@ -202,6 +202,46 @@ def _saga(connection: Connection, now: datetime) -> None:
     )
 
 
+def plant(engine: Engine) -> str:
+    """Hostile text in every field that a page shows; returns the letter's number."""
+    with engine.begin() as connection:
+        letter = bury(
+            connection,
+            consumer=HOSTILE,
+            key=HOSTILE.encode(),
+            payload=('{"x": "' + "</textarea><script>alert(1)</script>" + '"}').encode(),
+            headers=(("x-" + "y" * 9, HOSTILE.encode()), ("outboxkit-attempt", HOSTILE.encode())),
+            topic=HOSTILE.replace("\x1b", ""),
+            type_name=HOSTILE,
+            error=type(HOSTILE, (Exception,), {})(),
+        )
+        problems = [{"field": HOSTILE, "message": HOSTILE, "fix": HOSTILE}]
+        details = {"chain": [HOSTILE], "places": [HOSTILE], "texts": [HOSTILE], "constraint": HOSTILE, "table": HOSTILE}
+        values = {"error": HOSTILE, "path": HOSTILE, "problems": problems, "details": details, "origin": HOSTILE}
+        this = tables.dead_letters.c.id == letter.id
+        connection.execute(tables.dead_letters.update().where(this).values(**values))
+        tables_notes = {"group": letter.group, "note": HOSTILE, "owner": HOSTILE, "set_by": HOSTILE}
+        connection.execute(tables.dead_letter_groups.insert().values(**tables_notes))
+        for table, more in (
+            (tables.outbox_messages, {}),
+            (tables.outbox_waiting, {"reason": "scheduled", "error": HOSTILE, "due_at": func.now()}),
+        ):
+            connection.execute(
+                table.insert().values(**waiting(topic=HOSTILE, key=HOSTILE.encode(), type=HOSTILE), **more)
+            )
+        stop = {"topic": HOSTILE, "key": HOSTILE.encode(), "shard": 1, "position": 1, "reason": "retry"}
+        connection.execute(tables.outbox_stopped_keys.insert().values(**stop, requested_by=HOSTILE))
+        connection.execute(tables.outbox_sagas.update().values(step=HOSTILE, correlation_id=HOSTILE))
+        connection.execute(tables.outbox_sagas.update().values(history=[["2026-01-01T10:00:00", HOSTILE]]))
+        connection.execute(
+            tables.outbox_audit.insert().values(who=HOSTILE, action=HOSTILE, target=HOSTILE, why=HOSTILE)
+        )
+        connection.execute(tables.outbox_relays.update().values(host=HOSTILE, ended=HOSTILE))
+        connection.execute(tables.inbox_consumers.update().values(consumer=HOSTILE, trouble=HOSTILE))
+        pauses.pause(connection, Target(Scope.KEY, "orders", HOSTILE.encode()), by=HOSTILE, reason=HOSTILE)
+    return str(letter.id)
+
+
 @dataclass
 class Browser:
     """A visitor: has cookies, fills in forms as they stand on the page."""
@@ -238,11 +278,6 @@ def rows(engine: Engine, table: Any) -> list[dict[str, Any]]:
     """All rows of a table."""
     with engine.connect() as connection:
         return [dict(row) for row in connection.execute(table.select()).mappings()]
-
-
-def revealed(text: str) -> Iterator[Any]:
-    """JSON values that a page shows as text."""
-    yield from (json.loads(found) for found in re.findall(r"\{.*\}", text))
 
 
 def uuid_of(url: Any) -> UUID:
