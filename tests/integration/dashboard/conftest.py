@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.applications import Starlette
@@ -26,6 +26,10 @@ from outboxkit import Consumer, RetryPolicy, event, migrations, publish
 from outboxkit.dialects import open_engine
 from outboxkit_relay import Relay, settings
 from outboxkit_relay.dashboard import Access, Visitor, dashboard
+from tests.deadlines import DEADLINE
+
+if TYPE_CHECKING:  # at run time in the full profile only
+    from playwright.sync_api import Browser, Locator, Page
 
 AXE = "axe-core@4.14.1"
 AXE_SHA512 = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
@@ -41,6 +45,8 @@ class OrderPlaced:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, "--disable-sync"])
         yield browser
@@ -97,12 +103,8 @@ def looking(
     chromium: Browser, *, width: int = 1300, scheme: str = "light", script: bool = True, may_complain: bool = False
 ) -> Iterator[Page]:
     """A window; what the browser complains about is an error."""
-    shape = {"width": width, "height": 900}
-    context = chromium.new_context(
-        viewport=shape,  # type: ignore[arg-type]  a dictionary of these names
-        color_scheme=scheme,  # type: ignore[arg-type]  one of its words
-        java_script_enabled=script,
-    )
+    shape: Any = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+    context = chromium.new_context(**shape, java_script_enabled=script)
     page = context.new_page()
     complaints: list[str] = []
     page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
@@ -110,6 +112,21 @@ def looking(
     yield page
     context.close()
     assert may_complain or complaints == []
+
+
+def expect(what: Locator) -> Any:
+    """Waits for a fact about a part of a page."""
+    from playwright.sync_api import expect as expected
+
+    expected.set_options(timeout=DEADLINE * 1000)
+    return expected(what)
+
+
+def content(page: Page, address: str = "") -> str:
+    """The page as it is when it is loaded (again)."""
+    page.goto(address or page.url)
+    text: str = page.content()
+    return text
 
 
 @dataclass

@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from tests.deadlines import DEADLINE
-from tests.integration.dashboard.conftest import Shop, looking, page_of, served
+from tests.integration.dashboard.conftest import Shop, content, expect, looking, page_of, served
 from tests.integration.relay.world import until
 from tests.unit.relay.dashboard.world import furnish, plant
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.full
 
 PICTURES = Path(__file__).parents[3] / "docs" / "_static" / "dashboard"
-expect.set_options(timeout=DEADLINE * 1000)
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 BARRIERS = "axe.run().then(found => found.violations.map(one => [one.id, one.impact, one.nodes.map(n => n.html)]))"
 TOUR = {
@@ -52,7 +53,7 @@ def test_an_operator_finds_a_failure_reads_why_tries_one_and_replays_the_rest(
     shop.place(*range(6))
     with page_of(engine) as address, looking(chromium, script=script) as page:
         page.goto(address)
-        until(lambda: "6 dead letters" in (page.reload() and page.content()))
+        until(lambda: "6 dead letters" in content(page))
         page.get_by_role("link", name="6 dead letters").click()
         page.get_by_role("link", name="KeyError").click()
         page.locator("a.row").first.click()
@@ -74,7 +75,7 @@ def test_an_operator_finds_a_failure_reads_why_tries_one_and_replays_the_rest(
         if script:  # it looks again by itself
             expect(page.get_by_text("It is over.")).to_be_visible()
         else:
-            until(lambda: "It is over." in (page.reload() and page.content()))
+            until(lambda: "It is over." in content(page))
 
         expect(page.locator(".legend .good dd")).to_have_text("6")
         assert sorted(shop.handled) == list(range(6))
@@ -87,7 +88,7 @@ def test_an_operator_finds_a_failure_reads_why_tries_one_and_replays_the_rest(
 def test_the_rest_is_not_sent_when_the_first_letter_dies_again(chromium: Browser, shop: Shop, engine: Engine) -> None:
     shop.place(*range(4))
     with page_of(engine) as address, looking(chromium) as page:
-        until(lambda: "4 letters" in (page.goto(f"{address}/failures") and page.content()))
+        until(lambda: "4 letters" in content(page, f"{address}/failures"))
         page.get_by_role("link", name="KeyError").click()
         page.get_by_role("link", name="Replay all 4…").click()
         page.get_by_label("Why").fill("hoping")
@@ -102,7 +103,7 @@ def test_the_rest_is_not_sent_when_the_first_letter_dies_again(chromium: Browser
 def test_what_is_shown_is_kept_up_to_date_and_the_focus_stays(chromium: Browser, shop: Shop, engine: Engine) -> None:
     shop.place(1)
     with page_of(engine) as address, looking(chromium) as page:
-        until(lambda: "1 dead letter" in (page.goto(address) and page.content()))
+        until(lambda: "1 dead letter" in content(page, address))
         link = page.get_by_role("link", name="1 dead letter")
         link.focus()
 
