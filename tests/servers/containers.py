@@ -127,8 +127,8 @@ def _engine() -> type[Any]:
         raise Unavailable(msg)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own deprecations are not ours to fix
-        import docker  # noqa: PLC0415  # slow, and pointless without an engine
-        from testcontainers.core.container import DockerContainer  # noqa: PLC0415
+        import docker  # slow, and pointless without an engine
+        from testcontainers.core.container import DockerContainer
     try:
         docker.from_env().ping()
     except docker.errors.DockerException as error:

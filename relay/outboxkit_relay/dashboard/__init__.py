@@ -160,7 +160,7 @@ def _bad_request(request: Request, error: Exception) -> Response:
 
 
 def _fault(request: Request, error: Exception) -> Response:
-    """What is refused is told where it was asked for."""
+    """A refusal, told where the change was asked for."""
     status = HTTPStatus.NOT_FOUND if isinstance(error, NotFound) else HTTPStatus.CONFLICT
     text = error.message if isinstance(error, OutboxKitError) else ""
     return rendered(request, "fault.html", text, status=status)

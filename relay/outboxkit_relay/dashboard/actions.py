@@ -26,7 +26,7 @@ from outboxkit.policy import duration
 from outboxkit.rows import Request
 from outboxkit_relay.dashboard.failures import LetterPage, id_of, letter_named, letter_page
 from outboxkit_relay.dashboard.replays import MAX_CHOSEN
-from outboxkit_relay.store import stopped_keys
+from outboxkit_relay.store import operator_requests, stopped_keys
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -68,7 +68,7 @@ def replay(setup: Setup, form: Form, by: str) -> str:
     return f"/replays/{number}"
 
 
-def go_on(setup: Setup, form: Form, by: str) -> str:
+def continue_replay(setup: Setup, form: Form, by: str) -> str:
     """Goes on with a replay that was stopped or cut off."""
     number = id_of(form["number"])
     setup.runs.end(number)
@@ -109,7 +109,7 @@ def discard(setup: Setup, form: Form, by: str) -> str:
         dead = [letter for letter in found if letter.state is State.DEAD]
         if dead:
             dead_letters.discard(connection, [letter.id for letter in dead], by=by, why=why)
-            stopped_keys.release_behind(connection, dead, by=by)
+            operator_requests.release_behind(connection, dead, by=by)
     return f"/letters/{found[0].id}?done=discarded" if len(found) == 1 else "/failures?done=discarded"
 
 
@@ -250,7 +250,7 @@ ACTIONS: Final[Mapping[str, Action]] = {
     "cancel": cancel,
     "compensate": compensate,
     "discard": discard,
-    "go-on": go_on,
+    "go-on": continue_replay,
     "note": note,
     "pause": pause,
     "release": release,

@@ -36,7 +36,7 @@ __all__ = [
 PAGE: Final = 100  # rows of a list
 _OUR_HEADERS: Final = ("ce_", "outboxkit-", "content-type")
 
-Given = Mapping[str, str]
+Query = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class FailuresPage:
     looked_at: int = reading.MAX_LETTERS
 
 
-def failures(connection: Connection, _: Setup, __: Given) -> FailuresPage:
+def failures(connection: Connection, _: Setup, __: Query) -> FailuresPage:
     """Groups open letters by their cause."""
     return FailuresPage(groups=reading.groups(connection, Filter()), letters=reading.open_letters(connection))
 
@@ -61,7 +61,7 @@ class GroupPage:
     letters: Sequence[DeadLetter]
 
 
-def group(connection: Connection, _: Setup, given: Given) -> GroupPage:
+def group(connection: Connection, _: Setup, given: Query) -> GroupPage:
     """Shows the open letters of one cause."""
     which = Filter(group=given["name"])
     found = reading.groups(connection, which, limit=1)
@@ -98,7 +98,7 @@ class LetterPage:
     why: str = ""
 
 
-def letter(connection: Connection, setup: Setup, given: Given) -> LetterPage:
+def letter(connection: Connection, setup: Setup, given: Query) -> LetterPage:
     """Shows one letter; payload and foreign headers stay masked."""
     return letter_page(connection, setup, letter_named(connection, given["id"]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4
@@ -28,7 +28,7 @@ MAX_CHOSEN: Final = 1000  #: letters of one replay of the page; more of them are
 _CHOSEN: Final = 100
 _SHOWN: Final = 100
 
-Given = Mapping[str, str]
+Query = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +61,12 @@ class PreflightPage:
     back: str
 
 
-def preflight(connection: Connection, setup: Setup, given: Given) -> PreflightPage:
+def preflight(connection: Connection, setup: Setup, given: Query) -> PreflightPage:
     """Looks at what a replay of one letter, or of the oldest letters of a cause, would do."""
     ids, title, back = _chosen(connection, given)
     terms = setup.terms(force=given.get("force") == "on")
     drafted = plan.draft(connection, ids, terms, limit=_limit(given.get("limit", "")))
-    reasons = Counter(about_it(one.reason, one.id) for one in drafted.decisions if one.action == "none")
+    reasons = [about_it(one.reason, one.id) for one in drafted.decisions if one.action == "none"]
     going = [one.id for one in drafted.decisions if one.action != "none"]
     letters = dead_letters.in_order(connection, going)
     return PreflightPage(
@@ -75,8 +75,8 @@ def preflight(connection: Connection, setup: Setup, given: Given) -> PreflightPa
         letters=letters[:_SHOWN],
         ids=drafted.letters,
         eligible=drafted.eligible,
-        goals=Counter(_goal(one) for one in letters).most_common(),
-        refusals=reasons.most_common(),
+        goals=_by_number(_goal(one) for one in letters),
+        refusals=_by_number(reasons),
         checks=[*_checks(connection, letters)],
         force=terms.force,
         others=len(ids) - len(drafted.letters),
@@ -85,7 +85,7 @@ def preflight(connection: Connection, setup: Setup, given: Given) -> PreflightPa
     )
 
 
-def _chosen(connection: Connection, given: Given) -> tuple[list[UUID], str, str]:
+def _chosen(connection: Connection, given: Query) -> tuple[list[UUID], str, str]:
     if "letter" in given:
         letter = letter_named(connection, given["letter"])
         return [letter.id], f"letter {str(letter.id)[:8]}", f"/letters/{letter.id}"
@@ -98,6 +98,11 @@ def _chosen(connection: Connection, given: Given) -> tuple[list[UUID], str, str]
 
 def _limit(text: str) -> int:
     return max(1, min(MAX_CHOSEN, int(text))) if text.isascii() and text.isdigit() else _CHOSEN
+
+
+def _by_number(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Counts equal ones, the largest number first."""
+    return sorted(Counter(names).items(), key=lambda one: (-one[1], one[0]))
 
 
 def _goal(letter: DeadLetter) -> str:
@@ -122,7 +127,7 @@ class ReplaysPage:
     replays: Sequence[Replay]
 
 
-def replays(connection: Connection, _: Setup, __: Given) -> ReplaysPage:
+def replays(connection: Connection, _: Setup, __: Query) -> ReplaysPage:
     """Lists the latest replays."""
     return ReplaysPage(replays=plan.replays(connection))
 
@@ -142,7 +147,7 @@ class ReplayPage:
     left_out: Sequence[tuple[UUID, str, str]]
 
 
-def replay(connection: Connection, setup: Setup, given: Given) -> ReplayPage:
+def replay(connection: Connection, setup: Setup, given: Query) -> ReplayPage:
     """Shows how far one replay is."""
     number = id_of(given["id"])
     found = plan.replays(connection, number)

@@ -25,7 +25,7 @@ _APART: Final = 2.0  # seconds: several visitors do not make the line run faster
 
 
 class NotFound(ConfigurationError):
-    """What an address names is not there."""
+    """Nothing is at this address."""
 
 
 class History:

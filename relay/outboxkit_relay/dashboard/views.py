@@ -47,7 +47,7 @@ __all__ = [
 
 PAGE: Final = 100  # rows of a list
 
-Given = Mapping[str, str]
+Query = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Overview:
     consumers: Sequence[ConsumerRow]
 
 
-def overview(connection: Connection, setup: Setup, _: Given) -> Overview:
+def overview(connection: Connection, setup: Setup, _: Query) -> Overview:
     """Looks whether anything is stuck, in the words of ``outboxkit status``."""
     found = situation.look(connection, setup.patience)
     setup.history.add(found.pending, found.oldest.total_seconds())
@@ -135,7 +135,7 @@ class MessagesPage:
     found: Found | None
 
 
-def messages(connection: Connection, _: Setup, given: Given) -> MessagesPage:
+def messages(connection: Connection, _: Setup, given: Query) -> MessagesPage:
     """Searches messages."""
     text = given.get("q", "").strip()
     try:
@@ -157,7 +157,7 @@ class QuarantinePage:
     now: datetime
 
 
-def quarantine(connection: Connection, _: Setup, __: Given) -> QuarantinePage:
+def quarantine(connection: Connection, _: Setup, __: Query) -> QuarantinePage:
     """Lists stopped keys."""
     return QuarantinePage(
         stops=stopped_keys.list_stopped(connection, limit=PAGE),
@@ -176,7 +176,7 @@ class SagasPage:
     now: datetime
 
 
-def sagas(connection: Connection, _: Setup, given: Given) -> SagasPage:
+def sagas(connection: Connection, _: Setup, given: Query) -> SagasPage:
     """Lists instances of sagas, of one status if asked."""
     statuses = [one.value for one in Status]
     status = given.get("status", "") if given.get("status") in statuses else ""
@@ -192,7 +192,7 @@ class SagaPage:
     now: datetime
 
 
-def saga_instance(connection: Connection, _: Setup, given: Given) -> SagaPage:
+def saga_instance(connection: Connection, _: Setup, given: Query) -> SagaPage:
     """Shows what happened to one instance."""
     found = saga.get(connection, given.get("saga", ""), given.get("key", ""))
     if found is None:
@@ -202,14 +202,14 @@ def saga_instance(connection: Connection, _: Setup, given: Given) -> SagaPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlPage:
-    """What operators hold back, and the relays that obey."""
+    """Pauses of operators, and the relays that obey."""
 
     pauses: Sequence[Pause]
     relays: Sequence[Mapping[str, Any]]
     now: datetime
 
 
-def control(connection: Connection, setup: Setup, _: Given) -> ControlPage:
+def control(connection: Connection, setup: Setup, _: Query) -> ControlPage:
     """Lists pauses and relays."""
     found = situation.look(connection, setup.patience)
     return ControlPage(pauses=found.pauses, relays=found.relays, now=found.now)
@@ -217,11 +217,11 @@ def control(connection: Connection, setup: Setup, _: Given) -> ControlPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditPage:
-    """Who did what, the latest first."""
+    """The audit log, the latest entry first."""
 
     entries: Sequence[Any]
 
 
-def audit(connection: Connection, _: Setup, __: Given) -> AuditPage:
+def audit(connection: Connection, _: Setup, __: Query) -> AuditPage:
     """Lists what operators did."""
     return AuditPage(entries=reading.audit_log(connection, limit=PAGE))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit import dead_letters, dialects, outbox, tables
@@ -21,11 +21,11 @@ from outboxkit.rows import Request, StopReason
 from outboxkit_relay.store import stopped_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from sqlalchemy import Connection, Row
 
-__all__ = ["carry_out_requests"]
+__all__ = ["carry_out_requests", "release_behind"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -66,6 +66,22 @@ def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
         else:
             if done:
                 _log.info("key.released", extra=told)
+
+
+def release_behind(connection: Connection, discarded: Iterable[DeadLetter], *, by: str) -> None:
+    """Asks the relay to let the messages go on that are parked behind discarded letters.
+
+    Transaction: joins the caller's; does not commit.
+    """
+    for letter in discarded:
+        head = and_(
+            _STOPPED.c.topic == letter.topic,
+            _STOPPED.c.key == letter.key,
+            _STOPPED.c.position == letter.source_position,
+            _STOPPED.c.reason == StopReason.PARKED,
+        )
+        if letter.side is Side.RELAY:
+            connection.execute(update(_STOPPED).where(head).values(request=Request.SKIP, requested_by=by))
 
 
 def _carry_out(connection: Connection, asked: Row[Any]) -> bool:

@@ -18,7 +18,6 @@ from sqlalchemy import and_, case, delete, exists, func, insert, literal, select
 
 from outboxkit import tables
 from outboxkit._sql import any_of, database_now, microseconds_of
-from outboxkit.dead_letters import DeadLetter, Side
 from outboxkit.dialects import dialect_of
 from outboxkit.outbox import shards_of
 from outboxkit.rows import UNREADABLE, Request, Row, StopReason, WaitReason, shard_of
@@ -39,7 +38,6 @@ __all__ = [
     "move_to_waiting",
     "park",
     "reinsert_head",
-    "release_behind",
     "remove_dead",
     "request",
     "resume_key",
@@ -178,22 +176,6 @@ def request(
     entry = {"who": by, "action": f"quarantine.{what.value}", "target": target, "why": why}
     connection.execute(insert(tables.outbox_audit).values(**entry))
     return True
-
-
-def release_behind(connection: Connection, discarded: Iterable[DeadLetter], *, by: str) -> None:
-    """Asks the relay to let the messages go on that are parked behind discarded letters.
-
-    Transaction: joins the caller's; does not commit.
-    """
-    for letter in discarded:
-        head = and_(
-            _STOPPED.c.topic == letter.topic,
-            _STOPPED.c.key == letter.key,
-            _STOPPED.c.position == letter.source_position,
-            _STOPPED.c.reason == StopReason.PARKED,
-        )
-        if letter.side is Side.RELAY:
-            connection.execute(update(_STOPPED).where(head).values(request=Request.SKIP, requested_by=by))
 
 
 def _chosen(topic: str | None, key: bytes | None) -> list[Any]:

@@ -202,7 +202,7 @@ def test_an_orphans_own_event_is_made_before_its_row_is_gone(carts: CaptureDatab
 def test_one_flush_keeps_the_order_of_emission_however_objects_join_the_session(
     world: CaptureDatabase, first: str
 ) -> None:
-    from tests.integration.capture.model import Line  # noqa: PLC0415
+    from tests.integration.capture.model import Line
 
     def scenario(session: Session) -> None:
         order, line = Order(), Line(sku="a")
@@ -275,7 +275,7 @@ def publish_before_a_savepoint(session: Session) -> None:
 
 
 def publish_after_a_flush(session: Session) -> None:
-    from sqlalchemy import event  # noqa: PLC0415
+    from sqlalchemy import event
 
     event.listen(session, "after_flush", lambda *_: publish(session, Noted("late"), topic="notes"), once=True)
     session.add(Cart())

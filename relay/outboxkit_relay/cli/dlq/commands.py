@@ -13,7 +13,7 @@ from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.cli.dlq import repair, replays, select, show, transfer
-from outboxkit_relay.store import stopped_keys
+from outboxkit_relay.store import operator_requests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,7 +158,7 @@ def discard(invocation: Invocation, /, choice: select.Choice, *, why: str, **opt
             now = {one.id: one for one in (dead_letters.get(connection, letter.id) for letter in found) if one}
             going = [letter for letter in dead if now.get(letter.id, letter).state is State.DEAD]
             dead_letters.discard(connection, [letter.id for letter in going], by=who(), why=why)
-            stopped_keys.release_behind(connection, going, by=who())
+            operator_requests.release_behind(connection, going, by=who())
         return [_discarded(now.get(letter.id, letter), "discarded") for letter in found]
 
     expected = [_discarded(letter, "would discard") for letter in found]
