@@ -6,11 +6,12 @@ SQL is in `outboxkit.outbox` and `outboxkit.dialects`; the relay's core sees onl
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "LARGE",
     "NOTHING_PAUSED",
     "UNREADABLE",
+    "CutOff",
+    "Dependency",
     "Evidence",
     "Page",
     "Part",
@@ -35,6 +38,47 @@ LARGE: Final = 4096  #: bytes; payloads above are counted by their size, all oth
 BEFORE_ALL: Final = -(2**63)  #: below every position, those of rows that others have inserted, too
 UNREADABLE: Final = -(2**62)  #: stands for an instant outside of the years 1 to 9999: no clock ever shows it
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Dependency(StrEnum):
+    """Systems that a consumer cannot do without."""
+
+    BROKER = "broker"
+    DATABASE = "database"
+    REGISTRY = "registry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutOff:
+    """Why a run of a consumer gets no messages, or cannot handle them, in ``inbox_consumers.trouble``.
+
+    Attributes:
+        of: what does not answer.
+        since: when that began, by this machine's clock.
+        reason: in the client's words, without secrets.
+        is_new: the run has only just started, and waits for its first partitions or queues.
+    """
+
+    of: Dependency
+    since: datetime
+    reason: str = ""
+    is_new: bool = False
+
+    def to_text(self) -> str:
+        """The form in which a run keeps it beside its heartbeat."""
+        return json.dumps(asdict(self) | {"since": self.since.isoformat()})
+
+    @classmethod
+    def from_text(cls, text: str | None, since: datetime) -> Self | None:
+        """The inverse of `to_text`; of what another version wrote, the text is the reason."""
+        if not text:
+            return None
+        try:
+            found = json.loads(text)
+            began = datetime.fromisoformat(found["since"])
+            return cls(**{**found, "of": Dependency(found["of"]), "since": began})
+        except (ValueError, TypeError, KeyError):
+            return cls(of=Dependency.BROKER, since=since, reason=text)
 
 
 class WaitReason(StrEnum):

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from outboxkit import migrations, tables
-from outboxkit.brokers import Delivery, Subscriber
+from outboxkit.brokers import Assignment, Delivery, Subscriber
 from outboxkit.brokers.memory import Exchange, MemorySubscriber, exchange
 from outboxkit.consumer import Consumer, MessageContext
 from outboxkit.dead_letters import DeadLetter, Filter, find
@@ -120,6 +120,10 @@ class Until:
     @property
     def features(self) -> Any:
         return self.inner.features
+
+    @property
+    def assignment(self) -> Assignment:
+        return self.inner.assignment
 
     async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
         found = await self.inner.receive(limit, min(timeout, self.idle))

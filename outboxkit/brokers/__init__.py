@@ -34,6 +34,7 @@ __all__ = [
     "CONTENT_ENCODING",
     "NO_PLACE",
     "REPLY_TO",
+    "Assignment",
     "Batch",
     "Credentials",
     "Delivery",
@@ -205,11 +206,29 @@ class Delivery:
     token: object = field(default=None, compare=False, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The part of its subscription that a subscriber reads now.
+
+    Attributes:
+        sources: how many partitions or queues; 0 is a standby's, None until the broker has given any.
+        lag: messages in them that are not settled, as the broker told within the last seconds; None when it did not.
+    """
+
+    sources: int | None = None
+    lag: int | None = None
+
+
 class Subscriber(Protocol):
     """The way in. At-least-once: what was not acknowledged comes again."""
 
     @property
     def features(self) -> Features: ...
+
+    @property
+    def assignment(self) -> Assignment:
+        """Partitions or queues that it reads now, and how far it is behind; asks nobody."""
+        ...
 
     async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
         """Returns the next deliveries, at most ``limit``, in order per key; none after ``timeout``.

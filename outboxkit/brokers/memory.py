@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from outboxkit.brokers import (
     CONTENT_ENCODING,
     REPLY_TO,
+    Assignment,
     Delivery,
     Features,
     Receipts,
@@ -121,6 +122,12 @@ class Exchange:
                     taken.append(delivery)
         return taken
 
+    def lag(self, topics: Sequence[str], consumer: str) -> int:
+        """Counts what is ready or handed out."""
+        with self._lock:
+            views = [self._view(topic, consumer) for topic in topics]
+            return sum(len(view.ready) + len(view.handed) for view in views)
+
     def settle(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
         """Notes that these do not come again."""
         with self._lock:
@@ -213,13 +220,21 @@ class MemorySubscriber:
         self._source = source
         self._consumer = subscription.consumer
         self._topics = (*subscription.topics, *subscription.queues)
+        self._has_received = False
         self._closed = False
+
+    @property
+    def assignment(self) -> Assignment:
+        if not self._has_received:
+            return Assignment()
+        return Assignment(len(self._topics), self._source.lag(self._topics, self._consumer))
 
     async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
         deadline = asyncio.get_running_loop().time() + timeout.total_seconds()
         while True:
             self._raise_trouble()
             taken = self._source.take(self._topics, self._consumer, limit)
+            self._has_received = True
             if taken or asyncio.get_running_loop().time() >= deadline:
                 return taken
             await asyncio.sleep(_POLL_SECONDS)

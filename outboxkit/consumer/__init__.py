@@ -3,14 +3,13 @@
 Files, in reading order: `handlers` (the user's functions), `reading` (what a delivery is), `protocol` and `core` (what
 becomes of it: pure decisions), `process` (one message, one transaction), `settle` (carries decisions out), `retries`
 (the waiting room), `crash_marker` (finds the message that kills the process), `run` (one run, from start to stop),
-`transactions` (sessions and patience), `order_check`.
+`transactions` (sessions and patience), `observe/` (numbers, durations, standing).
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -19,7 +18,8 @@ from outboxkit import brokers
 from outboxkit.brokers import Subscriber, Subscription
 from outboxkit.consumer.config import PREFETCH, PREFETCH_BYTES, ConsumerConfig, choice, counts, spans, switch
 from outboxkit.consumer.handlers import Handlers, MessageContext, Want
-from outboxkit.consumer.order_check import OrderCheck
+from outboxkit.consumer.observe.order_check import OrderCheck
+from outboxkit.consumer.observe.stats import ConsumerStats, Tally
 from outboxkit.consumer.protocol import ConsumerPolicy, WhileWaiting
 from outboxkit.consumer.reading import Expired, Ordering, Reading, extractor_of
 from outboxkit.consumer.run import Run
@@ -104,7 +104,8 @@ class Consumer:
         keep_error_text: bool = False,
     ) -> None:
         _check(name, sessions, retry, resolve)
-        self.name, self.counts = name, Counter[str]()
+        self.name, self._tally = name, Tally()
+        self.counts = self._tally.counts
         self._config: dict[str, Any] = {
             **{"name": name, "sessions": sessions, "resolve": resolve},  # noqa: PIE800  one line for what is as given
             "policy": ConsumerPolicy(
@@ -183,9 +184,14 @@ class Consumer:
             topics=self._topics,
             queues=self._queues,
             dead_letter_hooks=dict(self._hooks),
-            counts=self.counts,
+            tally=self._tally,
             **self._config,
         )
+
+    @property
+    def stats(self) -> ConsumerStats:
+        """Numbers, durations and standing in this process, as one frozen value; any thread may ask."""
+        return self._tally.stats(self.name, self._config["policy"].concurrency)
 
     def resolve_with(self, resolve: Callable[[str], str]) -> None:
         """Takes a look-up of schemas for what the database does not know, unless one was given when it was made."""

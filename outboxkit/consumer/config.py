@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from outboxkit.brokers import Subscription
 from outboxkit.consumer.handlers import Handlers
+from outboxkit.consumer.observe.stats import Tally
 from outboxkit.consumer.protocol import ConsumerPolicy
 from outboxkit.consumer.reading import Reading
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import duration, whole
 
 if TYPE_CHECKING:
+    from collections import Counter
     from enum import StrEnum
 
-    from outboxkit.consumer.order_check import OrderCheck
+    from outboxkit.consumer.observe.order_check import OrderCheck
     from outboxkit.consumer.transactions import Sessions
     from outboxkit.dead_letters.letter import DeadLetter
     from outboxkit.dead_letters.topic_copy import DeadLetterTopic
@@ -49,7 +50,7 @@ class ConsumerConfig:
         queues: command queues it reads.
         dead_letter_hooks: by type.
         order_check: watches the order, when asked to.
-        counts: what became of messages, shared with the consumer.
+        tally: counts and durations, shared with the consumer.
         schemas: texts that were found, by fingerprint.
     """
 
@@ -68,8 +69,13 @@ class ConsumerConfig:
     queues: tuple[str, ...] = ()
     dead_letter_hooks: dict[str, Callable[[DeadLetter], Any]] = field(default_factory=dict)
     order_check: OrderCheck | None = None
-    counts: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
     schemas: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Outcomes of messages."""
+        return self.tally.counts
 
     @property
     def handlers(self) -> Handlers:

@@ -95,6 +95,11 @@ class Core:
         return self._busy == 0
 
     @property
+    def under_way(self) -> int:
+        """Commands that are being carried out."""
+        return self._busy
+
+    @property
     def waiting_in_hand(self) -> list[int]:
         """Rows of the waiting room that are in hand."""
         return list(self._rooms)

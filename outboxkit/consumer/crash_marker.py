@@ -83,7 +83,7 @@ class Owner:
         return f"{socket.gethostname()}/{os.getpid()}/{_START}"
 
 
-def began(session: Session, owner: Owner) -> None:
+def began(session: Session, owner: Owner, trouble: str | None) -> None:
     """Records the start of a run, and forgets those that nobody needs to know any more.
 
     Transaction: joins the caller's; does not commit. Writes: ``inbox_consumers``.
@@ -91,16 +91,16 @@ def began(session: Session, owner: Owner) -> None:
     connection = session.connection()
     old = and_(_starts.c.consumer == owner.consumer, _starts.c.expires_at < database_now(-_REMEMBERED))
     connection.execute(delete(_starts).where(old))
-    values = {"id": owner.ids[0], "consumer": owner.consumer, "host": owner.host}
+    values = {"id": owner.ids[0], "consumer": owner.consumer, "host": owner.host, "trouble": trouble}
     connection.execute(insert_ignoring(connection, _starts).values(expires_at=database_now(owner.lease), **values))
 
 
-def is_alive(session: Session, owner: Owner, *, in_hand: int, trouble: str | None) -> None:
-    """Says that a run is alive, and how it stands.
+def is_alive(session: Session, owner: Owner, *, in_hand: int, lag: int | None, trouble: str | None) -> None:
+    """Says that a run is alive, and how it stands; ``trouble`` is the text of a `CutOff`.
 
     Transaction: joins the caller's; does not commit. Writes: ``inbox_consumers``.
     """
-    values = {"expires_at": database_now(owner.lease), "in_hand": in_hand, "trouble": trouble}
+    values = {"expires_at": database_now(owner.lease), "in_hand": in_hand, "lag": lag, "trouble": trouble}
     session.connection().execute(update(_starts).where(_starts.c.id == owner.ids[0]).values(values))
 
 
@@ -110,7 +110,7 @@ def ended(session: Session, owner: Owner) -> None:
     Transaction: joins the caller's; does not commit. Writes: ``inbox_consumers`` and ``inbox_batches``.
     """
     now = database_now()
-    values = {"stopped_at": now, "expires_at": now, "in_hand": 0}
+    values = {"stopped_at": now, "expires_at": now, "in_hand": 0, "trouble": None}
     session.connection().execute(update(_starts).where(_starts.c.id == owner.ids[0]).values(values))
     unmark(session, owner.ids)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ class Try:
     stage: Stage = Stage.READ
     is_foreign: bool = False  # trouble with a database of the handler's own says nothing about ours
     broken: int = 0  # how often the connection broke while the handler had it
+    began: float = 0.0  # the latest transaction, by the machine's monotonic clock
+    in_handler: float = 0.0  # seconds in handlers, of this transaction
 
     def gives_up(self, trouble: DatabaseTrouble, times: int) -> bool:
         """Whether trouble with the database is the handler's own.
@@ -134,6 +137,7 @@ class MessageTransaction:
     def _void_if_broken(self, given: TransactionScope, tried: Try, work: Callable[[], T]) -> T:
         """Whatever was raised, an attempt whose connection broke says nothing about the message."""
         connection = given.session.connection()
+        tried.began, tried.in_handler = time.monotonic(), 0.0
         try:
             return work()
         except Exception as error:
@@ -213,6 +217,7 @@ class MessageTransaction:
             Want.ASYNC_SESSION: given.asynchronous,
             Want.CONTEXT: about,
         }
+        called = time.monotonic()
         try:
             with self._conversation(message, about), _in_handler(given):
                 outcome = handler.call(parameters)
@@ -225,6 +230,8 @@ class MessageTransaction:
         except Exception as error:
             tried.is_foreign = trouble_of(error) is DatabaseTrouble.DOWN and not connection.invalidated
             raise
+        finally:
+            tried.in_handler += time.monotonic() - called
         if datetime.now(UTC) > about.deadline:
             raise _OutOfTime(f"the handler took longer than {self.timeout}")
         failpoint("handler.after")

@@ -17,10 +17,11 @@ from sqlalchemy import and_, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from outboxkit import tables
-from outboxkit._sql import database_now
+from outboxkit._sql import database_now, microseconds_of
 from outboxkit.brokers import Delivery
+from outboxkit.consumer.observe.stats import Backlog
 from outboxkit.headers import LETTER, pack_headers, unpack_headers
-from outboxkit.rows import WaitReason
+from outboxkit.rows import UNREADABLE, WaitReason, microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -35,6 +36,7 @@ __all__ = [
     "FailedAttempt",
     "WaitingDelivery",
     "append",
+    "backlog",
     "defer",
     "due",
     "keys_waiting",
@@ -152,6 +154,26 @@ def release(connection: Connection, consumer: str, lane: OrderingKey) -> bool:
     connection.execute(delete(_room).where(_room.c.id == head.id))
     _promote(connection, consumer, lane)
     return True
+
+
+def backlog(connection: Connection, consumer: str) -> Backlog:
+    """Counts what waits, over all processes of a consumer.
+
+    Transaction: joins the caller's; only reads. Index used: ``inbox_waiting_due``, for all rows of the consumer.
+    """
+    since = microseconds_of(_room.c.first_failed_at)
+    oldest = func.min(func.nullif(since, UNREADABLE), type_=since.type)
+    query = select(_room.c.reason, func.count(), oldest).where(_room.c.consumer == consumer).group_by(_room.c.reason)
+    rows = connection.execute(query).all()
+    now = microseconds(connection.scalars(select(database_now())).one()) if rows else 0
+    ages = [now - began for _, _, began in rows if began is not None]
+    counts = {reason: number for reason, number, _ in rows}
+    return Backlog(
+        retry=counts.get(WaitReason.RETRY, 0),
+        follower=counts.get(WaitReason.FOLLOWER, 0),
+        parked=counts.get(WaitReason.PARKED, 0),
+        oldest=timedelta(microseconds=max(0, *ages, 0)),
+    )
 
 
 def promote(session: Session, consumer: str, lane: OrderingKey) -> None:

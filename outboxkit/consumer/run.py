@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -21,6 +22,7 @@ from outboxkit._failpoints import failpoint
 from outboxkit.consumer import crash_marker, retries
 from outboxkit.consumer.core import Core
 from outboxkit.consumer.crash_marker import Owner
+from outboxkit.consumer.observe.stats import Phase
 from outboxkit.consumer.process import subject_of
 from outboxkit.consumer.protocol import Seen, Standing
 from outboxkit.consumer.settle import Settling
@@ -33,6 +35,7 @@ from outboxkit.consumer.transactions import (
 )
 from outboxkit.dialects import DatabaseTrouble, commits_by_itself
 from outboxkit.errors import ConfigurationError, TransientBrokerError
+from outboxkit.rows import Dependency
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,8 +54,9 @@ IDLE: Final = timedelta(milliseconds=200)  #: how long to wait for deliveries be
 LEASE: Final = timedelta(seconds=5)  #: of the marker; below every broker's session time-out
 _AWAY: Final = 5  # a broker that is away is asked about once a second
 _LEAVE: Final = timedelta(seconds=5)  # for taking the marker away and telling the broker
-_MAX_SAID: Final = 1_000  # of pairs of topic and type that nobody takes
 _TYPE_LENGTH: Final = 200
+_BEAT: Final = 1.0  # seconds between two looks at how the run stands
+_COUNT_EVERY: Final = timedelta(seconds=5)  # the waiting room is counted no more often
 
 
 class Run:
@@ -73,16 +77,15 @@ class Run:
         self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
         self._transactions = Transactions(config.sessions, config.policy.concurrency + 2)
         self._ending = asyncio.Event()  # nobody waits for the database any longer
-        self._patience = RetryOnDatabaseTrouble(self._transactions, config.name, self._ending)
+        self._patience = RetryOnDatabaseTrouble(self._transactions, config.name, self._ending, config.tally)
         self._owner = Owner(config.name, LEASE, [uuid4()])
         self._core = Core(config.policy, self._rng)
         self._settling = Settling(config, self._core, self._patience, self._owner)
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._said: set[tuple[str, str]] = set()
+        self._tally = config.tally
         self._largest = 1
-        self._next_look = 0.0
-        self._is_cut_off = False
+        self._next_look = self._next_count = 0.0
         self._failed: BaseException | None = None
 
     async def work(self) -> None:
@@ -92,7 +95,8 @@ class Run:
             ConfigurationError: the tables are missing, or the connection commits by itself.
         """
         drain = timedelta(0)  # who is cancelled, or fails, does not wait
-        companions = [asyncio.create_task(self._obey_stop())]
+        self._tally.began()
+        companions = [asyncio.create_task(self._obey_stop()), asyncio.create_task(self._beat())]
         try:
             await self._start()
             companions.append(asyncio.create_task(self._renew()))
@@ -102,7 +106,9 @@ class Run:
         except Stopped:
             return
         finally:
+            self._tally.phase = Phase.STOPPING
             await _finished(asyncio.create_task(self._leave(drain, companions)))
+            self._tally.phase = Phase.IDLE
         if self._failed is not None:
             raise self._failed
 
@@ -119,12 +125,13 @@ class Run:
                     "message counts as handled; use an engine with a transactional isolation level"
                 )
             outbox.shards_of(connection)
-            crash_marker.began(given.session, self._owner)
+            crash_marker.began(given.session, self._owner, self._cut_off_text())
             crash_marker.suspects(given.session, self._owner, starting=True)
             retries.sweep(given.session, name)
             return schema_store.record(connection, name, handlers.contracts)
 
         self._settling.readers = await self._patience.run(start)
+        self._tally.phase, self._tally.heard = Phase.RUNNING, time.monotonic()
         _log.info("consumer.started", extra={"consumer": name, "topics": self._config.topics})
 
     async def _take_in(self) -> None:
@@ -174,10 +181,17 @@ class Run:
             self._cut_off(error)
             await self._patience.wait(backoff_delay(DatabaseTrouble.DOWN, _AWAY, self._rng))
             return ()
-        if self._is_cut_off:
-            self._is_cut_off = False
-            _log.info("consumer.broker_back", extra={"consumer": self._config.name})
+        self._tally.received += len(deliveries)
+        self._is_connected()
         return deliveries
+
+    def _is_connected(self) -> None:
+        """Notes that the broker answers; at the start that is not enough, it must have given us something to read."""
+        cut_off = self._tally.cut_offs.get(Dependency.BROKER)
+        if cut_off is None or (cut_off.is_new and self._subscriber.assignment.sources is None):
+            return
+        if self._tally.found(Dependency.BROKER):
+            _log.info("consumer.broker_back", extra={"consumer": self._config.name})
 
     def _read(self, found: Iterable[Delivery | WaitingDelivery]) -> list[Job]:
         now, jobs = datetime.now(UTC), []
@@ -194,12 +208,10 @@ class Run:
         """Counts what is not for this consumer, and says so once for each topic and type."""
         self._config.counts[job.standing.value] += 1
         message = subject_of(job).message
-        pair = (job.delivery.topic, message.type[:_TYPE_LENGTH] if message else "")
-        if job.standing is Standing.EXPIRED or pair in self._said or len(self._said) >= _MAX_SAID:
-            return
-        self._said.add(pair)
-        about = {"consumer": self._config.name, "topic": pair[0], "type": pair[1]}
-        _log.info("consumer.type_ignored", extra=about)
+        type_name = message.type if message else ""
+        if job.standing is Standing.IGNORED and self._tally.ignore(job.delivery.topic, type_name):
+            about = {"consumer": self._config.name, "topic": job.delivery.topic, "type": type_name[:_TYPE_LENGTH]}
+            _log.info("consumer.type_ignored", extra=about)
 
     async def _admit(self, jobs: list[Job]) -> None:
         self._core.open()
@@ -251,19 +263,33 @@ class Run:
         failpoint("ack.after")
 
     def _cut_off(self, error: TransientBrokerError) -> None:
-        if not self._is_cut_off:
+        if self._tally.lost(Dependency.BROKER, error.message):
             _log.warning("consumer.broker_away", extra={"consumer": self._config.name, "error": error.message})
-        self._is_cut_off = True
+
+    def _cut_off_text(self) -> str | None:
+        return None if self._tally.cut_off is None else self._tally.cut_off.to_text()
+
+    async def _beat(self) -> None:
+        """Says for probes that the event loop turns, and how the run stands."""
+        tally = self._tally
+        while True:
+            tally.turned, tally.assignment = time.monotonic(), self._subscriber.assignment
+            tally.in_hand, tally.busy = self._core.in_hand, self._core.under_way
+            await asyncio.sleep(_BEAT)
 
     async def _renew(self) -> None:
         """Says that the run is alive, keeps its markers, and takes the common one away when nothing is in hand."""
         while True:
             await asyncio.sleep(LEASE.total_seconds() / 3)
             await self._patience.run(self._say_alive)
+            self._tally.heard = time.monotonic()
 
     def _say_alive(self, given: TransactionScope) -> None:
-        in_hand, trouble = self._core.in_hand, "the broker is away" if self._is_cut_off else None
-        crash_marker.is_alive(given.session, self._owner, in_hand=in_hand, trouble=trouble)
+        in_hand, lag = self._core.in_hand, self._subscriber.assignment.lag
+        crash_marker.is_alive(given.session, self._owner, in_hand=in_hand, lag=lag, trouble=self._cut_off_text())
+        if (now := time.monotonic()) >= self._next_count:
+            self._next_count = now + _COUNT_EVERY.total_seconds()
+            self._tally.backlog = retries.backlog(given.session.connection(), self._config.name)
         if in_hand:
             crash_marker.renew(given.session, self._owner)
         else:

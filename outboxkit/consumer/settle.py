@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from asyncio import wait_for
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -104,14 +105,29 @@ class Settling:
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001  the boundary around the user's handler
+            self._measure(tried)
             return failure_of(error, tried, self._config.policy.retry.poison_classes)
         failpoint("commit.after")
+        self._measure(tried)
         self._config.counts.update(results)
         for job, result in zip(jobs, results, strict=True):
             message = subject_of(job).message
             if result is Result.HANDLED and message is not None:
-                self._check_order(message)
+                self._took_effect(message)
         return None
+
+    def _measure(self, tried: Try) -> None:
+        tally = self._config.tally
+        if tried.began:
+            tally.transaction.add(time.monotonic() - tried.began)
+        if tried.in_handler:
+            tally.handler.add(tried.in_handler)
+
+    def _took_effect(self, message: Message) -> None:
+        since = message.recorded_at or message.occurred_at
+        if since is not None:
+            self._config.tally.critical_time.add((datetime.now(UTC) - since).total_seconds())
+        self._check_order(message)
 
     def _marked(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
         return _Marked(self._patience, self._owner, attempt)
@@ -198,7 +214,7 @@ class Settling:
             lane = command.job.lane
             await self._patience.run(lambda given: retries.promote(given.session, self._config.name, lane))
         if buried is not None:
-            self._config.counts["buried"] += 1
+            self._config.counts.update(["buried", *["parked"] * command.parks])
             failure = command.failed.failure.value
             self._say("message.dead", command.job, attempts=command.attempts, failure=failure, error=letter.error)
             await self._run_hook(buried)

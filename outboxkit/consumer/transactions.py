@@ -21,8 +21,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from outboxkit import dialects
+from outboxkit.consumer.observe.stats import Tally
 from outboxkit.dialects import DatabaseTrouble
 from outboxkit.errors import OutboxKitError, RegistryUnavailable
+from outboxkit.rows import Dependency
 
 __all__ = [
     "ConnectionBroken",
@@ -153,10 +155,11 @@ class RetryOnDatabaseTrouble:
         transactions: what runs them.
         consumer: whose name the log lines carry.
         stop: set when nobody wants to wait any longer.
+        tally: is told what is away.
     """
 
-    def __init__(self, transactions: Transactions, consumer: str, stop: asyncio.Event) -> None:
-        self._transactions, self._consumer, self._stop = transactions, consumer, stop
+    def __init__(self, transactions: Transactions, consumer: str, stop: asyncio.Event, tally: Tally) -> None:
+        self._transactions, self._consumer, self._stop, self._tally = transactions, consumer, stop, tally
         self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
         self.away = ""  #: which of the two is away, as everybody was told
 
@@ -189,6 +192,7 @@ class RetryOnDatabaseTrouble:
             else:
                 if troubles and self.away:  # who had no trouble knows nothing of its end
                     _log.info(_BACK[self.away], extra={"consumer": self._consumer})
+                    self._tally.found(Dependency(self.away))
                     self.away = ""
                 return result
 
@@ -206,6 +210,7 @@ class RetryOnDatabaseTrouble:
                 self.away, words = "registry", error.message
             about = {"consumer": self._consumer, "error": words, "sqlstate": dialects.sqlstate_of(error)}
             _log.warning(_LOST[self.away], extra=about)
+            self._tally.lost(Dependency(self.away), words)
         if trouble is DatabaseTrouble.DOWN or troubles > _BUSY_AT_ONCE:
             await self.wait(backoff_delay(trouble, troubles, self._rng))
         if trouble is DatabaseTrouble.DOWN and self._stop.is_set():

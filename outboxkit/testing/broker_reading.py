@@ -7,12 +7,13 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from outboxkit.brokers import Batch
+from outboxkit.brokers import Assignment, Batch
 from outboxkit.errors import ConfigurationError
 from outboxkit.testing.broker_harness import (
     PATIENCE,
     SHORT,
     BrokerHarness,
+    Patience,
     World,
     make_row,
     outcome,
@@ -78,6 +79,21 @@ class ReadingConformance:
             successor = await world.joined("reader", topics=(world.topic,))
             third = await read(successor, lambda seen: len(seen) == 3)
             assert [d.payload for d in again] == [d.payload for d in third] == [b"0", b"1", b"2"]
+
+    async def test_the_assignment_says_what_is_read_and_how_much_of_it_is_not_settled(
+        self, harness: BrokerHarness
+    ) -> None:
+        async with World(harness) as world:
+            assert world.reader.assignment == Assignment()
+            outcome(world.publisher.publish(Batch(world.topic, [make_row(world.topic, b"%d" % n) for n in range(5)])))
+            received = await world.take(5)
+            await world.reader.acknowledge(received[:2])
+
+            patience = Patience()
+            while world.reader.assignment.lag != 3:
+                patience.wait_for_more(0, f"not 3 unsettled: {world.reader.assignment}")
+                assert not await world.reader.receive(1, SHORT)
+            assert world.reader.assignment.sources
 
     async def test_a_cancelled_receive_loses_nothing(self, harness: BrokerHarness) -> None:
         async with World(harness) as world:

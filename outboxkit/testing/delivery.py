@@ -23,6 +23,7 @@ from outboxkit import dead_letters, outbox, tables
 from outboxkit._sql import database_now
 from outboxkit.brokers.memory import Exchange, MemorySubscriber
 from outboxkit.codecs import codec_named
+from outboxkit.consumer.observe.stats import Tally
 from outboxkit.consumer.process import Result
 from outboxkit.consumer.run import Run
 from outboxkit.dead_letters import DeadLetter
@@ -161,7 +162,9 @@ class ConsumerHarness:
     def _twin(self, config: ConsumerConfig) -> ConsumerConfig:
         policy = replace(config.policy, concurrency=1)
         sessions = self._sessions(config.sessions)
-        return replace(config, sessions=sessions, policy=policy, counts=self._counts, schemas=self._schemas)
+        return replace(
+            config, sessions=sessions, policy=policy, tally=Tally(counts=self._counts), schemas=self._schemas
+        )
 
     def _sessions(
         self, theirs: sessionmaker[Session] | async_sessionmaker[AsyncSession]

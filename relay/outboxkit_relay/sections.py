@@ -112,7 +112,7 @@ class LogSettings(_Section):
 
 
 class ProbeSettings(_Section):
-    """``[probes]``: ``/livez``, ``/readyz`` and ``/metrics`` of the relay."""
+    """``[probes]``: ``/livez``, ``/readyz`` and ``/metrics`` of relay and consumer."""
 
     port: int | None = Field(None, ge=0, le=65_535, description="off unless set; 0 takes a free one and logs it")
     host: str = Field("127.0.0.1", description="the address to listen on")

@@ -367,3 +367,18 @@ class _Door:
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_consumer_answers_probes_and_ends_well(prepared: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    place = {"DATABASE_URL": prepared, "PROBES__PORT": port}
+    with _daemon(*CONSUME, BROKER_URL="memory://x", LOG__FORMAT="json", **place) as consumer:
+        consumer.wait_for("consumer.started")
+
+        assert comes_true(lambda: _run("healthcheck", **place).returncode == 0)
+        assert consumer.end(signal.SIGTERM) == 0
+        done = _run("healthcheck", **place)
+
+    assert "probes.listening" in consumer.seen
+    assert (done.returncode, "nothing answers on 127.0.0.1" in done.stderr) == (1, True)

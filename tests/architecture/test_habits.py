@@ -14,7 +14,7 @@ CORES = files(
     "outboxkit/avro",
     "outboxkit/consumer/core.py",
     "outboxkit/consumer/envelopes.py",
-    "outboxkit/consumer/order_check.py",
+    "outboxkit/consumer/observe/order_check.py",
     "outboxkit/consumer/protocol.py",
     "outboxkit/guards/circuit_breaker.py",
     "outboxkit/guards/policy.py",

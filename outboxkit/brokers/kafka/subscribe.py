@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO, Delivery, text_of
+from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO, Assignment, Delivery, text_of
 from outboxkit.brokers.kafka.errors import Meaning, error_of, meaning_of
+from outboxkit.brokers.kafka.lag import Lag
 from outboxkit.brokers.kafka.login import connection_settings, provable_settings, renewed
 from outboxkit.brokers.kafka.progress import Progress
 from outboxkit.brokers.kafka.publish import FEATURES
@@ -65,6 +66,7 @@ class KafkaSubscriber:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self.assignment = Assignment()
         # What follows belongs to the thread.
         self._consumer: Consumer | None = None
         self._progress: dict[tuple[str, int], Progress] = {}
@@ -76,6 +78,8 @@ class KafkaSubscriber:
         self._topics = Topics(settings)
         self._ids: dict[str, str] = {}  # of the topics, as they were when we joined
         self._look_again_at = 0.0
+        self._has_joined = False
+        self._lag, self._measure_at = Lag(self._topics), 0.0
 
     def __repr__(self) -> str:
         return f"KafkaSubscriber({self._settings.address}, {self._subscription.consumer})"
@@ -136,6 +140,7 @@ class KafkaSubscriber:
                 self._jobs.get(timeout=_KEEP_ALIVE_SECONDS)()
             except queue.Empty:
                 self._keep_alive()
+            self._measure()
 
     def _leave(self) -> None:
         if self._consumer is not None:
@@ -152,6 +157,14 @@ class KafkaSubscriber:
         message = self._consumer.poll(0)
         if message is not None and message.error() is None:
             self._rewind([self._delivery(message)])  # fetched before the pause took effect
+
+    def _measure(self) -> None:
+        """Says now and then what is ours, and how far we are behind."""
+        if self._consumer is None or not self._has_joined or time.monotonic() < self._measure_at:
+            return
+        self._measure_at = time.monotonic() + _KEEP_ALIVE_SECONDS
+        places = {(partition.topic, partition.partition) for partition in self._consumer.assignment()}
+        self.assignment = Assignment(len(places), self._lag.count(places, self._progress))
 
     def _take(self, limit: int, timeout_seconds: float) -> Sequence[Delivery]:
         consumer = self._joined()
@@ -287,7 +300,7 @@ class KafkaSubscriber:
             names = [*self._subscription.topics, *self._subscription.queues]
             self._require(names)
             consumer = open_client(Consumer, self._configuration())
-            consumer.subscribe(names, on_revoke=self._forget, on_lost=self._forget)
+            consumer.subscribe(names, on_assign=self._assigned, on_revoke=self._forget, on_lost=self._forget)
             self._consumer = consumer
         return self._consumer
 
@@ -332,6 +345,9 @@ class KafkaSubscriber:
             "allow.auto.create.topics": False,
             "error_cb": self._on_error,
         }
+
+    def _assigned(self, _: Consumer, __: Sequence[TopicPartition]) -> None:
+        self._has_joined, self._measure_at = True, 0.0  # also when there are fewer partitions than members
 
     def _forget(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:

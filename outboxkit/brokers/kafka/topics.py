@@ -9,10 +9,10 @@ import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
 from outboxkit.brokers.kafka.errors import login_trouble
 from outboxkit.brokers.kafka.login import connection_settings
@@ -21,6 +21,7 @@ from outboxkit.policy import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from concurrent.futures import Future
 
     from outboxkit.brokers.kafka.settings import Settings
 
@@ -194,6 +195,14 @@ class Topics:
             with suppress(KafkaException, FutureTimeoutError):
                 found[name] = str(future.result(_IDS_SECONDS).topic_id)
         return found
+
+    def ends(self, places: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], Future[Any]]:
+        """Asks for the ends of partitions, and waits for nothing: each future gives an ``offset``."""
+        admin = self._client()
+        admin.poll(0)  # nobody else serves its events
+        asked = {TopicPartition(*place): OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
+        futures = admin.list_offsets(asked, request_timeout=_IDS_SECONDS)
+        return {(place.topic, place.partition): future for place, future in futures.items()}
 
     def _on_error(self, error: KafkaError) -> None:
         self._login = login_trouble(error, self._settings.address) or self._login

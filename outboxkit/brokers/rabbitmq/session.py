@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from outboxkit.brokers import Delivery
+from outboxkit.brokers.rabbitmq.connection import TROUBLE
 from outboxkit.brokers.rabbitmq.properties import RAW_PROPERTIES, read_properties
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 __all__ = ["Session", "token_of"]
 
 _PARTITION_KEY = "ce_partitionkey"
+_LAG_SECONDS: Final = 5.0  # between two looks at the queues
+_ANSWER_SECONDS: Final = 5.0
 
 
 class _Token(NamedTuple):
@@ -50,6 +54,7 @@ class Session:
         self.fitting = 0
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._queued: int | None = None
         self._unsettled: dict[int, _Token] = {}  # by delivery tag, ascending
 
     def lose(self, *_: object) -> None:
@@ -58,6 +63,20 @@ class Session:
         self.ready.clear()
         self._unsettled.clear()
         self.changed.set()
+
+    @property
+    def lag(self) -> int | None:
+        """Messages that are not settled: in the queues, as they were some seconds ago, and in hand."""
+        return None if self._queued is None else self._queued + len(self._unsettled)
+
+    async def watch(self, queues: Collection[str]) -> None:
+        """Counts what the queues hold, until the channel is lost."""
+        with suppress(*TROUBLE):
+            while not self.lost:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    found = [await self.channel.get_queue(name) for name in queues]
+                self._queued = sum(queue.declaration_result.message_count or 0 for queue in found)
+                await asyncio.sleep(_LAG_SECONDS)
 
     @property
     def is_spent(self) -> bool:

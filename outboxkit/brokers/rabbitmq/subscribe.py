@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aio_pika.exceptions import ChannelPreconditionFailed
 
+from outboxkit.brokers import Assignment
 from outboxkit.brokers._backoff import Reconnects
 from outboxkit.brokers.rabbitmq.connection import TROUBLE, ChannelError, close, connect, is_open, trouble_of
 from outboxkit.brokers.rabbitmq.session import Session, token_of
@@ -72,6 +73,7 @@ class RabbitSubscriber:
             self._queues[queue] = queue
         self._connection: Connection | None = None
         self._session: Session | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._began = 0.0  # when the session did
         self._fitting = _PREFETCH[1]  # messages that were seen to fit into the bound of bytes
         self._has_consumed = False
@@ -82,6 +84,11 @@ class RabbitSubscriber:
 
     def __repr__(self) -> str:
         return f"RabbitSubscriber({self._settings.address}, {', '.join(self._queues)})"
+
+    @property
+    def assignment(self) -> Assignment:
+        session = self._session
+        return Assignment() if session is None or session.lost else Assignment(len(self._queues), session.lag)
 
     async def receive(self, limit: int, timeout: timedelta) -> Sequence[Delivery]:
         loop = asyncio.get_running_loop()
@@ -150,6 +157,8 @@ class RabbitSubscriber:
         if session is None:
             return
         session.lose()
+        if self._watch is not None:
+            self._watch.cancel()
         with suppress(*TROUBLE):
             await asyncio.wait_for(session.channel.close(), _CLOSE_SECONDS)
 
@@ -168,6 +177,7 @@ class RabbitSubscriber:
             self._why = error.message
             raise
         self._began = asyncio.get_running_loop().time()
+        self._watch = asyncio.create_task(self._session.watch(self._queues))
         return self._session
 
     async def _leave_what_is_over(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -12,6 +13,8 @@ from outboxkit import _failpoints
 from outboxkit.registries import open_registry
 from outboxkit_relay.cli.console import import_string
 from outboxkit_relay.daemon import lifecycle
+from outboxkit_relay.observe import health
+from outboxkit_relay.observe.consumer import ProbedConsumers
 
 if TYPE_CHECKING:
     from outboxkit.consumer import Consumer
@@ -30,7 +33,8 @@ def command(invocation: Invocation, app: str) -> None:
     """Run the handlers of a consumer until SIGTERM or SIGINT.
 
     MODULE:CONSUMER is an import string, for example app:billing. The consumer's own sessions say which database;
-    registry_url says where schemas are found that it does not know, unless it has resolve= of its own.
+    registry_url says where schemas are found that it does not know, unless it has resolve= of its own. With
+    probes.port it answers /livez, /readyz and /metrics.
     """
     settings = invocation.settings
     _failpoints.enable(settings.failpoints)
@@ -45,7 +49,8 @@ async def _consume(consumer: Consumer, settings: Settings) -> None:
     def ask() -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    with lifecycle.stop_on_signals(ask):
+    probed = ProbedConsumers((consumer,), version("outboxkit"))
+    with health.serving(settings.probes, probed), lifecycle.stop_on_signals(ask):
         if await lifecycle.await_sessions(consumer.config.sessions, stop):
             await consumer.run(url, stop, settings.broker)
             counts = {str(name): count for name, count in consumer.counts.items()}

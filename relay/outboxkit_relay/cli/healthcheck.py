@@ -1,4 +1,4 @@
-"""``outboxkit healthcheck``: asks the relay on this machine, for hosts that run a command and no HTTP probe."""
+"""``outboxkit healthcheck``: asks a relay or consumer on this machine, for hosts that run a command as a probe."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _LONGEST_ANSWER: Final = 1_000_000  # bytes
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def command(invocation: Invocation, level: str, timeout: str, *, as_json: bool) -> int:
-    """Is the relay on this machine well? Exit code 3 when it is not.
+    """Is the relay or consumer on this machine well? Exit code 3 when it is not.
 
-    It must run with `probes.port`. Minimal: it moves; what it depends on may be away. Complete: it can publish.
+    It must run with `probes.port`. Minimal: it moves; what it depends on may be away. Complete: it can publish, or
+    handle messages.
     """
     status, answer = _ask(invocation.settings.probes, _PATHS[level], duration(timeout).total_seconds())
     if as_json:
@@ -49,7 +50,7 @@ def command(invocation: Invocation, level: str, timeout: str, *, as_json: bool) 
 
 def _ask(settings: ProbeSettings, path: str, patience: float) -> tuple[int, dict[str, Any]]:
     if not settings.port:
-        raise ConfigurationError("probes.port is not set: give the relay and this command the same one")
+        raise ConfigurationError("probes.port is not set: give the relay or consumer and this command the same one")
     host = _ANY.get(settings.host, settings.host)
     connection = HTTPConnection(host, settings.port, timeout=patience)
     try:
@@ -58,7 +59,7 @@ def _ask(settings: ProbeSettings, path: str, patience: float) -> tuple[int, dict
         return answer.status, dict(json.loads(answer.read(_LONGEST_ANSWER)))
     except (OSError, HTTPException, ValueError) as error:
         raise OutboxKitError(
-            f"no relay answers on {host} port {settings.port} ({type(error).__name__}): is it running?"
+            f"nothing answers on {host} port {settings.port} ({type(error).__name__}): is it running?"
         ) from None
     finally:
         connection.close()

@@ -31,7 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "audit": ("outboxkit_relay.cli.diagnose.audit", "Is every message accounted for? Exit code 3 when not."),
     "healthcheck": (
         "outboxkit_relay.cli.healthcheck",
-        "Is the relay on this machine well? Exit code 3 when it is not.",
+        "Is the relay or consumer on this machine well? Exit code 3 when it is not.",
     ),
     "dlq": ("outboxkit_relay.cli.dlq.commands", "Understand, replay, repair or discard dead letters."),
     "quarantine": ("outboxkit_relay.cli.quarantine", "See stopped keys, let them go on, or skip their heads."),

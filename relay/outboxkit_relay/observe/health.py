@@ -1,6 +1,6 @@
-"""Health: ``/livez``, ``/readyz`` and ``/metrics`` of a running relay, over HTTP. Off unless a port is set.
+"""Health: ``/livez``, ``/readyz`` and ``/metrics`` of a running relay or consumer, over HTTP. Off unless a port is set.
 
-``/livez`` knows the dispatcher only: a database or broker that is away must not restart the process. No answer has a
+``/livez`` knows the process only: a database or broker that is away must not restart the process. No answer has a
 payload, a key or a message id. Listening anywhere but on this machine needs a setting that says so.
 
 One thread serves all clients: a client that is slow costs a socket and nothing else, and is cut after `_DEADLINE`.
@@ -14,24 +14,21 @@ import ipaddress
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from outboxkit.errors import ConfigurationError
-from outboxkit_relay.observe.metrics import RelayMetrics, Subject
-from outboxkit_relay.observe.sentences import sentence
-from outboxkit_relay.observe.stats import why_not_alive, why_not_ready
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric
+
     from outboxkit_relay.settings import ProbeSettings
 
-__all__ = ["serving"]
+__all__ = ["Probed", "serving"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -42,8 +39,34 @@ _MAX_CLIENTS: Final = 100  # the one that has been there longest makes room for 
 Answer = tuple[HTTPStatus, str, bytes]
 
 
+class Metrics(Protocol):
+    """A collector that may count in the background."""
+
+    def collect(self) -> Iterable[Metric]: ...
+
+    def close(self) -> None:
+        """Counts no more."""
+        ...
+
+
+class Probed(Protocol):
+    """Something that runs and can be asked how it is."""
+
+    def why_not_alive(self) -> str:
+        """The reason to restart the process, empty when there is none."""
+        ...
+
+    def readiness(self) -> tuple[str, Mapping[str, object]]:
+        """The reason why it does not work, empty when it does; and facts for people."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """Returns what collects its numbers."""
+        ...
+
+
 @contextmanager
-def serving(settings: ProbeSettings, subject: Subject) -> Iterator[int | None]:
+def serving(settings: ProbeSettings, subject: Probed) -> Iterator[int | None]:
     """Answers on a port while the block runs; gives the port, None when none is set.
 
     Raises:
@@ -54,32 +77,43 @@ def serving(settings: ProbeSettings, subject: Subject) -> Iterator[int | None]:
         return
     if not (settings.allow_remote or _is_this_machine(settings.host)):
         raise ConfigurationError(
-            f"probes.host is {settings.host}: others could read the relay's state there, without a login; "
+            f"probes.host is {settings.host}: others could read its state there, without a login; "
             "use 127.0.0.1, or set probes.allow_remote = true",
         )
-    loop = asyncio.new_event_loop()
     answers = _Answers(subject)
+    with _loop_in_thread() as loop:
+        listener = _listening(loop, answers, settings)
+        port: int = listener.sockets[0].getsockname()[1]
+        _log.info("probes.listening", extra={"host": settings.host, "port": port})
+        try:
+            yield port
+        finally:
+            answers.metrics.close()
+            asyncio.run_coroutine_threadsafe(_close(listener), loop).result()
+
+
+@contextmanager
+def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop of the probes' own: the caller may have a running one, and it may be blocked."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="outboxkit-probes", daemon=True)
+    thread.start()
     try:
-        listener = loop.run_until_complete(_listen(answers, settings.host, settings.port))
-    except OSError as error:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
         loop.close()
+
+
+def _listening(loop: asyncio.AbstractEventLoop, answers: _Answers, settings: ProbeSettings) -> asyncio.Server:
+    try:
+        return asyncio.run_coroutine_threadsafe(_listen(answers, settings.host, settings.port or 0), loop).result()
+    except OSError as error:
         raise ConfigurationError(
             f"the probes cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
             "set probes.port"
         ) from None
-    thread = threading.Thread(target=loop.run_forever, name="outboxkit-probes", daemon=True)
-    thread.start()
-    port: int = listener.sockets[0].getsockname()[1]
-    _log.info("probes.listening", extra={"host": settings.host, "port": port})
-    try:
-        yield port
-    finally:
-        answers.metrics.close()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        listener.close()
-        loop.run_until_complete(_cancel_all())
-        loop.close()
 
 
 def _is_this_machine(host: str) -> bool:
@@ -89,7 +123,8 @@ def _is_this_machine(host: str) -> bool:
         return False
 
 
-async def _cancel_all() -> None:
+async def _close(listener: asyncio.Server) -> None:
+    listener.close()
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
@@ -102,8 +137,8 @@ async def _cancel_all() -> None:
 class _Answers:
     """The answer on each path."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.metrics = RelayMetrics(subject)
+    def __init__(self, subject: Probed) -> None:
+        self.metrics = subject.metrics()
         self._subject = subject
         self._registry = CollectorRegistry()
         self._registry.register(self.metrics)
@@ -112,19 +147,16 @@ class _Answers:
         """Answers one request."""
         if method != "GET":
             return HTTPStatus.NOT_IMPLEMENTED, "text/plain", b"only GET\n"
-        found, lease = self._subject.look(), self._subject.lease
         if path == "/livez":
-            return _verdict(why_not_alive(found, lease))
+            return _verdict(self._subject.why_not_alive(), {})
         if path == "/readyz":
-            now = datetime.now(UTC)
-            unavailable = [asdict(one) | {"sentence": sentence(one, now)} for one in found.unavailable] if found else []
-            return _verdict(why_not_ready(found, lease), paused=unavailable)
+            return _verdict(*self._subject.readiness())
         if path == "/metrics":
             return HTTPStatus.OK, CONTENT_TYPE_LATEST, await asyncio.to_thread(generate_latest, self._registry)
         return HTTPStatus.NOT_FOUND, "text/plain", b"/livez, /readyz or /metrics\n"
 
 
-def _verdict(why_not: str, **facts: object) -> Answer:
+def _verdict(why_not: str, facts: Mapping[str, object]) -> Answer:
     status = HTTPStatus.SERVICE_UNAVAILABLE if why_not else HTTPStatus.OK
     answer = {"ok": not why_not, **({"reason": why_not} if why_not else {}), **facts}
     return status, "application/json", json.dumps(answer, default=str).encode() + b"\n"

@@ -6,16 +6,14 @@ numbers, also when the database is slow.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,7 +23,9 @@ from outboxkit._sql import database_now, microseconds_of
 from outboxkit.guards.circuit_breaker import CircuitState
 from outboxkit.policy import Failure
 from outboxkit.rows import UNREADABLE, microseconds
-from outboxkit_relay.observe.stats import LIMITS, MAX_TOPICS, NOTHING_YET, Distribution, RelayStats, why_not_ready
+from outboxkit_relay.observe.families import build_info, counter, gauge, histogram
+from outboxkit_relay.observe.sentences import sentence
+from outboxkit_relay.observe.stats import MAX_TOPICS, NOTHING_YET, RelayStats, why_not_alive, why_not_ready
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -64,6 +64,20 @@ class Subject:
     transport: Callable[[str], str]
     version: str
 
+    def why_not_alive(self) -> str:
+        """The reason to restart the process, empty when there is none."""
+        return why_not_alive(self.look(), self.lease)
+
+    def readiness(self) -> tuple[str, Mapping[str, object]]:
+        """The reason why the relay cannot publish, empty when it can; and the destinations that take nothing."""
+        found, now = self.look(), datetime.now(UTC)
+        unavailable = [asdict(one) | {"sentence": sentence(one, now)} for one in found.unavailable] if found else []
+        return why_not_ready(found, self.lease), {"paused": unavailable}
+
+    def metrics(self) -> RelayMetrics:
+        """Returns what collects its numbers."""
+        return RelayMetrics(self)
+
 
 class RelayMetrics(Collector):
     """Every number, made when it is asked for.
@@ -87,11 +101,9 @@ class RelayMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """For one scrape."""
         found = self._subject.look()
-        yield _gauge(
-            "build_info", "What runs.", ("version", "python"), {(self._subject.version, sys.version.split()[0]): 1}
-        )
+        yield build_info(self._subject.version)
         ready = not why_not_ready(found, self._subject.lease)
-        yield _gauge("relay_ready", "Whether the relay can publish.", (), {(): ready})
+        yield gauge("relay_ready", "Whether the relay can publish.", (), {(): ready})
         yield from _of_relay(found or NOTHING_YET, self._subject.transport)
         yield from self._of_database()
 
@@ -128,23 +140,23 @@ class RelayMetrics(Collector):
 
 def _of_relay(found: RelayStats, transport: Callable[[str], str]) -> Iterator[Metric]:
     unavailable = {one.topic for one in found.unavailable}
-    yield _gauge("relay_shards_owned", "Shards that this relay owns.", (), {(): found.shards})
-    yield _gauge("relay_queued_messages", "Messages in the relay's memory.", (), {(): found.queued})
-    yield _gauge("relay_in_flight_messages", "Messages at the broker.", (), {(): found.in_flight})
-    yield _gauge(
+    yield gauge("relay_shards_owned", "Shards that this relay owns.", (), {(): found.shards})
+    yield gauge("relay_queued_messages", "Messages in the relay's memory.", (), {(): found.queued})
+    yield gauge("relay_in_flight_messages", "Messages at the broker.", (), {(): found.in_flight})
+    yield gauge(
         "destination_paused",
         "Whether nothing goes out to it: the broker takes nothing, or an operator has paused it.",
         ("destination",),
         {(topic,): topic in unavailable or topic in found.paused for topic in {*found.destinations, *found.paused}},
     )
-    yield _gauge(
+    yield gauge(
         "circuit_state",
         "Whether the relay uses it: 0 closed (as usual), 1 half-open (a few messages probe), 2 open (not at all).",
         ("destination",),
         {(topic,): _CIRCUITS[state] for topic, state in found.circuits.items()},
     )
     published = dict.fromkeys(found.destinations, 0) | dict(found.published)
-    yield _counter(
+    yield counter(
         "relay_published",
         "Messages that the broker has acknowledged.",
         ("topic", "transport"),
@@ -152,14 +164,14 @@ def _of_relay(found: RelayStats, transport: Callable[[str], str]) -> Iterator[Me
     )
     none = {(topic, reason.value): 0 for topic in found.destinations for reason in _REASONS}
     refused = none | dict(found.failures)
-    yield _counter("relay_publish_failures", "Messages that it has not.", ("topic", "reason"), refused)
+    yield counter("relay_publish_failures", "Messages that it has not.", ("topic", "reason"), refused)
     text = "From the hand-over of a batch to its receipts."
-    yield _histogram("relay_publish_duration_seconds", text, found.publishing)
+    yield histogram("relay_publish_duration_seconds", text, (), {(): found.publishing})
     text = "From the commit of the oldest message of a batch until the broker has acknowledged it."
-    yield _histogram("delivery_latency_seconds", text, found.latency)
+    yield histogram("delivery_latency_seconds", text, (), {(): found.latency})
     text = "Messages that were missed at first: anything but 0 is a defect to report."
-    yield _counter("relay_found_by_rescan", text, (), {(): found.found_by_rescan})
-    yield _counter("relay_fenced", "Steps refused because the lease had ended.", (), {(): found.fenced})
+    yield counter("relay_found_by_rescan", text, (), {(): found.found_by_rescan})
+    yield counter("relay_fenced", "Steps refused because the lease had ended.", (), {(): found.fenced})
 
 
 def _backlog(connection: Connection, known: Iterable[str]) -> Iterator[Metric]:
@@ -176,12 +188,12 @@ def _backlog(connection: Connection, known: Iterable[str]) -> Iterator[Metric]:
     none = {(topic,): 0.0 for topic in known}  # a series that is there from the start can be told from a missing one
     ages = none | {(topic,): max(0.0, (now - since) / 1e6) for topic, _, since in rows if since is not None}
     pending = none | {(topic,): float(number) for topic, number, _ in rows}
-    yield _gauge("outbox_pending_messages", "Messages not published yet.", ("topic",), pending)
-    yield _gauge("outbox_oldest_pending_age_seconds", "Age of the oldest of them.", ("topic",), ages)
+    yield gauge("outbox_pending_messages", "Messages not published yet.", ("topic",), pending)
+    yield gauge("outbox_oldest_pending_age_seconds", "Age of the oldest of them.", ("topic",), ages)
     stopped = _counts(connection, _STOPPED.topic, _STOPPED.reason)
-    yield _gauge("outbox_stopped_keys", "Keys whose order is held.", ("topic", "reason"), stopped)
+    yield gauge("outbox_stopped_keys", "Keys whose order is held.", ("topic", "reason"), stopped)
     dead = _counts(connection, _LETTERS.consumer, _LETTERS.type, where=[_LETTERS.state == "dead"])
-    yield _gauge("dead_letters", "Open dead letters; the relay's own have no consumer.", ("consumer", "type"), dead)
+    yield gauge("dead_letters", "Open dead letters; the relay's own have no consumer.", ("consumer", "type"), dead)
 
 
 def _counts(connection: Connection, *columns: Any, where: Iterable[Any] = ()) -> dict[tuple[str, ...], int]:
@@ -194,25 +206,4 @@ _UP: Final = "outboxkit_database_up"
 
 
 def _database_up(up: bool) -> Metric:  # noqa: FBT001  the value of the metric
-    return _gauge("database_up", "Whether the database answers.", (), {(): up})
-
-
-def _gauge(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Metric:
-    family = GaugeMetricFamily(f"outboxkit_{name}", text, labels=labels)
-    for key, value in values.items():
-        family.add_metric(key, float(value))
-    return family
-
-
-def _histogram(name: str, text: str, found: Distribution) -> Metric:
-    family = HistogramMetricFamily(f"outboxkit_{name}", text)
-    upper = [*map(str, LIMITS), "+Inf"]
-    family.add_metric((), list(zip(upper, accumulate(found.counts), strict=True)), found.total)
-    return family
-
-
-def _counter(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Metric:
-    family = CounterMetricFamily(f"outboxkit_{name}", text, labels=labels)
-    for key, value in values.items():
-        family.add_metric(key, float(value))
-    return family
+    return gauge("database_up", "Whether the database answers.", (), {(): up})

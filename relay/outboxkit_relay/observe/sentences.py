@@ -1,6 +1,6 @@
-"""Sentences: one way to say what is wrong with a destination, for the log, the probes and ``outboxkit status``. Pure.
+"""Sentences: one way to say what is wrong with a destination or a consumer, for log, probes and ``status``. Pure.
 
-A sentence says which destination, since when, why, what was tried, and what to do.
+A sentence says which one, since when, why, what was tried, and what to do.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from outboxkit.policy import Failure
+from outboxkit.rows import CutOff, Dependency
 from outboxkit_relay.observe.stats import Unavailable
 
-__all__ = ["from_text", "sentence", "to_text"]
+__all__ = ["from_text", "sentence", "sentence_of_consumer", "to_text"]
 
 _WHAT_TO_DO: Final = {
     Failure.BROKER_DOWN: "start the broker, or mend the way to it: the relay tries again by itself",
@@ -24,6 +25,11 @@ _WHAT_TO_DO: Final = {
     Failure.BLOCKED: "the broker is short of memory or disk: free some, the relay goes on by itself",
     Failure.REFUSING: "look at the broker's log: a limit is reached, the relay tries again by itself",
     Failure.INDETERMINATE: "look at the broker's log: its connections break, the relay sends again by itself",
+}
+_WITHOUT: Final = {
+    Dependency.BROKER: "start the broker, or mend the way to it: the consumer tries again by itself",
+    Dependency.DATABASE: "start the database, or mend the way to it: the consumer tries again by itself",
+    Dependency.REGISTRY: "start the registry, or mend the way to it: the consumer tries again by itself",
 }
 _LOOK: Final = "look at the log of the relay"
 _MINUTE: Final = timedelta(minutes=2)
@@ -35,6 +41,14 @@ def sentence(found: Unavailable, now: datetime) -> str:
     tries = "1 try" if found.tries == 1 else f"{found.tries:,} tries"
     known = {failure.value: advice for failure, advice in _WHAT_TO_DO.items()}
     return f"{found.topic}: {found.reason}; for {_ago(now - found.since)}, {tries}; {known.get(found.failure, _LOOK)}"
+
+
+def sentence_of_consumer(name: str, found: CutOff, now: datetime) -> str:
+    """One line for a person: ``billing: RabbitMQ at … is away; for 40 s; start the broker, …``."""
+    if found.is_new and not found.reason:
+        return f"{name}: starting for {_ago(now - found.since)}; it waits for its first partitions or queues"
+    is_starting = "starting; " if found.is_new else ""
+    return f"{name}: {is_starting}{found.reason}; for {_ago(now - found.since)}; {_WITHOUT[found.of]}"
 
 
 def _ago(time: timedelta) -> str:

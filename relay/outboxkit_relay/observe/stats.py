@@ -6,7 +6,6 @@ Topics are the only labels that data brings with it: beyond `MAX_TOPICS` they ar
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from outboxkit.durations import Distribution, Durations
 from outboxkit.guards.circuit_breaker import CircuitState
 from outboxkit_relay.core.protocol import Answered, Fenced, Fetched, LeaseConfirmed, Owned, RescanResult, Settled
 
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from outboxkit_relay.core.state import State
 
 __all__ = [
-    "LIMITS",
     "MAX_TOPICS",
     "NOTHING_YET",
     "OTHER_TOPICS",
-    "Distribution",
     "RelayStats",
     "Tally",
     "Unavailable",
@@ -39,7 +37,6 @@ __all__ = [
 
 MAX_TOPICS: Final = 500  #: that are told apart: nobody's time series may grow without a bound
 OTHER_TOPICS: Final = "(others)"
-LIMITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  #: seconds
 
 _STUCK_AFTER: Final = 60.0  # seconds without a turn of the dispatcher: longer than any wait it has by itself
 _LEASES: Final = 2  # it waits for a statement of the database, which may take a part of a lease
@@ -63,19 +60,6 @@ class Unavailable:
     reason: str
     since: datetime
     tries: int
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """A histogram of durations.
-
-    Attributes:
-        counts: observations up to each of `LIMITS`, and above the last one.
-        total: seconds of all of them.
-    """
-
-    counts: tuple[int, ...] = (0,) * (len(LIMITS) + 1)
-    total: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +107,8 @@ class RelayStats:
     failures: Mapping[tuple[str, str], int]
     circuits: Mapping[str, CircuitState] = field(default_factory=dict)
     paused: frozenset[str] = frozenset()
-    publishing: Distribution = Distribution()
-    latency: Distribution = Distribution()
+    publishing: Distribution = field(default_factory=Distribution)
+    latency: Distribution = field(default_factory=Distribution)
 
 
 #: a relay before its first turn
@@ -147,28 +131,13 @@ NOTHING_YET: Final = RelayStats(
 
 
 @dataclass(slots=True)
-class _Durations:
-    counts: list[int] = field(default_factory=lambda: [0] * (len(LIMITS) + 1))
-    total: float = 0.0
-
-    def add(self, took: timedelta) -> None:
-        seconds = max(0.0, took.total_seconds())
-        self.counts[bisect_left(LIMITS, seconds)] += 1
-        self.total += seconds
-
-    @property
-    def now(self) -> Distribution:
-        return Distribution(tuple(self.counts), self.total)
-
-
-@dataclass(slots=True)
 class Tally:
     """Counts since the start of the process, by topic."""
 
     published: Counter[str] = field(default_factory=Counter)
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    publishing: _Durations = field(default_factory=_Durations)
-    latency: _Durations = field(default_factory=_Durations)
+    publishing: Durations = field(default_factory=Durations)
+    latency: Durations = field(default_factory=Durations)
     heard: float = 0.0
     fenced: int = 0
     _named: set[str] = field(default_factory=set)
@@ -216,9 +185,9 @@ class Tally:
     def _answered(self, topic: str, batch: InFlightBatch, receipts: Receipts, now: datetime) -> None:
         name = self._name_of(topic)
         self.published[name] += len(batch.rows) - len(receipts.refusals)
-        self.publishing.add(now - batch.since)
+        self.publishing.add((now - batch.since).total_seconds())
         if not receipts.refusals:
-            self.latency.add(now - batch.rows[0].recorded_at)
+            self.latency.add((now - batch.rows[0].recorded_at).total_seconds())
         for refusal in receipts.refusals:
             self.failures[name, refusal.failure.value] += 1
 

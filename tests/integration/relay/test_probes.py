@@ -28,6 +28,7 @@ from sqlalchemy import Connection, Engine
 from outboxkit import dead_letters, outbox, tables
 from outboxkit.brokers import memory, open_publisher
 from outboxkit.dialects import open_engine
+from outboxkit.durations import Durations
 from outboxkit.errors import ConfigurationError
 from outboxkit.guards.circuit_breaker import CircuitState
 from outboxkit.policy import Failure
@@ -37,7 +38,7 @@ from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import RelayDaemon
 from outboxkit_relay.observe import health
 from outboxkit_relay.observe.metrics import Subject
-from outboxkit_relay.observe.stats import MAX_TOPICS, OTHER_TOPICS, RelayStats, Tally, _Durations
+from outboxkit_relay.observe.stats import MAX_TOPICS, OTHER_TOPICS, RelayStats, Tally
 from outboxkit_relay.settings import ProbeSettings
 from tests.deadlines import DEADLINE
 from tests.integration.relay.world import count, engine_for, message, relaying, until, write
@@ -396,9 +397,9 @@ def _row(connection: Connection) -> Row:
 
 
 def test_durations_are_counted_up_to_each_limit(engine: Engine) -> None:
-    durations = _Durations()
-    for milliseconds in (0, 1, 2, 40, 90_000):
-        durations.add(timedelta(milliseconds=milliseconds))
+    durations = Durations()
+    for seconds in (0, 0.001, 0.002, 0.04, 90):
+        durations.add(seconds)
     with _serving(engine, lambda: replace(HEALTHY, latency=durations.now)) as port:
         found = _metrics(port)
 

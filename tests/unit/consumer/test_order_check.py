@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit.consumer import Consumer
-from outboxkit.consumer.order_check import OrderCheck
+from outboxkit.consumer.observe.order_check import OrderCheck
 from outboxkit.headers import REPLAY_FOR
 from outboxkit.message import Message
 from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, impatient, order, row_of
