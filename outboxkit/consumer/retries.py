@@ -38,17 +38,17 @@ __all__ = [
     "append",
     "backlog",
     "defer",
+    "drop_head",
     "due",
     "keys_waiting",
     "park",
-    "parked",
     "postpone",
     "promote",
-    "release",
     "remove",
     "sweep",
     "take",
     "take_parked_place",
+    "waiting_of",
 ]
 
 _ERROR_LENGTH: Final = 2_000
@@ -130,30 +130,14 @@ def take_parked_place(session: Session, consumer: str, sent_again: Delivery, let
     return True
 
 
-def parked(connection: Connection, consumer: str | None = None) -> list[tuple[str, bytes, int]]:
-    """Lists parked keys: topic, key, and how many deliveries wait behind the dead head.
-
-    Transaction: joins the caller's; only reads.
-    """
-    heads, behind = _room.alias("heads"), _room.alias("behind")
-    same = and_(behind.c.consumer == heads.c.consumer, behind.c.topic == heads.c.topic, behind.c.key == heads.c.key)
-    waiting = select(func.count(behind.c.id)).where(same, behind.c.id > heads.c.id).correlate(heads).scalar_subquery()
-    query = select(heads.c.topic, heads.c.key, waiting).where(heads.c.reason == WaitReason.PARKED).order_by(heads.c.id)
-    found = connection.execute(query if consumer is None else query.where(heads.c.consumer == consumer))
-    return [(topic, bytes(key), number) for topic, key, number in found]
-
-
-def release(connection: Connection, consumer: str, lane: OrderingKey) -> bool:
-    """Lets a parked key go on without its dead head; False when it is not parked. The letter stays as it is.
+def drop_head(connection: Connection, consumer: str, lane: OrderingKey, room_id: int) -> None:
+    """Takes a head out that the caller has locked, and makes the next row of its key the head.
 
     Transaction: joins the caller's; does not commit. Writes: ``inbox_waiting``.
     """
-    head = _parked_head(connection, consumer, lane)
-    if head is None:
-        return False
-    connection.execute(delete(_room).where(_room.c.id == head.id))
-    _promote(connection, consumer, lane)
-    return True
+    connection.execute(delete(_room).where(_room.c.id == room_id))
+    if lane[1] is not None:
+        _promote(connection, consumer, lane)
 
 
 def backlog(connection: Connection, consumer: str) -> Backlog:
@@ -230,7 +214,7 @@ def due(session: Session, consumer: str, limit: int, in_hand: Collection[int] = 
     if in_hand:
         query = query.where(_room.c.id.not_in(in_hand))
     query = query.order_by(_room.c.due_at, _room.c.id).limit(limit).with_for_update(skip_locked=True)
-    return [_waiting(row) for row in session.connection().execute(query)]
+    return [waiting_of(row) for row in session.connection().execute(query)]
 
 
 def take(session: Session, waiting: WaitingDelivery, *, waits: bool = False) -> bool:
@@ -294,7 +278,8 @@ def _values(consumer: str, delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _waiting(row: Row[Any]) -> WaitingDelivery:
+def waiting_of(row: Row[Any]) -> WaitingDelivery:
+    """Returns a row of ``inbox_waiting`` as a value."""
     delivery = Delivery(
         topic=row.topic,
         key=row.key,

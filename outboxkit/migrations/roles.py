@@ -107,7 +107,8 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "dead_letter_groups": SIU,
         "dead_letter_replays": SIU,
         "dead_letter_replay_items": SIU,
-        "inbox_messages": SD,
+        "inbox_messages": SIUD,
+        "inbox_waiting": "SELECT, UPDATE, DELETE",
     },
 }
 _WRITTEN: Final = tuple(

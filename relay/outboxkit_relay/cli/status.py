@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from sqlalchemy import exists, func, select, union_all
+from sqlalchemy import func, select
 
 from outboxkit import dialects, tables
 from outboxkit.policy import duration
@@ -19,9 +19,10 @@ from outboxkit_relay.observe import situation
 from outboxkit_relay.observe.situation import Topic
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import Connection
 
     from outboxkit_relay.cli.main import Invocation
+    from outboxkit_relay.observe.runs import ConsumerStatus, Run
 
 __all__ = ["Report", "command", "look"]
 
@@ -36,8 +37,9 @@ class Report:
     topics: list[Topic]
     relays: list[dict[str, Any]]
     dead_letters: list[dict[str, Any]]
-    consumers: list[dict[str, Any]]
+    consumers: list[ConsumerStatus]
     parked: list[dict[str, Any]]
+    parked_at_consumers: list[dict[str, Any]]
     pauses: list[dict[str, Any]]
     problems: list[str]
     summary: str
@@ -88,8 +90,9 @@ def look(connection: Connection, patience: timedelta) -> Report:
         relays=found.relays,
         schema=dialects.schema_of(connection),
         dead_letters=_dead_letters(connection),
-        consumers=_consumers(connection, found.now),
+        consumers=found.consumers,
         parked=found.parked,
+        parked_at_consumers=found.parked_at_consumers,
         pauses=[
             {**pause.shown(one), "seconds": round((found.now - one.since).total_seconds(), 1)} for one in found.pauses
         ],
@@ -105,28 +108,6 @@ def _dead_letters(connection: Connection) -> list[dict[str, Any]]:
     grouping = (_LETTERS.side, _LETTERS.consumer, _LETTERS.state)
     rows = connection.execute(select(*grouping, func.count().label("count")).group_by(*grouping).order_by(*grouping))
     return [dict(row) for row in rows.mappings()]
-
-
-def _consumers(connection: Connection, now: datetime) -> list[dict[str, Any]]:
-    marks, waiting, handled = tables.inbox_batches.c, tables.inbox_waiting.c, tables.inbox_messages.c
-    names = union_all(select(marks.consumer), select(waiting.consumer), select(handled.consumer)).subquery()
-    rows = []
-    for (name,) in connection.execute(select(names.c.consumer).distinct().order_by(names.c.consumer)):
-        busy = _count(connection, marks.consumer == name, marks.host != "", marks.expires_at > now)
-        row = {"consumer": name, "handled": _count(connection, handled.consumer == name, ~_of_a_dead_message())}
-        rows.append({**row, "waiting": _count(connection, waiting.consumer == name), "busy": busy})
-    return rows
-
-
-def _of_a_dead_message() -> ColumnElement[bool]:
-    """An inbox row that stands for a message which had no effect, so that a redelivery has none either."""
-    handled = tables.inbox_messages.c
-    same = (_LETTERS.consumer == handled.consumer, _LETTERS.source == handled.source)
-    return exists().where(*same, _LETTERS.message_id == handled.message_id, _LETTERS.state.in_(["dead", "discarded"]))
-
-
-def _count(connection: Connection, *of: ColumnElement[bool]) -> int:
-    return connection.execute(select(func.count()).where(*of)).scalar_one()
 
 
 # --- showing -----------------------------------------------------------------------------------------------------
@@ -153,7 +134,9 @@ def _show(report: Report) -> None:
     if report.schema:
         click.echo(f"schema {output.safe(report.schema)}")
     _section("RELAY", ["HOST", "SHARDS", "UP", "LEASE"], [_relay_row(relay) for relay in report.relays])
-    _section("CONSUMER", ["HANDLED", "WAITING", "BUSY"], [list(row.values()) for row in report.consumers])
+    _section("CONSUMER", ["HANDLED", "WAITING", "PARKED", "OLDEST", "LAG"], list(map(_consumer_row, report.consumers)))
+    found = [_run_row(consumer, run) for consumer in report.consumers for run in consumer.runs]
+    _section("RUNS", ["HOST", "STATE", "IN HAND", "LAG", "UP"], found)
     letters = [[row["consumer"] or "(relay)", row["state"], row["count"]] for row in report.dead_letters]
     _section("DEAD LETTERS", ["STATE", "COUNT"], letters)
 
@@ -174,6 +157,20 @@ def _topic_row(topic: Topic) -> list[object]:
     oldest = output.ago(timedelta(seconds=topic.oldest_seconds)) if topic.pending else "-"
     counts = (topic.retry, topic.follower, topic.scheduled, topic.stopped_keys, topic.parked_keys)
     return [topic.topic, topic.pending, oldest, *counts]
+
+
+def _consumer_row(one: ConsumerStatus) -> list[object]:
+    oldest = output.ago(timedelta(seconds=one.oldest_seconds)) if one.waiting else "-"
+    return [one.consumer, one.handled, one.waiting, one.parked, oldest, _number(one.lag)]
+
+
+def _run_row(one: ConsumerStatus, run: Run) -> list[object]:
+    up = output.ago(timedelta(seconds=run.up_seconds)) if run.is_alive else "-"
+    return [one.consumer, run.host, run.state.value, run.in_hand, _number(run.lag), up]
+
+
+def _number(number: int | None) -> object:
+    return "-" if number is None else number
 
 
 def _relay_row(relay: dict[str, Any]) -> list[object]:

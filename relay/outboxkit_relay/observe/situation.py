@@ -14,11 +14,14 @@ from outboxkit._sql import database_now, microseconds_of
 from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Pause, Scope
 from outboxkit.rows import UNREADABLE, StopReason, WaitReason, microseconds
+from outboxkit_relay.observe import runs
 from outboxkit_relay.observe.sentences import from_text, sentence
-from outboxkit_relay.words import ago
+from outboxkit_relay.words import ago, text_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from outboxkit_relay.observe.runs import ConsumerStatus
 
 __all__ = ["Situation", "Topic", "look"]
 
@@ -52,6 +55,8 @@ class Situation:
         topics: destinations with messages that wait.
         relays: what each tells of itself.
         parked: keys behind dead heads.
+        consumers: how each stands, with its runs.
+        parked_at_consumers: keys of consumers behind dead heads.
         pauses: those in force.
         problems: a sentence each; none when nothing is stuck.
     """
@@ -60,6 +65,8 @@ class Situation:
     topics: list[Topic]
     relays: list[dict[str, Any]]
     parked: list[dict[str, Any]]
+    consumers: list[ConsumerStatus]
+    parked_at_consumers: list[dict[str, Any]]
     pauses: list[Pause]
     problems: list[str]
 
@@ -80,23 +87,32 @@ class Situation:
 
 
 def look(connection: Connection, patience: timedelta) -> Situation:
-    """Reads what is pending, who publishes, and what is held back; a message that is pending for longer is stuck.
+    """Reads what is pending, who publishes and handles, and what is held back; what takes longer is stuck.
 
     Transaction: joins the caller's; reads only.
     """
     now = connection.execute(select(database_now())).scalar_one()
     topics, relays, parked = _topics(connection, now), _relays(connection, now), _parked(connection)
-    held = pauses.pauses(connection)
+    held, consumers = pauses.pauses(connection), runs.consumers(connection, now)
+    inside = _parked_at_consumers(connection) if any(one.parked for one in consumers) else []
     paused = {one.target.name for one in held if one.target.scope is Scope.DESTINATION}
     going = [topic for topic in topics if topic.topic not in paused]
-    problems = _problems(going, relays, parked, patience)
-    return Situation(now=now, topics=topics, relays=relays, parked=parked, pauses=held, problems=problems)
+    problems = _problems(going, relays, patience)
+    return Situation(
+        now=now,
+        topics=topics,
+        relays=relays,
+        parked=parked,
+        consumers=consumers,
+        parked_at_consumers=inside,
+        pauses=held,
+        problems=[*problems, *runs.problems(consumers, patience), *_of_keys([*parked, *inside])],
+    )
 
 
 def _problems(
     topics: list[Topic],
     relays: list[dict[str, Any]],
-    parked: list[dict[str, Any]],
     patience: timedelta,
 ) -> list[str]:
     alive = [relay for relay in relays if relay["alive"]]
@@ -109,14 +125,27 @@ def _problems(
     for topic in late:
         age = ago(timedelta(seconds=topic.oldest_seconds))
         found.append(f"{topic.topic}: oldest pending {age} (limit {ago(patience)}), {topic.pending:,} pending")
-    found += [
-        f"{key['topic']}: the key {key['key']} is parked behind a dead head, {key['followers']:,} messages wait: "
-        "see `outboxkit dlq list --side relay`"
+    return found
+
+
+def _of_keys(parked: list[dict[str, Any]]) -> list[str]:
+    """Says which keys wait behind a dead head, of relays and of consumers."""
+    found = [
+        f"{key['topic']}: the key {key['key']} {_of_consumer(key)}is parked behind a dead head, "
+        f"{key['followers']:,} messages wait: see `outboxkit dlq list {_side(key)}`"
         for key in parked[:_KEYS_SHOWN]
     ]
     if len(parked) > _KEYS_SHOWN:
         found.append(f"{len(parked) - _KEYS_SHOWN:,} more keys are parked")
     return found
+
+
+def _of_consumer(key: dict[str, Any]) -> str:
+    return f"of {key['consumer']} " if "consumer" in key else ""
+
+
+def _side(key: dict[str, Any]) -> str:
+    return f"--consumer {key['consumer']}" if "consumer" in key else "--side relay"
 
 
 def _topics(connection: Connection, now: datetime) -> list[Topic]:
@@ -169,3 +198,11 @@ def _parked(connection: Connection) -> list[dict[str, Any]]:
         {"topic": topic, "key": bytes(key).decode("utf-8", "backslashreplace"), "followers": count}
         for topic, key, count in connection.execute(statement.order_by(_STOPPED.topic, _STOPPED.key))
     ]
+
+
+def _parked_at_consumers(connection: Connection) -> list[dict[str, Any]]:
+    from outboxkit.consumer import quarantine  # the consumer's part of the library is not loaded without need
+
+    found = quarantine.held(connection, reason=WaitReason.PARKED)
+    names = ("consumer", "topic", "followers")
+    return [{**{name: getattr(one, name) for name in names}, "key": text_of(one.key)} for one in found]

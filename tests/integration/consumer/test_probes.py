@@ -201,7 +201,8 @@ async def test_an_event_loop_that_does_not_turn_is_not_alive(
 ) -> None:
     """The probes have a thread of their own: they answer while a handler blocks the loop."""
     monkeypatch.setattr(stats, "_STUCK_AFTER", 0.3)
-    billing, answers = Consumer("billing", sessions=world.asynchronous), []
+    billing = Consumer("billing", sessions=world.asynchronous)
+    answers: list[tuple[int, str]] = []
     async with probed(world, billing) as (probe, start):
 
         def block(number: int, _ctx: Any) -> None:

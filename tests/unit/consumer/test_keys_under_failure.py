@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from outboxkit import tables
 from outboxkit._sql import database_now
-from outboxkit.consumer import Consumer, retries
+from outboxkit.consumer import Consumer, quarantine
 from outboxkit.dead_letters import discard, replay
 from outboxkit.errors import ConfigurationError
 from outboxkit.policy import Failure, Followers, RetryPolicy
@@ -67,9 +67,10 @@ async def test_a_released_key_goes_on_in_order(world: ConsumerFixture) -> None:
     await run_once(world, billing)
 
     with world.engine.begin() as connection:
-        assert retries.parked(connection, "billing") == [("orders", b"k", 2)]
-        assert retries.release(connection, "billing", ("orders", b"k"))
-        assert not retries.release(connection, "billing", ("orders", b"other"))
+        (head,) = quarantine.held(connection, "billing")
+        assert (head.topic, head.key, head.reason, head.followers) == ("orders", b"k", "parked", 2)
+        assert quarantine.release(connection, head, by="ana")
+        assert not quarantine.release(connection, head, by="ana")
     await world.run(billing)
 
     assert world.effects() == [2, 3]

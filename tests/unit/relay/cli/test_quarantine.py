@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, select
 
 from outboxkit import tables
+from outboxkit._sql import database_now
+from outboxkit.consumer import quarantine
+from outboxkit.headers import pack_headers
 from tests.unit.relay.cli.builders import STOPPED, requests_of, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
 
@@ -143,3 +147,105 @@ def test_a_key_is_written_as_the_list_shows_it(outboxkit: Outboxkit, engine: Eng
         assert outboxkit("quarantine", "release", "orders", text, "--yes").code == 0
 
     assert requests_of(engine) == {b"a\xff\x1b7": "release"}
+
+
+# --- of consumers ------------------------------------------------------------------------------------------------
+
+ROOM = tables.inbox_waiting
+
+
+def _held(engine: Engine, key: bytes = b"7", *, reason: str = "retry", followers: int = 2) -> None:
+    """A key that billing holds, with messages behind its head."""
+    place = {"consumer": "billing", "topic": "orders", "key": key, "origin": "orders[0]@1", "partition": 0, "offset": 1}
+    headers = pack_headers([("ce_specversion", b"1.0"), ("ce_id", b"m-1"), ("ce_type", b"order.placed")])
+    due = database_now(timedelta(minutes=2)) if reason == "retry" else None
+    head = {"reason": reason, "due_at": due, "attempts": 3, "error": "KeyError at bill.py:4 in bill \x1b[2J"}
+    with engine.begin() as connection:
+        for values in (head, *[{"reason": "follower"}] * followers):
+            connection.execute(ROOM.insert().values(**place, headers=headers, payload=b"CANARY", **values))
+
+
+def _rows(engine: Engine) -> list[tuple[str, bool]]:
+    with engine.connect() as connection:
+        query = select(ROOM.c.reason, ROOM.c.due_at <= database_now()).order_by(ROOM.c.id)
+        return [(reason, bool(is_due)) for reason, is_due in connection.execute(query)]
+
+
+def test_the_list_of_a_consumer_shows_its_keys_and_not_those_of_relays(outboxkit: Outboxkit, engine: Engine) -> None:
+    stop_key(engine, b"of-relay")
+    _held(engine)
+    _held(engine, b"8", reason="parked", followers=0)
+
+    done = outboxkit("quarantine", "list", "--consumer", "billing")
+    (first, *_) = [
+        json.loads(line) for line in outboxkit("quarantine", "list", "--consumer", "billing", "--json").out.splitlines()
+    ]
+
+    header, *lines = done.out.splitlines()
+    assert header.split("  ")[0] == "TOPIC"
+    assert [line.split()[:3] for line in lines] == [["orders", "7", "retry"], ["orders", "8", "parked"]]
+    assert "KeyError at bill.py:4 in bill \\x1b[2J" in lines[0]
+    assert "CANARY" not in done.out
+    assert (first["consumer"], first["key"], first["followers"]) == ("billing", "7", 2)
+    assert outboxkit("quarantine", "list", "--consumer", "shipping").err == "no stopped keys\n"
+
+
+@pytest.mark.parametrize("verb", ["release", "skip"])
+def test_a_dry_run_of_a_consumer_changes_nothing(outboxkit: Outboxkit, engine: Engine, verb: str) -> None:
+    _held(engine)
+
+    done = outboxkit("quarantine", verb, "orders", "7", "--consumer", "billing", "--dry-run")
+
+    assert done.code == 0
+    assert "would be " in done.out
+    assert _rows(engine) == [("retry", False), ("follower", False), ("follower", False)]
+    assert _audit(engine) == []
+
+
+def test_a_waiting_head_of_a_consumer_is_released_at_once(outboxkit: Outboxkit, engine: Engine) -> None:
+    _held(engine)
+
+    done = outboxkit("quarantine", "release", "orders", "7", "--consumer", "billing", "--yes", "--why", "it is back")
+
+    assert (done.code, done.out) == (0, "orders  7  released: its head is tried at once\n")
+    assert _rows(engine) == [("retry", True), ("follower", False), ("follower", False)]
+    assert _audit(engine) == [("quarantine.release", "consumer billing orders 7", "it is back")]
+
+
+def test_a_waiting_head_of_a_consumer_that_is_skipped_is_a_dead_letter_and_the_next_one_is_due(
+    outboxkit: Outboxkit, engine: Engine
+) -> None:
+    _held(engine)
+
+    done = outboxkit("quarantine", "skip", "orders", "7", "--consumer", "billing", "--yes")
+
+    assert done.code == 0
+    assert _rows(engine) == [("follower", True), ("follower", False)]
+    with engine.connect() as connection:
+        (letter,) = connection.execute(select(tables.dead_letters)).all()
+        (known,) = connection.execute(select(tables.inbox_messages)).all()
+    assert (letter.message_id, letter.type, letter.attempts) == ("m-1", "order.placed", 3)
+    assert "tries: KeyError at bill.py:4" in letter.error
+    assert known.message_id == "m-1"  # a redelivery has no effect
+
+
+def test_behind_a_dead_head_of_a_consumer_the_others_go_on(outboxkit: Outboxkit, engine: Engine) -> None:
+    _held(engine, reason="parked")
+
+    done = outboxkit("quarantine", "release", "orders", "7", "8", "--consumer", "billing", "--yes")
+
+    assert done.code == 4
+    assert "orders  7  released: its head is dead, 2 messages behind it go on" in done.out
+    assert "orders  8  refused: it is not stopped" in done.out
+    assert _rows(engine) == [("follower", True), ("follower", False)]
+
+
+def test_a_head_that_was_handled_since_it_was_looked_at_is_left_alone(engine: Engine) -> None:
+    _held(engine, followers=0)
+    with engine.begin() as connection:
+        (seen,) = quarantine.held(connection, "billing")
+        connection.execute(ROOM.update().values(attempts=4))
+
+        assert not quarantine.release(connection, seen, by="ana")
+        assert not quarantine.skip(connection, seen, by="ana")
+    assert _audit(engine) == []
