@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -41,3 +43,17 @@ async def test_every_count_of_a_consumer_has_its_number(world: ConsumerFixture) 
     await world.run(billing)
 
     assert {str(name) for name in billing.counts} <= set(OUTCOMES)
+
+
+async def test_every_metric_of_a_consumer_is_documented_with_its_labels(world: ConsumerFixture) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text().partition("## A consumer")[2]
+    rows = re.findall(r"^\| `(outboxkit_\w+)` \|([^|]*)\|", page, re.MULTILINE)
+    documented = {name.removesuffix("_total"): set(filter(None, labels.strip().split(", "))) for name, labels in rows}
+    billing = Consumer("billing", sessions=world.asynchronous)
+    billing._tally.ignore("orders", "order.cancelled")
+
+    families = list(ConsumerMetrics(billing).collect())
+
+    told = {family.name: {name for one in family.samples for name in one.labels} for family in families}
+    assert all("consumer" in labels for labels in told.values())
+    assert {name: labels - {"le", "consumer"} for name, labels in told.items()} == documented
