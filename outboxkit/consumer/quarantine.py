@@ -1,4 +1,4 @@
-"""Quarantine: keys of a consumer whose order is held, because the message at their head failed, and operators' verbs.
+"""Quarantine: operators' verbs for keys of a consumer whose order is held (`outboxkit.inbox.held`).
 
 A *waiting* head is tried again at its instant. A *parked* head is a dead letter (``on_dead="park"``), and what stands
 behind it waits until an operator lets it go on. Each decision is a row in ``outbox_audit``.
@@ -6,11 +6,9 @@ behind it waits until an operator lets it go on. Each decision is a row in ``out
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, insert, select, update
 
 from outboxkit import dead_letters, tables
 from outboxkit._sql import database_now
@@ -19,6 +17,7 @@ from outboxkit.consumer.reading import message_of
 from outboxkit.consumer.retries import WaitingDelivery
 from outboxkit.dead_letters import Stage
 from outboxkit.errors import OutboxKitError
+from outboxkit.inbox.held import HeldKey
 from outboxkit.message import Kind
 from outboxkit.policy import Failure
 from outboxkit.rows import WaitReason
@@ -31,70 +30,10 @@ if TYPE_CHECKING:
     from outboxkit.dead_letters import DeadLetter
     from outboxkit.message import Message
 
-__all__ = ["HeldKey", "count_held", "held", "release", "skip"]
+__all__ = ["release", "skip"]
 
 _ROOM: Final = tables.inbox_waiting
 _MAX_AUDIT: Final = 1024  # bytes of a target or a reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldKey:
-    """A key of a consumer, held by the head of its waiting room.
-
-    Attributes:
-        consumer: whose it is.
-        topic: where its messages come from.
-        key: the key; None for a message without one, which holds nobody.
-        room_id: of the head.
-        reason: ``retry`` (the head waits for its next try) or ``parked`` (it is dead).
-        attempts: tries of the head so far.
-        due_at: when it is tried again, None when it is parked.
-        followers: deliveries behind it.
-        error: why it failed the last time.
-    """
-
-    consumer: str
-    topic: str
-    key: bytes | None
-    room_id: int
-    reason: str
-    attempts: int
-    due_at: datetime | None
-    followers: int
-    error: str
-
-
-def held(
-    connection: Connection,
-    consumer: str | None = None,
-    *,
-    topic: str | None = None,
-    key: bytes | None = None,
-    reason: WaitReason | None = None,
-    limit: int | None = None,
-) -> list[HeldKey]:
-    """Lists held keys: all, or those of a consumer, a topic, a key, a reason; the longest held first.
-
-    Transaction: joins the caller's; only reads. Index used: ``inbox_waiting_key``.
-    """
-    heads, behind = _ROOM.alias("heads"), _ROOM.alias("behind")
-    same = and_(behind.c.consumer == heads.c.consumer, behind.c.topic == heads.c.topic, behind.c.key == heads.c.key)
-    followers = select(func.count(behind.c.id)).where(same, behind.c.id > heads.c.id).correlate(heads).scalar_subquery()
-    columns = [heads.c[name] for name in ("consumer", "topic", "key", "reason", "attempts", "due_at")]
-    error = func.coalesce(heads.c.error, "").label("error")
-    query = select(*columns, heads.c.id.label("room_id"), error, followers.label("followers"))
-    query = query.where(*_chosen(heads, consumer=consumer, topic=topic, key=key, reason=reason))
-    found = connection.execute(query.order_by(heads.c.id).limit(limit)).mappings()
-    return [HeldKey(**{**row, "key": None if row["key"] is None else bytes(row["key"])}) for row in found]
-
-
-def count_held(connection: Connection, consumer: str, *, topic: str | None = None) -> int:
-    """Counts held keys.
-
-    Transaction: joins the caller's; only reads.
-    """
-    query = select(func.count()).select_from(_ROOM).where(*_chosen(_ROOM, consumer=consumer, topic=topic))
-    return connection.scalars(query).one()
 
 
 def release(connection: Connection, head: HeldKey, *, by: str, why: str = "") -> bool:
@@ -134,14 +73,6 @@ def skip(connection: Connection, head: HeldKey, *, by: str, why: str = "") -> bo
     retries.drop_head(connection, head.consumer, (head.topic, head.key), head.room_id)
     _record(connection, "skip", head, by=by, why=why)
     return True
-
-
-def _chosen(
-    room: Any, *, consumer: str | None, topic: str | None = None, key: bytes | None = None, reason: str | None = None
-) -> list[Any]:
-    wanted = {"consumer": consumer, "topic": topic, "key": key, "reason": reason}
-    heads = or_(room.c.due_at.is_not(None), room.c.reason == WaitReason.PARKED)
-    return [heads, *(room.c[name] == value for name, value in wanted.items() if value is not None)]
 
 
 def _lock(connection: Connection, head: HeldKey) -> WaitingDelivery | None:

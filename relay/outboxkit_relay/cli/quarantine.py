@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 
 from outboxkit.consumer import quarantine
-from outboxkit.consumer.quarantine import HeldKey
+from outboxkit.inbox import held
+from outboxkit.inbox.held import HeldKey
 from outboxkit.rows import Request, StopReason
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
@@ -147,11 +148,11 @@ class _OfConsumer:
         self._consumer = consumer
 
     def list(self, connection: Connection, topic: str | None, limit: int) -> tuple[Sequence[Stop], int]:
-        found = quarantine.held(connection, self._consumer, topic=topic, limit=limit)
-        return found, quarantine.count_held(connection, self._consumer, topic=topic)
+        found = held.held(connection, self._consumer, topic=topic, limit=limit)
+        return found, held.count_held(connection, self._consumer, topic=topic)
 
     def find(self, connection: Connection, topic: str, key: bytes) -> Sequence[Stop]:
-        return quarantine.held(connection, self._consumer, topic=topic, key=key)
+        return held.held(connection, self._consumer, topic=topic, key=key)
 
     def ask(self, connection: Connection, what: Request, stop: Stop, why: str) -> bool:
         assert isinstance(stop, HeldKey)  # noqa: S101  `find` gave it

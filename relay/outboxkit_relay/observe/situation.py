@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 
 from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
+from outboxkit.inbox import held
 from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Pause, Scope
 from outboxkit.rows import UNREADABLE, StopReason, WaitReason, microseconds
@@ -93,9 +94,9 @@ def look(connection: Connection, patience: timedelta) -> Situation:
     """
     now = connection.execute(select(database_now())).scalar_one()
     topics, relays, parked = _topics(connection, now), _relays(connection, now), _parked(connection)
-    held, consumers = pauses.pauses(connection), runs.consumers(connection, now)
+    in_force, consumers = pauses.pauses(connection), runs.consumers(connection, now)
     inside = _parked_at_consumers(connection) if any(one.parked for one in consumers) else []
-    paused = {one.target.name for one in held if one.target.scope is Scope.DESTINATION}
+    paused = {one.target.name for one in in_force if one.target.scope is Scope.DESTINATION}
     going = [topic for topic in topics if topic.topic not in paused]
     problems = _problems(going, relays, patience)
     return Situation(
@@ -105,7 +106,7 @@ def look(connection: Connection, patience: timedelta) -> Situation:
         parked=parked,
         consumers=consumers,
         parked_at_consumers=inside,
-        pauses=held,
+        pauses=in_force,
         problems=[*problems, *runs.problems(consumers, patience), *_of_keys([*parked, *inside])],
     )
 
@@ -201,8 +202,6 @@ def _parked(connection: Connection) -> list[dict[str, Any]]:
 
 
 def _parked_at_consumers(connection: Connection) -> list[dict[str, Any]]:
-    from outboxkit.consumer import quarantine  # the consumer's part of the library is not loaded without need
-
-    found = quarantine.held(connection, reason=WaitReason.PARKED)
+    found = held.held(connection, reason=WaitReason.PARKED)
     names = ("consumer", "topic", "followers")
     return [{**{name: getattr(one, name) for name in names}, "key": text_of(one.key)} for one in found]

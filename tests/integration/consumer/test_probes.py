@@ -22,9 +22,8 @@ from outboxkit.rows import CutOff
 from outboxkit_relay.observe import health
 from outboxkit_relay.observe.consumer import OUTCOMES, ProbedConsumers
 from outboxkit_relay.settings import ProbeSettings
-from tests.consumer_fixture import ConsumerFixture, impatient, order
+from tests.consumer_fixture import ConsumerFixture, handles, impatient, order
 from tests.deadlines import DEADLINE
-from tests.unit.consumer.test_failures import handles
 
 
 class Probe:

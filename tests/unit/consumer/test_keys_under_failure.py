@@ -13,6 +13,7 @@ from outboxkit._sql import database_now
 from outboxkit.consumer import Consumer, quarantine
 from outboxkit.dead_letters import discard, replay
 from outboxkit.errors import ConfigurationError
+from outboxkit.inbox import held
 from outboxkit.policy import Failure, Followers, RetryPolicy
 from outboxkit.rows import WaitReason
 from tests.consumer_fixture import ConsumerFixture, consumer, handles, impatient, letters, order, raises_at
@@ -67,7 +68,7 @@ async def test_a_released_key_goes_on_in_order(world: ConsumerFixture) -> None:
     await run_once(world, billing)
 
     with world.engine.begin() as connection:
-        (head,) = quarantine.held(connection, "billing")
+        (head,) = held.held(connection, "billing")
         assert (head.topic, head.key, head.reason, head.followers) == ("orders", b"k", "parked", 2)
         assert quarantine.release(connection, head, by="ana")
         assert not quarantine.release(connection, head, by="ana")

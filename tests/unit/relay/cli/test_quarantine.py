@@ -12,6 +12,7 @@ from outboxkit import tables
 from outboxkit._sql import database_now
 from outboxkit.consumer import quarantine
 from outboxkit.headers import pack_headers
+from outboxkit.inbox import held
 from tests.unit.relay.cli.builders import STOPPED, requests_of, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
 
@@ -243,7 +244,7 @@ def test_behind_a_dead_head_of_a_consumer_the_others_go_on(outboxkit: Outboxkit,
 def test_a_head_that_was_handled_since_it_was_looked_at_is_left_alone(engine: Engine) -> None:
     _held(engine, followers=0)
     with engine.begin() as connection:
-        (seen,) = quarantine.held(connection, "billing")
+        (seen,) = held.held(connection, "billing")
         connection.execute(ROOM.update().values(attempts=4))
 
         assert not quarantine.release(connection, seen, by="ana")
