@@ -82,7 +82,7 @@ async def by_consumer(broker: str, database: str, variant: str, count: int) -> f
     inner = open_subscriber(broker, consumer.subscription)
 
     class Counting:
-        features, assignment = inner.features, inner.assignment
+        features, assignment = inner.features, inner.assignment  # as it is before the run
         release, declare, close = inner.release, inner.declare, inner.close
         done = 0
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from outboxkit import avro
-from outboxkit.brokers import Delivery
+from outboxkit.brokers import Assignment, Delivery
 from outboxkit.brokers.memory import FEATURES
 from outboxkit.codecs.avro import encode
 from outboxkit.headers import wire_headers
@@ -26,7 +26,7 @@ __all__ = ["ORDER", "SCHEMAS", "Handed", "avro_delivery", "avro_order", "changed
 class Handed:
     """A subscriber that hands out what it was given, and again what is given back."""
 
-    features = FEATURES
+    features, assignment = FEATURES, Assignment(1)
 
     def __init__(self, deliveries: Sequence[Delivery]) -> None:
         self._ready = deque(deliveries)

@@ -110,7 +110,10 @@ Stop = KeyStop | HeldKey
 class _Keys(Protocol):
     """Keys of the relays, or of one consumer."""
 
-    outcomes: Mapping[Request, tuple[str, str]]  #: what would become of a request, and what has
+    @property
+    def outcomes(self) -> Mapping[Request, tuple[str, str]]:
+        """What would become of a request, and what has."""
+        ...
 
     def list(self, connection: Connection, topic: str | None, limit: int) -> tuple[Sequence[Stop], int]: ...
 

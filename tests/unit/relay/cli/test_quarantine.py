@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
@@ -158,9 +159,10 @@ ROOM = tables.inbox_waiting
 def _held(engine: Engine, key: bytes = b"7", *, reason: str = "retry", followers: int = 2) -> None:
     """A key that billing holds, with messages behind its head."""
     place = {"consumer": "billing", "topic": "orders", "key": key, "origin": "orders[0]@1", "partition": 0, "offset": 1}
-    headers = pack_headers([("ce_specversion", b"1.0"), ("ce_id", b"m-1"), ("ce_type", b"order.placed")])
+    headers = pack_headers((("ce_specversion", b"1.0"), ("ce_id", b"m-1"), ("ce_type", b"order.placed")))
     due = database_now(timedelta(minutes=2)) if reason == "retry" else None
-    head = {"reason": reason, "due_at": due, "attempts": 3, "error": "KeyError at bill.py:4 in bill \x1b[2J"}
+    error = "KeyError at bill.py:4 in bill \x1b[2J"
+    head: dict[str, Any] = {"reason": reason, "due_at": due, "attempts": 3, "error": error}
     with engine.begin() as connection:
         for values in (head, *[{"reason": "follower"}] * followers):
             connection.execute(ROOM.insert().values(**place, headers=headers, payload=b"CANARY", **values))
