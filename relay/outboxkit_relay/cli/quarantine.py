@@ -112,7 +112,7 @@ class _Keys(Protocol):
 
     @property
     def outcomes(self) -> Mapping[Request, tuple[str, str]]:
-        """What would become of a request, and what has."""
+        """Words for a request: before and after it is made."""
         ...
 
     def list(self, connection: Connection, topic: str | None, limit: int) -> tuple[Sequence[Stop], int]: ...
