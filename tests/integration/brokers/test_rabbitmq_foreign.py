@@ -54,7 +54,7 @@ class RawClient:
         """Publishes with these flags and values; returns when the broker has confirmed it."""
         method = struct.pack(">HHH", 60, 40, 0) + short(exchange) + short("any") + b"\0"
         header = struct.pack(">HHQ", 60, 0, len(body)) + properties
-        self._socket.sendall(frame(1, 1, method) + frame(2, 1, header) + frame(3, 1, body))
+        self._socket.sendall(frame(1, 1, method) + frame(2, 1, header) + (frame(3, 1, body) if body else b""))
         answer = self._answer()
         assert answer[:4] == struct.pack(">HH", 60, 80), answer
 
