@@ -224,6 +224,7 @@ class Reading:
         limit: at most so many rows.
         max_bytes: no more large payloads than fit in so many bytes, but one: a page has a size, whatever is in it.
         missed: the complement instead: rows that are present although the snapshots saw them.
+        blind: only positions are told, all else is a placeholder: for a row that cannot be read.
     """
 
     shards: frozenset[int]
@@ -233,6 +234,7 @@ class Reading:
     limit: int
     max_bytes: int = 16 << 20
     missed: bool = False
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """Dialects: what differs between databases, behind one contract.
 
 **Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str``, ``hidden(connection)
--> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]`` and
-``lock_patience(connection, time)``, a context manager, and one entry point in the group
-``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
-``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
+-> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]``, ``stored_bytes(column)`` and
+``lock_patience(connection, time)``, a context manager, and one entry point in the group ``outboxkit.dialects`` named
+as SQLAlchemy names the dialect. It passes the dialect conformance suite of ``outboxkit.testing``. Everything that plain
+SQLAlchemy Core says for all databases stays out of here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from uuid import UUID
 
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import ColumnElement, Connection, Engine, Table
     from sqlalchemy.dialects.postgresql import Insert
 
     from outboxkit.rows import Page, Reading
@@ -48,6 +48,7 @@ __all__ = [
     "insert_ignoring",
     "is_about_the_row",
     "is_missing_table",
+    "is_unreadable",
     "lock_patience",
     "naming_missing_tables",
     "open_engine",
@@ -55,6 +56,7 @@ __all__ = [
     "schema_of",
     "schemas",
     "sqlstate_of",
+    "stored_bytes",
     "trouble_of",
 ]
 
@@ -69,6 +71,8 @@ _BUSY_STATES: Final = ("40001", "40P01", "55P03")
 _DOWN_STATES: Final = ("08", "25P03", "25P04", "57P01", "57P02", "57P03", "57P05", "53", "25006")
 # … data exceptions, violated constraints, and limits of the program such as an index entry that is too large …
 _ROW_STATES: Final = ("22", "23", "54")
+# … values that cannot be brought out again: damaged pages, bytes that are no text …
+_UNREADABLE_STATES: Final = ("XX001", "XX002", "22021", "22P05", "54000")
 # … and a table, a column or a schema that is not there.
 _MISSING_STATES: Final = ("42P01", "42703", "3F000")
 _BUSY_SQLITE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -242,6 +246,12 @@ def schema_of(connection: Connection) -> str:
     return found
 
 
+def stored_bytes(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A text column as the bytes that are stored, whether they are text or not; any other column as it is."""
+    found: ColumnElement[Any] = _module(connection.dialect.name).stored_bytes(column)
+    return found
+
+
 def schemas(connection: Connection) -> list[str]:
     """All schemas of the database that hold our tables, wherever this connection looks."""
     found: list[str] = _module(connection.dialect.name).schemas(connection)
@@ -302,6 +312,14 @@ def is_about_the_row(error: BaseException) -> bool:
         return False
     state = _state(error)
     return _sqlite_code(error) in _ROW_SQLITE or (state is not None and state.startswith(_ROW_STATES))
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """True when a stored value cannot be brought out: bytes that are no text, a damaged page. Never an outage."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    found = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(found, "sqlstate", None) in _UNREADABLE_STATES
 
 
 def is_missing_table(error: BaseException) -> bool:

@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import URL, Engine, create_engine, event, text
+from sqlalchemy import URL, Engine, LargeBinary, String, create_engine, event, func, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outboxkit._sql import MICROSECONDS_POSTGRESQL, array_literal
-from outboxkit.dialects import Features
+from outboxkit.dialects import Features, is_unreadable
 from outboxkit.errors import ConfigurationError, LeaseLost
-from outboxkit.rows import BEFORE_ALL, LARGE, Page, Reading, Row
+from outboxkit.rows import BEFORE_ALL, LARGE, UNREADABLE, Page, Reading, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import ColumnElement, Connection, Table
 
-__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "stored_bytes"]
 
 _row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
 
@@ -63,16 +63,19 @@ SELECT {BEFORE_ALL} AS position, NULL::bytea, pg_current_snapshot()::text, NULL:
        current_setting('outboxkit.session', true), NULL, NULL::bytea, NULL::bytea, NULL::bigint, NULL::bigint,
        0, NULL, 0
 UNION ALL
-(SELECT position, uuid_send(message_id), topic, key, type, kind,
-        CASE WHEN octet_length(payload) <= %(large)s THEN payload END, headers,
-        {MICROSECONDS_POSTGRESQL.format("recorded_at")}, {MICROSECONDS_POSTGRESQL.format("expires_at")},
-        0, NULL, CASE WHEN octet_length(payload) <= %(large)s THEN 0 ELSE octet_length(payload) END
+(SELECT {{columns}}
  FROM outbox_messages
  WHERE shard = ANY(%(shards)s::smallint[]) AND {{order}} > %(last)s AND ({{parts}}){{rest}}
  ORDER BY {{order}}
  LIMIT %(limit)s)
 ORDER BY position
 """
+_COLUMNS: Final = f"""
+        position, uuid_send(message_id), topic, key, type, kind,
+        CASE WHEN octet_length(payload) <= %(large)s THEN payload END, headers,
+        {MICROSECONDS_POSTGRESQL.format("recorded_at")}, {MICROSECONDS_POSTGRESQL.format("expires_at")},
+        0, NULL, CASE WHEN octet_length(payload) <= %(large)s THEN 0 ELSE octet_length(payload) END"""
+_BLIND: Final = f"position, ''::bytea, '', NULL, '', '', ''::bytea, ''::bytea, {UNREADABLE}, NULL, 0, NULL, 0"
 _HEADER_FIELDS: Final = len(_Header._fields)
 _SIZE: Final = operator.attrgetter("size")
 _PAYLOADS: Final = "SELECT position, payload FROM outbox_messages WHERE position = ANY(%(positions)s)"
@@ -84,7 +87,7 @@ _UNSEEN: Final = "(xid >= %({part}_xmax)s::xid8 OR xid = ANY(%({part}_xip)s::xid
 
 
 @functools.cache
-def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bool) -> str:
+def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bool, blind: bool) -> str:
     """The SQL for parts of a shape: (only these topics, has a memory) each.
 
     The table swings between empty and huge, so its statistics are wrong when it matters: the statement leaves the
@@ -100,6 +103,7 @@ def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bo
         parts.append("(" + " AND ".join(conditions).replace("{part}", f"p{number}") + ")")
     rest = f" AND {_UNSEEN} IS NOT TRUE".replace("{part}", "round") if paging else ""
     page = _PAGE.replace("{order}", "position + 0" if begins else "position")
+    page = page.replace("{columns}", _BLIND if blind else _COLUMNS)
     return page.replace("{parts}", " OR ".join(parts)).replace("{rest}", rest)
 
 
@@ -202,7 +206,7 @@ class PostgreSQL:
         Index used: ``outbox_messages_xid`` for the first page of a round, the primary key for a scan and later pages.
         """
         shape = tuple((part.only, part.seen is not None) for part in reading.parts)
-        sql = _statement(shape, paging=reading.round is not None, missed=reading.missed)
+        sql = _statement(shape, paging=reading.round is not None, missed=reading.missed, blind=reading.blind)
         marker = _session(connection)
         # The driver's own cursor, in binary: what SQLAlchemy adds to each row costs more than the row.
         with _driver(connection) as driver, driver.cursor(binary=True) as cursor:
@@ -293,6 +297,7 @@ def _connection_settings(url: URL, patience: timedelta) -> dict[str, Any]:
     ours = {
         "application_name": "outboxkit",
         "connect_timeout": seconds,
+        "client_encoding": "utf8",  # else a server of SQL_ASCII makes bytes of every text
         # A half-open connection is noticed within about the patience, not after minutes.
         "keepalives": 1,
         "keepalives_idle": seconds,
@@ -325,7 +330,8 @@ def _driver(connection: Connection) -> Iterator[Any]:
     try:
         yield driver
     except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
-        connection.invalidate(error)
+        if not is_unreadable(error):
+            connection.invalidate(error)
         raise OperationalError("a statement of the relay", None, error) from error
 
 
@@ -385,6 +391,12 @@ def refusal(url: URL, error: DBAPIError) -> str:
     pooler = "startup parameter" in said  # only a pooler has an opinion on those
     hint = "this is a pooler: set database_direct_url, too" if pooler else "check user, password and database name"
     return f"the database refused the login to {where}: {said}; {hint}"
+
+
+def stored_bytes(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """See `outboxkit.dialects.stored_bytes`."""
+    # SQL_ASCII means: as they are. Everything else would be converted, which is what cannot be done.
+    return func.convert_to(column, "SQL_ASCII", type_=LargeBinary) if isinstance(column.type, String) else column
 
 
 @contextmanager

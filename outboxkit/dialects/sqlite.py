@@ -15,13 +15,17 @@ from sqlalchemy import (
     URL,
     ColumnElement,
     Engine,
+    LargeBinary,
     and_,
     bindparam,
+    cast,
     create_engine,
     delete,
     event,
     func,
+    literal,
     not_,
+    null,
     or_,
     select,
     text,
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
     from sqlalchemy.exc import DBAPIError
 
-__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "stored_bytes"]
 
 _HOT: Final = tables.outbox_messages.c
 _MESSAGE: Final = (_HOT.message_id, _HOT.topic, _HOT.key, _HOT.type, _HOT.kind, _HOT.payload, _HOT.headers)
@@ -53,6 +57,8 @@ _ROW: Final = (
     microseconds_of(_HOT.recorded_at),
     microseconds_of(_HOT.expires_at),
 )
+_NOTHING: Final = literal("")
+_BLIND: Final = (_HOT.position, *[_NOTHING] * 2, null(), *[_NOTHING] * 4, literal(UNREADABLE), null())
 
 _UNUSABLE: Final = {
     "SQLITE_CANTOPEN": "cannot be opened: does its folder exist, and may this user write there?",
@@ -101,7 +107,8 @@ class SQLite:
         if reading.round is not None:
             wanted.append(_HOT.position <= int(reading.round))
         highest = select(func.coalesce(func.max(_HOT.position), 0)).scalar_subquery()
-        statement = select(highest, *_ROW).where(*wanted).order_by(_HOT.position).limit(reading.limit)
+        columns = _BLIND if reading.blind else _ROW
+        statement = select(highest, *columns).where(*wanted).order_by(_HOT.position).limit(reading.limit)
         rows: list[Row] = []
         large: dict[int, int] = {}
         # Without rows the statement tells no snapshot; then what any part has seen is still all there is to see.
@@ -203,6 +210,11 @@ def refusal(url: URL, error: DBAPIError) -> str:
     """See `outboxkit.dialects.refusal`."""
     name = "_".join(getattr(error.orig, "sqlite_errorname", "").split("_")[:2])  # without the extended part
     return f"the database file {url.database} {_UNUSABLE[name]}" if name in _UNUSABLE else ""
+
+
+def stored_bytes(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """See `outboxkit.dialects.stored_bytes`."""
+    return cast(column, LargeBinary)
 
 
 @contextmanager

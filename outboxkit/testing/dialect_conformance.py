@@ -234,6 +234,16 @@ class DialectConformance:
             assert _payloads([_page(connection, _reading_of(_EVERYTHING))]) == ["b", "c"]
         assert (removed, again) == (1, 0)
 
+    def test_a_blind_reading_tells_the_positions_and_nothing_else(self, engine: Engine) -> None:
+        _write(engine, "a", "b" * 10_000)
+
+        with _reading(engine) as connection:
+            seen = _page(connection, _reading_of(_EVERYTHING))
+            blind = _page(connection, replace(_reading_of(_EVERYTHING), blind=True))
+
+        assert [row.position for row in blind.rows] == [row.position for row in seen.rows]
+        assert {(row.topic, row.key, row.type, row.payload, row.headers) for row in blind.rows} == {("", None, "", b"", b"")}
+
     def test_inserting_what_is_there_already_changes_nothing_and_says_so(self, engine: Engine) -> None:
         table = tables.inbox_messages
         row = {"consumer": "billing", "source": "", "message_id": "1"}

@@ -13,7 +13,7 @@ from outboxkit.outbox import pauses
 from outboxkit_relay.core import protocol
 from outboxkit_relay.core.flaws import flaws_of
 from outboxkit_relay.daemon.membership import Membership
-from outboxkit_relay.store import due, leases, mending, operator_requests, reports, stopped_keys
+from outboxkit_relay.store import due, leases, mending, operator_requests, reports, salvage, stopped_keys
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -66,14 +66,17 @@ class Reader:
         return []  # nothing for the core
 
     def _fetch(self, connection: Connection, command: protocol.Fetch) -> protocol.Fetched:
-        waited = self._waiting_room(command) if command.look and due.is_due(connection) else []
-        page = outbox.read(connection, command.reading)
-        flaws = flaws_of([*page.rows, *waited])
+        looks = command.look and due.is_due(connection)
+        waited, unreadable = self._waiting_room(command) if looks else ([], {})
+        page, more = salvage.page_of(connection, command.reading)
+        flaws = flaws_of([*page.rows, *waited]) | unreadable | more
         return protocol.Fetched(command.lane, page, waited, self._confirmed(connection, page.rows or waited), flaws)
 
     def _rescan(self, connection: Connection, command: protocol.Rescan) -> protocol.RescanResult:
-        rows = outbox.read(connection, command.reading).rows
-        return protocol.RescanResult(rows, self._confirmed(connection, rows), flaws_of(rows))
+        page, unreadable = salvage.page_of(connection, command.reading)
+        return protocol.RescanResult(
+            page.rows, self._confirmed(connection, page.rows), flaws_of(page.rows) | unreadable
+        )
 
     def _confirm_lease(self, connection: Connection, _command: protocol.ConfirmLease) -> protocol.LeaseConfirmed:
         return protocol.LeaseConfirmed(self._safe_until(connection))
@@ -88,7 +91,7 @@ class Reader:
         failpoint("claim.after_commit")
         return asked + left * _LEASE_MARGIN
 
-    def _waiting_room(self, command: protocol.Fetch) -> list[Row]:
+    def _waiting_room(self, command: protocol.Fetch) -> tuple[list[Row], dict[int, str]]:
         reading = command.reading
         with self._engine.begin() as connection:
             outbox.fence(connection, self.member.id)

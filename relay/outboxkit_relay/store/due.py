@@ -5,6 +5,7 @@ All are Core statements in a transaction of the caller that `outboxkit.outbox.fe
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, delete, exists, func, insert, or_, select
@@ -12,10 +13,11 @@ from sqlalchemy import and_, delete, exists, func, insert, or_, select
 from outboxkit import tables
 from outboxkit._sql import any_of, database_now
 from outboxkit.rows import NOTHING_PAUSED, PauseSet, Row, StopReason, WaitReason
+from outboxkit_relay.store import salvage
 from outboxkit_relay.store.stopped_keys import COPIED, row_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from sqlalchemy import Connection, Select
 
@@ -50,17 +52,23 @@ def due_rows(
     paused: PauseSet = NOTHING_PAUSED,
     max_bytes: int = 16 << 20,
     whenever: bool = False,
-) -> list[Row]:
+) -> tuple[list[Row], dict[int, str]]:
     """Returns waiting rows that are due (or will be, ``whenever``): heads of stopped keys, and rows without a key.
+
+    Beside them the flaws of those that cannot be read as they are, by position.
 
     At most one row per key, and at most ``max_bytes`` of payload in total (always at least one row). Paused rows are
     skipped, and so is everything behind them in the same key.
 
-    Transaction: joins the caller's; reads only.
+    Transaction: joins the caller's; reads only, under a savepoint.
     """
     due = _within(connection.execute(_due(shards, without, paused, whenever=whenever).limit(limit)), max_bytes)
-    rows = select(*row_columns()).where(_WAITING.c.id.in_(due)).order_by(_WAITING.c.position)
-    return [Row.stored(*row) for row in connection.execute(rows)] if due else []
+    return salvage.rows_of(connection, due, functools.partial(_stored, connection)) if due else ([], {})
+
+
+def _stored(connection: Connection, ids: Sequence[int]) -> list[Row]:
+    rows = select(*row_columns()).where(_WAITING.c.id.in_(ids)).order_by(_WAITING.c.position)
+    return [Row.stored(*row) for row in connection.execute(rows)]
 
 
 def _due(shards: Collection[int], without: Collection[str], paused: PauseSet, *, whenever: bool) -> Select[Any]:

@@ -121,7 +121,8 @@ def is_anything_left(connection: Connection, shards: Collection[int], paused: Pa
     if connection.execute(elsewhere.limit(1)).first() is not None:
         return True
     every = connection.execute(select(_SHARDS.c.shard)).scalars().all()
-    return bool(due.due_rows(connection, every, without=paused.destinations, limit=1, paused=paused, whenever=True))
+    found, _ = due.due_rows(connection, every, without=paused.destinations, limit=1, paused=paused, whenever=True)
+    return bool(found)
 
 
 def _refuse_other_routing(connection: Connection, routing: str) -> None:
