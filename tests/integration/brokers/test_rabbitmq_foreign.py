@@ -50,9 +50,9 @@ class RawClient:
         self._socket.sendall(frame(1, 1, struct.pack(">HH", 85, 10) + b"\0"))
         self._answer()
 
-    def publish(self, exchange: str, body: bytes, properties: bytes) -> None:
+    def publish(self, exchange: str, body: bytes, properties: bytes, routing_key: str = "any") -> None:
         """Publishes with these flags and values; returns when the broker has confirmed it."""
-        method = struct.pack(">HHH", 60, 40, 0) + short(exchange) + short("any") + b"\0"
+        method = struct.pack(">HHH", 60, 40, 0) + short(exchange) + short(routing_key) + b"\0"
         header = struct.pack(">HHQ", 60, 0, len(body)) + properties
         self._socket.sendall(frame(1, 1, method) + frame(2, 1, header) + (frame(3, 1, body) if body else b""))
         answer = self._answer()

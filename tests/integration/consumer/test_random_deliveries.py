@@ -49,7 +49,7 @@ def to_rabbitmq(url: str, topic: str, sent: Sequence[RandomDelivery]) -> None:
         for one in sent:
             named = ((name.replace("ce_", "cloudEvents:", 1).encode(), value) for name, value in one.headers)
             table = b"".join(bytes((len(name),)) + name + sized(b"x", value) for name, value in named)
-            client.publish(topic, one.payload or b"", struct.pack(">H", 1 << 13) + sized(b"", table))
+            client.publish(topic, one.payload or b"", struct.pack(">H", 1 << 13) + sized(b"", table), topic)
 
 
 SENDERS: dict[str, Send] = {"kafka": to_kafka, "amqp": to_rabbitmq}

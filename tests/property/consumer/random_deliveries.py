@@ -90,7 +90,9 @@ def _spaces_and_a_mark(rng: random.Random, made: RandomDelivery) -> RandomDelive
 def _further_fields(rng: random.Random, made: RandomDelivery) -> RandomDelivery:
     if made.payload is None or not made.payload.startswith(b"{"):
         return made
-    more = {_text(rng): rng.choice([None, 1, 1.5, [], {}, "x", [{"a": [1]}], 10**30]) for _ in range(3)}
+    more: dict[str, object] = {
+        _text(rng): rng.choice([None, 1, 1.5, [], {}, "x", [{"a": [1]}], 10**30]) for _ in range(3)
+    }
     return replace(made, payload=json.dumps({**more, **json.loads(made.payload)}).encode())
 
 
