@@ -76,7 +76,6 @@ _COLUMNS: Final = f"""
         {MICROSECONDS_POSTGRESQL.format("recorded_at")}, {MICROSECONDS_POSTGRESQL.format("expires_at")},
         0, NULL, CASE WHEN octet_length(payload) <= %(large)s THEN 0 ELSE octet_length(payload) END"""
 _BLIND: Final = f"position, ''::bytea, '', NULL, '', '', ''::bytea, ''::bytea, {UNREADABLE}, NULL, 0, NULL, 0"
-_HEADER_FIELDS: Final = len(_Header._fields)
 _SIZE: Final = operator.attrgetter("size")
 _PAYLOADS: Final = "SELECT position, payload FROM outbox_messages WHERE position = ANY(%(positions)s)"
 _ALL_BUT: Final = "topic <> ALL(%({part}_topics)s::text[])"
@@ -102,9 +101,9 @@ def _statement(shape: tuple[tuple[bool, bool], ...], *, paging: bool, missed: bo
             conditions.append(_UNSEEN + ("" if begins else " IS NOT TRUE" if missed else " IS TRUE"))
         parts.append("(" + " AND ".join(conditions).replace("{part}", f"p{number}") + ")")
     rest = f" AND {_UNSEEN} IS NOT TRUE".replace("{part}", "round") if paging else ""
-    page = _PAGE.replace("{order}", "position + 0" if begins else "position")
-    page = page.replace("{columns}", _BLIND if blind else _COLUMNS)
-    return page.replace("{parts}", " OR ".join(parts)).replace("{rest}", rest)
+    page = _PAGE.replace("{columns}", _BLIND if blind else _COLUMNS)
+    page = page.replace("{order}", "position + 0" if begins else "position").replace("{rest}", rest)
+    return page.replace("{parts}", " OR ".join(parts))
 
 
 def _values(reading: Reading) -> dict[str, Any]:
@@ -187,7 +186,7 @@ class PostgreSQL:
                 "let the login have it, ALTER ROLE … SET search_path = …, and remove the setting"
             )
         settings = _session_settings(int(patience.total_seconds() * 1000))
-        path = {"search_path": _quoted(schema)} if schema else {}
+        path = {"search_path": '"' + schema.replace('"', '""') + '"'} if schema else {}
         own: dict[str, Any] = {"options": _options(url, settings | _NO_KEPT_PLANS | path)}
         engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
@@ -211,7 +210,7 @@ class PostgreSQL:
         # The driver's own cursor, in binary: what SQLAlchemy adds to each row costs more than the row.
         with _driver(connection) as driver, driver.cursor(binary=True) as cursor:
             first, *found = cursor.execute(sql, _values(reading)).fetchall()
-            header = _Header._make(first[:_HEADER_FIELDS])
+            header = _Header._make(first[: len(_Header._fields)])
             if header.session != marker:
                 raise LeaseLost(
                     "the read connection has reached another server session; it must not go through a pooler"
@@ -271,10 +270,6 @@ def _with_large(cursor: Any, rows: list[Row], snapshot: str, reading: Reading) -
     return Page(whole, snapshot, large, cut=len(rows) == reading.limit or end < len(rows))
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _options(url: URL, wanted: Mapping[str, str]) -> str:
     """The start-up options of the URL and ours behind them, which win: leases rest on our time-outs.
 
@@ -329,7 +324,7 @@ def _driver(connection: Connection) -> Iterator[Any]:
     driver: Any = connection.connection.driver_connection
     try:
         yield driver
-    except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
+    except (driver.OperationalError, driver.InterfaceError, driver.InternalError, driver.DataError) as error:
         if not is_unreadable(error):
             connection.invalidate(error)
         raise OperationalError("a statement of the relay", None, error) from error
@@ -342,8 +337,7 @@ def _session(connection: Connection) -> str:
         connection.execute(_PLANS)
         connection.execute(text("SELECT set_config('outboxkit.session', :marker, false)"), {"marker": marker})
         connection.info["outboxkit_session"] = marker
-    found: str = connection.info["outboxkit_session"]
-    return found
+    return str(connection.info["outboxkit_session"])
 
 
 def dialect() -> PostgreSQL:
@@ -358,8 +352,7 @@ def hidden(connection: Connection) -> list[str]:
 
 def schema_of(connection: Connection) -> str:
     """See `outboxkit.dialects.schema_of`."""
-    found = connection.scalar(_SCHEMA, {"table": "outbox_version"})
-    return found or ""
+    return connection.scalar(_SCHEMA, {"table": "outbox_version"}) or ""
 
 
 def schemas(connection: Connection) -> list[str]:
@@ -386,16 +379,15 @@ def refusal(url: URL, error: DBAPIError) -> str:
     address = url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
     if psycopg.pq.PGconn.ping(address.encode()) != psycopg.pq.Ping.OK:
         return ""
-    where = url.render_as_string(hide_password=True)
     said = str(error.orig).strip().splitlines()[0].rpartition("failed: ")[2]
     pooler = "startup parameter" in said  # only a pooler has an opinion on those
     hint = "this is a pooler: set database_direct_url, too" if pooler else "check user, password and database name"
-    return f"the database refused the login to {where}: {said}; {hint}"
+    return f"the database refused the login to {url.render_as_string(hide_password=True)}: {said}; {hint}"
 
 
 def stored_bytes(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """See `outboxkit.dialects.stored_bytes`."""
-    # SQL_ASCII means: as they are. Everything else would be converted, which is what cannot be done.
+    # SQL_ASCII means: as they are. Any other encoding would be a conversion, which is what cannot be done.
     return func.convert_to(column, "SQL_ASCII", type_=LargeBinary) if isinstance(column.type, String) else column
 
 

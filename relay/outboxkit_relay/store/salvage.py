@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from outboxkit import dialects, outbox, tables
 from outboxkit.rows import UNREADABLE, Page, Row
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Salvaged", "page_of", "rows_of"]
 
 _TEXTS: Final = ("topic", "type", "kind")
+_REFUSALS: Final = (DBAPIError, UnicodeDecodeError)
 _BYTES: Final = ("key", "payload", "headers")
 
 
@@ -44,7 +46,7 @@ def page_of(connection: Connection, reading: Reading) -> Salvaged:
     while limit:
         try:
             page = outbox.read(connection, replace(reading, limit=limit))
-        except Exception as error:
+        except _REFUSALS as error:
             if not dialects.is_unreadable(error):
                 raise
             limit //= 2
@@ -67,7 +69,7 @@ def rows_of(
     try:
         with connection.begin_nested():
             return read(ids), {}
-    except Exception as error:
+    except _REFUSALS as error:
         if not dialects.is_unreadable(error):
             raise
     if len(ids) > 1:
@@ -104,7 +106,7 @@ def _bytes_of(connection: Connection, column: ColumnElement[Any], this: ColumnEl
     try:
         with nullcontext() if is_alone else connection.begin_nested():
             found = connection.execute(select(column.label("stored")).where(this)).scalar_one_or_none()
-    except Exception as error:
+    except _REFUSALS as error:
         if not dialects.is_unreadable(error):
             raise
         return None

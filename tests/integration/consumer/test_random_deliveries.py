@@ -26,7 +26,7 @@ from outboxkit.message import Message
 from tests.bad_inputs import Handed, delivery
 from tests.conftest import PROFILE
 from tests.consumer_fixture import ConsumerFixture, Effect, OrderPlaced, Until, impatient
-from tests.integration.brokers.test_rabbitmq_foreign import RawClient, sized
+from tests.integration.brokers.raw_client import RawClient, sized
 from tests.property.consumer.random_deliveries import TAG, RandomDelivery, random_delivery
 
 COUNTS = {"memory": 50_000, "kafka": 100_000, "rabbitmq": 100_000} if PROFILE == "full" else {}
