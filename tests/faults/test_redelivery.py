@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from outboxkit import tables
-from outboxkit.brokers import Batch, Delivery, Publisher, Subscriber, open_publisher, open_subscriber
+from outboxkit.brokers import Assignment, Batch, Delivery, Publisher, Subscriber, open_publisher, open_subscriber
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
 from outboxkit.message import Message
@@ -52,7 +52,12 @@ class Forgetful:
     def __init__(self, inner: Subscriber, count: int, stop: asyncio.Event) -> None:
         self._inner, self._left, self._stop = inner, count, stop
         self.features = inner.features
-        self.receive, self.release, self.declare, self.close = inner.receive, inner.release, inner.declare, inner.close
+        self.receive, self.release = inner.receive, inner.release
+        self.declare, self.close = inner.declare, inner.close
+
+    @property
+    def assignment(self) -> Assignment:
+        return self._inner.assignment
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self._left -= len(deliveries)
