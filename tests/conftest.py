@@ -18,9 +18,9 @@ pytest.register_assert_rewrite(  # the suites that ship are tests, too: before a
 )
 
 from tests import servers  # noqa: E402
-from tests.servers.postgres import create_database, drop_database  # noqa: E402
+from tests.servers.postgres import Templates, create_database, drop_database, forget_the_disk  # noqa: E402
 
-_NEEDS = {"database_url": "postgres", **{kind: kind for kind in servers.KINDS}}
+_NEEDS = {"database_url": "postgres", "empty_database_url": "postgres", **{kind: kind for kind in servers.KINDS}}
 _found: dict[str, Future[servers.Server]] = {}
 
 
@@ -93,16 +93,33 @@ def _server(kind: str) -> servers.Server:
 @pytest.fixture(scope="session")
 def postgres() -> servers.Server:
     """The PostgreSQL server, to kill or pause; tests that only want to use it take `database_url`."""
-    return _server("postgres")
+    server = _server("postgres")
+    if not isinstance(server, servers.Given):
+        forget_the_disk(server.url)
+    return server
+
+
+@pytest.fixture(scope="session")
+def templates(postgres: servers.Server) -> Iterator[Templates]:
+    """Databases that have their tables already, for fixtures to lend."""
+    found = Templates(postgres)
+    yield found
+    found.drop()
 
 
 @pytest.fixture
-def database_url(postgres: servers.Server) -> Iterator[str]:
+def empty_database_url(postgres: servers.Server) -> Iterator[str]:
     """An empty database of its own, as `postgresql+psycopg://…`; dropped afterwards, whoever is still connected."""
     url = create_database(postgres.url)
     yield url
     postgres.heal()
     drop_database(url)
+
+
+@pytest.fixture
+def database_url(empty_database_url: str) -> str:
+    """The database that a folder's tests start from: empty, where its conftest does not lend one with tables."""
+    return empty_database_url
 
 
 @pytest.fixture(scope="session")

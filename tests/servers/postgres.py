@@ -7,18 +7,31 @@ import shutil
 import signal
 import tempfile
 import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import make_url
+from sqlalchemy import Connection, create_engine, make_url
 
 from tests.servers import processes
 from tests.servers.local import LocalServer
-from tests.servers.server import Given, Unavailable
+from tests.servers.server import Given, Server, Unavailable
 
-__all__ = ["connect", "create_database", "drop_database", "given", "local", "private", "reachable", "server_version"]
+__all__ = [
+    "Templates",
+    "connect",
+    "create_database",
+    "drop_database",
+    "forget_the_disk",
+    "given",
+    "local",
+    "private",
+    "reachable",
+    "server_version",
+]
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -128,12 +141,46 @@ def server_version(url: str) -> str:
     return version
 
 
-def create_database(url: str, suffix: str = "") -> str:
-    """An empty database on the server of `url`; its own URL."""
-    name = f"test_{uuid.uuid4().hex[:12]}{suffix}"
+def forget_the_disk(url: str) -> None:
+    """Lets a server of ours not wait for its disk: a test kills processes, never the machine under them."""
     with connect(url) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+def create_database(url: str, suffix: str = "", template: str = "template0") -> str:
+    """A database on the server of `url`, empty or a copy of a template; its own URL."""
+    name = f"test_{uuid.uuid4().hex[:12]}{suffix}"
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    with connect(url) as connection:
+        connection.execute(statement)
     return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """Databases with their tables, each made once and then copied: tables cost a hundred statements."""
+
+    server: Server
+    _made: dict[Callable[[Connection], object], str] = field(default_factory=dict)
+
+    def lend(self, make: Callable[[Connection], object]) -> Iterator[str]:
+        """Yields the URL of a new database with what `make` makes in an empty one; drops it afterwards."""
+        if make not in self._made:
+            self._made[make] = create_database(self.server.url)
+            engine = create_engine(self._made[make])
+            with engine.begin() as connection:
+                make(connection)
+            engine.dispose()
+        url = create_database(self.server.url, template=make_url(self._made[make]).database or "")
+        yield url
+        self.server.heal()
+        drop_database(url)
+
+    def drop(self) -> None:
+        self.server.heal()
+        for url in self._made.values():
+            drop_database(url)
 
 
 def drop_database(url: str) -> None:

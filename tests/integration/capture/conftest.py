@@ -12,7 +12,7 @@ from outboxkit import migrations
 from tests import servers
 from tests.integration.capture.model import Base
 from tests.integration.capture.world import CaptureDatabase, open_world, prepare
-from tests.servers.postgres import create_database, drop_database
+from tests.servers.postgres import Templates, create_database, drop_database
 
 POSTGRES = ("postgresql+psycopg", "postgresql+psycopg_async", "postgresql+asyncpg")
 SQLITE = ("sqlite", "sqlite+aiosqlite")
@@ -78,9 +78,8 @@ def async_world(request: pytest.FixtureRequest, empty_shop: URL, tmp_path: Path)
 
 
 @pytest.fixture
-def postgres_engine(database_url: str) -> Iterator[Engine]:
-    engine = create_engine(database_url)
-    with engine.begin() as connection:
-        migrations.upgrade(connection)
-    yield engine
-    engine.dispose()
+def postgres_engine(templates: Templates) -> Iterator[Engine]:
+    for url in templates.lend(migrations.upgrade):
+        engine = create_engine(url)
+        yield engine
+        engine.dispose()

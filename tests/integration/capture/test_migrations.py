@@ -54,7 +54,7 @@ def test_an_upgrade_makes_everything_and_a_second_one_changes_nothing(empty: Eng
         assert connection.scalar(text("SELECT count(*) FROM outbox_shards")) == 64
 
 
-def test_an_upgrade_that_is_rolled_back_leaves_nothing(postgres_engine: Engine, database_url: str) -> None:
+def test_an_upgrade_that_is_rolled_back_leaves_nothing(postgres_engine: Engine) -> None:
     with postgres_engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
 

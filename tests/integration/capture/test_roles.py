@@ -29,7 +29,7 @@ pytestmark = pytest.mark.sqlalchemy_lines
 
 
 @pytest.fixture
-def roles(postgres_engine: Engine, database_url: str) -> Iterator[str]:
+def roles(postgres_engine: Engine) -> Iterator[str]:
     prefix = f"{postgres_engine.url.database}_"
     with postgres_engine.begin() as connection:
         create_roles(connection, prefix)

@@ -11,7 +11,8 @@ from outboxkit import tables
 from outboxkit.dead_letters import Filter, find
 from outboxkit.policy import Failure
 from tests.consumer_child import COUNT, KILLED, run_child
-from tests.consumer_fixture import ConsumerFixture
+from tests.consumer_fixture import ConsumerFixture, create_tables
+from tests.sqlite_template import copied
 
 POINTS = [
     "recv",
@@ -30,7 +31,8 @@ EXITED = 137
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ConsumerFixture]:
     on_sqlite = request.param == "sqlite"
-    found = ConsumerFixture(f"sqlite:///{tmp_path}/test.db" if on_sqlite else request.getfixturevalue("database_url"))
+    url = copied(tmp_path / "test.db", create_tables) if on_sqlite else request.getfixturevalue("database_url")
+    found = ConsumerFixture(url, has_tables=True)
     yield found
     await found.close()
 

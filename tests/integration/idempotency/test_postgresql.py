@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from outboxkit.errors import IdempotencyInProgress
 from outboxkit.idempotency import idempotent
-from tests.consumer_fixture import Effect
+from tests.consumer_fixture import Effect, create_tables
 from tests.deadlines import DEADLINE
-from tests.unit.idempotency.orders import CREATED, SCOPE, effects, place, prepare
+from tests.servers.postgres import Templates
+from tests.unit.idempotency.orders import CREATED, SCOPE, effects, place
 from tests.unit.idempotency.test_keys import *  # noqa: F403
 
 HOLDER = """
@@ -35,9 +36,13 @@ with Session(create_engine(sys.argv[1])) as session, session.begin():
 
 
 @pytest.fixture  # type: ignore[no-redef]
+def database_url(templates: Templates) -> Iterator[str]:
+    yield from templates.lend(create_tables)
+
+
+@pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     found = create_engine(database_url)
-    prepare(found)
     yield found
     found.dispose()
 

@@ -8,14 +8,25 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from outboxkit import migrations
 from tests.integration.relay.world import engine_for
+from tests.servers.postgres import Templates
+from tests.sqlite_template import copied
+
+
+@pytest.fixture
+def database_url(templates: Templates) -> Iterator[str]:
+    """A database of its own with our tables, on PostgreSQL."""
+    yield from templates.lend(migrations.upgrade)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """A database of each kind."""
     url = (
-        f"sqlite:///{tmp_path / 'outbox.db'}" if request.param == "sqlite" else request.getfixturevalue("database_url")
+        request.getfixturevalue("database_url")
+        if request.param == "postgresql"
+        else copied(tmp_path / "outbox.db", migrations.upgrade)
     )
     found = engine_for(url)
     yield found

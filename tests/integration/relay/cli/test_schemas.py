@@ -33,9 +33,9 @@ def schema(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.fixture
-def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("OUTBOXKIT_DATABASE_URL", database_url)
-    return database_url
+def database(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("OUTBOXKIT_DATABASE_URL", empty_database_url)
+    return empty_database_url
 
 
 @pytest.fixture
