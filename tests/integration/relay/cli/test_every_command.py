@@ -98,7 +98,7 @@ class Held:
 def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Held]:
     url = f"sqlite:///{tmp_path}/app.db"
     if request.param == "postgresql":
-        url = request.getfixturevalue("empty_database_url")
+        url = request.getfixturevalue("database_url")
     monkeypatch.setenv("OUTBOXKIT_DATABASE_URL", url)
     Path("repairs.py").write_text("def empty(message):\n    return {}\n")
     Path("editor").write_text('#!/bin/sh\necho {} > "$1"\n')
