@@ -25,7 +25,7 @@ from tests.conftest import PROFILE
 from tests.deadlines import DEADLINE
 
 ORDERS, KEYS = 2_000, 50
-OUTAGE_SECONDS = 120 if PROFILE == "full" else 20
+OUTAGE_SECONDS = 120 if PROFILE == "full" else 10
 
 
 @pytest.fixture(params=["kafka", "rabbitmq"])

@@ -17,6 +17,7 @@ from outboxkit.capture import session_hooks
 from outboxkit.errors import CaptureError
 from tests.integration.capture.machine import CaptureMachine
 from tests.integration.capture.world import prepare
+from tests.servers.postgres import Templates
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
@@ -25,11 +26,11 @@ STEPS = 50
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    found = create_engine(database_url)
-    prepare(found)
-    yield found
-    found.dispose()
+def engine(templates: Templates) -> Iterator[Engine]:
+    for url in templates.lend(prepare):
+        found = create_engine(url)
+        yield found
+        found.dispose()
 
 
 def run(engine: Engine, runs: int, *phases: Phase) -> None:

@@ -18,6 +18,7 @@ from outboxkit import CaptureError, EncodeError, publish, send
 from outboxkit.message import MessageLimits
 from tests.integration.capture.model import Noted, Order, OrderPlaced, Plain
 from tests.integration.capture.world import CaptureDatabase, prepare
+from tests.sqlite_template import copied
 
 pytestmark = pytest.mark.sqlalchemy_lines
 
@@ -166,8 +167,7 @@ def test_e20_an_error_on_the_drivers_own_cursor_is_refused_at_commit_too(sync_wo
 
 @pytest.fixture
 def other_database(tmp_path: Path) -> Any:
-    engine = create_engine(f"sqlite:///{tmp_path / 'other.sqlite'}")
-    prepare(engine)
+    engine = create_engine(copied(tmp_path / "other.sqlite", prepare))
     yield engine
     engine.dispose()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -71,10 +71,10 @@ class CaptureDatabase:
             return connection.scalar(text(statement))
 
 
-def prepare(engine: Engine) -> None:
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection)
-        migrations.upgrade(connection)
+def prepare(connection: Connection) -> None:
+    """Makes the shop's tables and ours."""
+    Base.metadata.create_all(connection)
+    migrations.upgrade(connection)
 
 
 def open_world(url: URL, driver: str) -> CaptureDatabase:
