@@ -35,12 +35,12 @@ with Session(create_engine(sys.argv[1])) as session, session.begin():
 """
 
 
-@pytest.fixture  # type: ignore[no-redef]
+@pytest.fixture
 def database_url(templates: Templates) -> Iterator[str]:
     yield from templates.lend(create_tables)
 
 
-@pytest.fixture
+@pytest.fixture  # type: ignore[no-redef]
 def engine(database_url: str) -> Iterator[Engine]:
     found = create_engine(database_url)
     yield found
