@@ -2,9 +2,10 @@
 
     scripts/bench consumer [--broker kafka|rabbitmq] [--quick] [--rounds 3] [--json FILE]
 
-All variants read the same messages by the same client, and their handlers make one Core insert:
+All variants read the same messages by the same client. Handlers make one Core insert; only `a` goes without SQLAlchemy:
 
     a  hand-written loop on psycopg: one transaction a message, inbox row and effect
+    a-core  the same loop on SQLAlchemy Core, with the same insert as the handlers of the others
     b  Consumer, single messages, sync and async
     c  Consumer(batch=100), sync and async
     d  Consumer(batch=100) whose handler takes a list
@@ -34,7 +35,7 @@ TOPIC = "bench-orders"
 KEYS = 100
 CLAIM = "INSERT INTO inbox_messages (consumer, source, message_id) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
 EFFECT = "INSERT INTO effects (variant, number) VALUES (%s, %s)"
-VARIANTS = ("a", "b-sync", "b-async", "c-sync", "c-async", "d-sync", "d-async", "e")
+VARIANTS = ("a", "a-core", "b-sync", "b-async", "c-sync", "c-async", "d-sync", "d-async", "e")
 
 
 def subscription(variant: str) -> Any:
@@ -73,6 +74,35 @@ async def by_hand(broker: str, database: str, variant: str, count: int) -> float
     return ended - began
 
 
+async def by_hand_on_core(broker: str, database: str, variant: str, count: int) -> float:
+    """The same loop, as users of SQLAlchemy write it."""
+    from sqlalchemy import create_engine, insert
+    from sqlalchemy.dialects.postgresql import insert as insert_ignoring
+
+    from outboxkit import tables
+    from outboxkit.brokers import open_subscriber
+
+    subscriber, began, done = open_subscriber(broker, subscription(variant)), 0.0, 0
+    claim, effect = insert_ignoring(tables.inbox_messages).on_conflict_do_nothing(), insert(effects_table())
+    with create_engine(database).connect() as connection:
+        while done < count:
+            deliveries = await subscriber.receive(500, timedelta(seconds=1))
+            began = began or time.perf_counter()
+            for delivery in deliveries:
+                headers = dict(delivery.headers)
+                row = {"source": headers["ce_source"].decode(), "message_id": headers["ce_id"].decode()}
+                connection.execute(claim, {"consumer": variant, **row})
+                connection.execute(
+                    effect, {"variant": variant, "number": json.loads(delivery.payload or b"")["number"]}
+                )
+                connection.commit()
+            await subscriber.acknowledge(deliveries)
+            done += len(deliveries)
+        ended = time.perf_counter()
+    await subscriber.close()
+    return ended - began
+
+
 async def by_consumer(broker: str, database: str, variant: str, count: int) -> float:
     """Ours: until all effects are committed."""
     from outboxkit.brokers import open_subscriber
@@ -103,15 +133,14 @@ async def by_consumer(broker: str, database: str, variant: str, count: int) -> f
 
 
 def consumer_of(variant: str, database: str) -> Any:
-    from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, insert
+    from sqlalchemy import create_engine, insert
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
     from sqlalchemy.orm import Session, sessionmaker
 
     from outboxkit import Consumer
 
     kind, way = variant.split("-")[:2]
-    effects = Table("effects", MetaData(), Column("variant", Text), Column("number", Integer))
-    statement = insert(effects)
+    statement = insert(effects_table())
     sessions: Any = (
         async_sessionmaker(create_async_engine(database, pool_size=18))
         if way == "async"
@@ -144,6 +173,12 @@ def consumer_of(variant: str, database: str) -> Any:
     return consumer
 
 
+def effects_table() -> Any:
+    from sqlalchemy import Column, Integer, MetaData, Table, Text
+
+    return Table("effects", MetaData(), Column("variant", Text), Column("number", Integer))
+
+
 def event_class() -> Any:
     from dataclasses import make_dataclass
 
@@ -164,7 +199,8 @@ def child(broker: str, database: str, variant: str, count: int) -> None:
         broker_module(broker),
     ):
         importlib.import_module(module)  # the start of a process is not what is measured
-    run = by_hand if variant[0] in "ae" else by_consumer
+    by_loop = by_hand_on_core if variant.startswith("a-core") else by_hand
+    run = by_loop if variant[0] in "ae" else by_consumer
     gc.freeze()
     processor = time.process_time()
     seconds = asyncio.run(run(broker, database, variant, count))
@@ -264,11 +300,11 @@ def report(arguments: Any, postgres: Any, broker: Any, found: dict[str, list[dic
         variant: {name: statistics.median(one[name] for one in rounds) for name in ("per_second", "processor_us")}
         for variant, rounds in found.items()
     }
-    base = medians.get("a", {"per_second": 1.0, "processor_us": 1.0})
-    print(f"{'variant':<10}{'messages/s':>12}{'of a':>8}{'processor us':>14}{'of a':>8}")
+    base = medians.get("a-core") or medians.get("a") or {"per_second": 1.0, "processor_us": 1.0}
+    print(f"{'variant':<10}{'messages/s':>12}{'of loop':>9}{'processor us':>14}{'of loop':>9}")
     for variant, one in medians.items():
         speed, cost = one["per_second"] / base["per_second"], one["processor_us"] / base["processor_us"]
-        print(f"{variant:<10}{one['per_second']:>12,.0f}{speed:>8.2f}{one['processor_us']:>14,.0f}{cost:>8.2f}")
+        print(f"{variant:<10}{one['per_second']:>12,.0f}{speed:>9.2f}{one['processor_us']:>14,.0f}{cost:>9.2f}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result | medians, indent=1))
 

@@ -3,8 +3,8 @@
 Files, in reading order: `handlers` (the user's functions), `reading` (what a delivery is), `protocol` and `core` (what
 becomes of it: pure decisions), `process` (one message, one transaction), `settle` (carries decisions out), `retries`
 (the waiting room), `quarantine` (operators' verbs for held keys), `crash_marker` (finds the message that kills the
-process), `run` (one run, from start to stop), `transactions` (sessions and patience), `observe/` (numbers, durations,
-standing).
+process), `run` (one run, from start to stop), `transactions` (sessions, threads and patience), `observe/` (numbers,
+durations, standing).
 """
 
 from __future__ import annotations

@@ -102,7 +102,8 @@ class Reading:
         message: Message | None = None
         try:
             message = message_of(delivery)
-            message = replace(message, type=self._type(message, delivery))
+            if (told := self._type(message, delivery)) != message.type:
+                message = replace(message, type=told)
             handler = self.handlers.find(delivery.topic, message.type, message.dataschema)
             candidates = () if handler or message.type else self._of_topic(message)
             if handler is None and not candidates:
@@ -143,6 +144,8 @@ class Reading:
             raise DecodeError("the message has no id: nothing tells it from its copies; give the Consumer message_id=…")
         if fault := inbox.fault_of(found, message.source):
             raise DecodeError(fault)
+        if found == message.id and message.type:
+            return message  # as a rule
         return replace(message, id=found, type=message.type or (handler.pattern if handler else ""))
 
     def _ignored(self, facts: dict[str, Any], message: Message, waiting: WaitingDelivery | None) -> Job:

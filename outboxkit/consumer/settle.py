@@ -10,7 +10,7 @@ import inspect
 import logging
 import time
 from asyncio import wait_for
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -130,7 +130,7 @@ class Settling:
         self._check_order(message)
 
     def _marked(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
-        return _Marked(self._patience, self._owner, attempt)
+        return _Marked(self._patience, self._owner, attempt) if attempt.alone else nullcontext()
 
     def _check_order(self, message: Message) -> None:
         check = self._config.order_check
@@ -295,13 +295,12 @@ class _Marked:
         self._id = uuid4()
 
     async def __aenter__(self) -> None:
-        if self._attempt.alone:
-            names = [job.identity for job in self._attempt.jobs]
-            self._owner.ids.append(self._id)
-            await self._patience.run(lambda given: crash_marker.mark(given.session, self._owner, self._id, names))
+        names = [job.identity for job in self._attempt.jobs]
+        self._owner.ids.append(self._id)
+        await self._patience.run(lambda given: crash_marker.mark(given.session, self._owner, self._id, names))
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._attempt.alone or kind is not None:
+        if kind is not None:
             return  # a run that ends takes all its markers away
         names = [job.identity for job in self._attempt.jobs]
 

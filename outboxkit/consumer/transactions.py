@@ -8,14 +8,17 @@ handler has the session, the transaction is the consumer's: to end it is refused
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import random
+import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from queue import SimpleQueue
+from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
@@ -31,6 +34,7 @@ __all__ = [
     "RetryOnDatabaseTrouble",
     "Sessions",
     "Stopped",
+    "Threads",
     "TransactionScope",
     "Transactions",
     "backoff_delay",
@@ -113,7 +117,7 @@ class Transactions:
 
     def __init__(self, sessions: Sessions, threads: int) -> None:
         self._sessions = _guarded(sessions)
-        self._threads = None if self.is_async(sessions) else ThreadPoolExecutor(threads, "outboxkit-consumer")
+        self._threads = Threads(threads, "outboxkit-consumer")  # none starts for sessions that await
 
     @staticmethod
     def is_async(sessions: Sessions) -> bool:
@@ -136,12 +140,88 @@ class Transactions:
                 return _transact(TransactionScope(session, None), unit)
 
         inherited = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, inherited.run, in_thread)
+        found: T = await self._threads.run(lambda: inherited.run(in_thread))
+        return found
 
     def close(self) -> None:
         """Ends the threads."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False)
+        self._threads.close()
+
+
+class _Work(NamedTuple):
+    outcome: asyncio.Future[Any]
+    function: Callable[[], Any]
+
+
+class _Done(NamedTuple):
+    outcome: asyncio.Future[Any]
+    value: Any
+    error: BaseException | None
+
+
+class Threads:
+    """Runs functions for one event loop, side by side. Many results wake the loop once.
+
+    What the standard library's executor does for each call (a second future, a lock, a byte through a socket) costs as
+    much as the work of a short transaction.
+
+    Args:
+        limit: how many run at once; threads start when they are needed.
+        name: of the threads.
+    """
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit, self._name = limit, name
+        self._waiting: Final[SimpleQueue[_Work | None]] = SimpleQueue()
+        self._done: Final[deque[_Done]] = deque()
+        self._started = self._busy = 0  # of the loop's thread alone
+        self._is_woken = False
+
+    def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Runs a function in a thread; cancelling the future does not interrupt it."""
+        loop = asyncio.get_running_loop()
+        outcome = loop.create_future()
+        self._busy += 1
+        if self._busy > self._started < self._limit:
+            self._started += 1
+            name = f"{self._name}-{self._started}"
+            # A daemon: a function that never ends must not keep the process from ending.
+            threading.Thread(target=self._work, args=(loop,), name=name, daemon=True).start()
+        self._waiting.put(_Work(outcome, function))
+        return outcome
+
+    def close(self) -> None:
+        """Lets each thread end after what it does now."""
+        for _ in range(self._started):
+            self._waiting.put(None)
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while (work := self._waiting.get()) is not None:
+            self._done.append(_done(work))
+            del work  # a thread that waits holds nothing
+            if not self._is_woken:
+                self._is_woken = True
+                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                    loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_woken = False  # first: what is put from now on wakes the loop again
+        while self._done:
+            outcome, value, error = self._done.popleft()
+            self._busy -= 1
+            if outcome.done():  # cancelled
+                continue
+            if error is None:
+                outcome.set_result(value)
+            else:
+                outcome.set_exception(error)
+
+
+def _done(work: _Work) -> _Done:
+    try:
+        return _Done(work.outcome, work.function(), None)
+    except BaseException as error:  # noqa: BLE001  it belongs to the caller, who waits in the event loop
+        return _Done(work.outcome, None, error)
 
 
 class Stopped(Exception):
