@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import shutil
 import subprocess
 import tarfile
 import threading
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # at run time in the full profile only
 
 AXE = "axe-core@4.14.1"
 AXE_SHA512 = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
-CHROMIUM = "/usr/bin/chromium"
 QUIET = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 
 
@@ -47,8 +47,10 @@ class OrderPlaced:
 def chromium() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert program, "there is no Chromium; scripts/test --full installs it on Debian"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, "--disable-sync"])
+        browser = playwright.chromium.launch(executable_path=program, args=[*QUIET, "--disable-sync"])
         yield browser
         browser.close()
 

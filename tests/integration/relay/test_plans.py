@@ -5,18 +5,16 @@ An outbox is empty at one moment and holds a million rows at the next; the stati
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from outboxkit import outbox, tables
 from outboxkit.rows import Evidence, Part, Reading, Row
+from tests.integration.relay.plans import explained, looked_at_in_vain
 from tests.integration.relay.world import engine_for
 
 ROWS, TAKEN = 20_000, 2_000
@@ -57,11 +55,11 @@ def test_what_is_settled_and_read_is_found_without_looking_at_the_rest(engine: E
 
         with explained(reader) as plans:
             outbox.read(reader, _next(page.rows[-1].position, page.snapshot))
-        assert _looked_at_in_vain(plans) <= TAKEN
+        assert looked_at_in_vain(plans) <= TAKEN
 
         with explained(settler) as plans:
             assert outbox.remove(settler, uuid4(), [_evidence(page.rows)]) == TAKEN
-        assert _looked_at_in_vain(plans) <= TAKEN
+        assert looked_at_in_vain(plans) <= TAKEN
 
 
 def _next(last: int, snapshot: str) -> Reading:
@@ -77,39 +75,3 @@ def _gone(position: int) -> Row:
 def _evidence(rows: list[Row]) -> Evidence:
     zeros = [0] * len(rows)
     return Evidence(topic="orders", outcome="published", rows=rows, partitions=zeros, offsets=zeros)
-
-
-@contextmanager
-def explained(connection: Connection) -> Iterator[list[dict[str, Any]]]:
-    """What the server says about each statement of the block: its plan, and how many rows each part has seen."""
-    for setting in (
-        "LOAD 'auto_explain'",
-        "SET auto_explain.log_level = notice",
-        "SET auto_explain.log_format = json",
-        "SET auto_explain.log_analyze = on",
-        "SET auto_explain.log_min_duration = 0",
-    ):
-        connection.exec_driver_sql(setting)
-    plans: list[dict[str, Any]] = []
-
-    def note(diagnostic: Any) -> None:
-        _, _, plan = diagnostic.message_primary.partition("plan:\n")
-        plans.append(json.loads(plan)["Plan"])
-
-    driver: Any = connection.connection.driver_connection
-    driver.add_notice_handler(note)
-    try:
-        yield plans
-    finally:
-        driver.remove_notice_handler(note)
-        connection.exec_driver_sql("SET auto_explain.log_min_duration = -1")
-    assert plans, "void: the server has explained nothing"
-
-
-def _looked_at_in_vain(plans: list[dict[str, Any]]) -> int:
-    """Rows that some part of a plan has looked at and thrown away."""
-    return sum(
-        sum(value for name, value in plan.items() if name.startswith("Rows Removed")) * plan["Actual Loops"]
-        + _looked_at_in_vain(plan.get("Plans", []))
-        for plan in plans
-    )
