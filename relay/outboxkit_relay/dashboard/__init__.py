@@ -49,6 +49,7 @@ _MAX_FIELDS: Final = 50
 _PAGES: Final[Mapping[str, tuple[str, Callable[..., Any]]]] = {
     "/": ("overview.html", views.overview),
     "/messages": ("messages.html", views.messages),
+    "/messages/{id:path}": ("message.html", views.message),
     "/failures": ("failures.html", failures.failures),
     "/failures/{name}": ("group.html", failures.group),
     "/letters/{id}": ("letter.html", failures.letter),

@@ -59,10 +59,9 @@ def replay(setup: Setup, form: Form, by: str) -> str:
     pace, terms = _pace(form), setup.terms(force=form.get("force") == "on")
     try:
         with setup.engine.begin() as connection:
-            if not plan.replays(connection, number):
-                drafted = plan.draft(connection, ids, terms)
-                plan.freeze(connection, drafted, terms, by=by, why=form.get("why", ""), replay_id=number)
-    except IntegrityError:  # it was sent twice at the same moment
+            drafted = plan.draft(connection, ids, terms)
+            plan.freeze(connection, drafted, terms, by=by, why=form.get("why", ""), replay_id=number)
+    except IntegrityError:  # the form was sent before: its number is that replay
         return f"/replays/{number}"
     setup.runs.start(number, pace, by=by)
     return f"/replays/{number}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from outboxkit import saga
@@ -15,6 +15,7 @@ from outboxkit.saga import SagaRow, Status
 from outboxkit_relay.dashboard import reading
 from outboxkit_relay.dashboard.search import STATES, parse
 from outboxkit_relay.dashboard.setup import NotFound
+from outboxkit_relay.diagnose.steps import steps_of
 from outboxkit_relay.observe import situation
 from outboxkit_relay.store import stopped_keys
 from outboxkit_relay.words import ago
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 
     from outboxkit_relay.dashboard.reading import ConsumerRow, Found
     from outboxkit_relay.dashboard.setup import Setup
+    from outboxkit_relay.diagnose.steps import Step
     from outboxkit_relay.observe.situation import Situation
     from outboxkit_relay.store.stopped_keys import KeyStop
 
 __all__ = [
     "AuditPage",
     "ControlPage",
+    "MessagePage",
     "MessagesPage",
     "Overview",
     "QuarantinePage",
@@ -38,6 +41,7 @@ __all__ = [
     "Signal",
     "audit",
     "control",
+    "message",
     "messages",
     "overview",
     "quarantine",
@@ -46,6 +50,7 @@ __all__ = [
 ]
 
 PAGE: Final = 100  # rows of a list
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 Query = Mapping[str, str]
 
@@ -143,6 +148,22 @@ def messages(connection: Connection, _: Setup, given: Query) -> MessagesPage:
     except ConfigurationError as error:
         return MessagesPage(text=text, fault=error.message, states=STATES, found=None)
     return MessagesPage(text=text, fault="", states=STATES, found=reading.find(connection, wanted, limit=PAGE))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagePage:
+    """One message's timeline, the oldest step first; what is so now comes last."""
+
+    id: str
+    steps: Sequence[Step]
+
+
+def message(connection: Connection, _: Setup, given: Query) -> MessagePage:
+    """Follows one message through all tables, in the words of ``outboxkit trace``."""
+    steps = sorted(steps_of(connection, given["id"]), key=lambda step: (step.at is None, step.at or _NEVER))
+    if not steps:
+        raise NotFound(f"{given['id']} is nowhere: it was never committed, or no longer kept")
+    return MessagePage(id=given["id"], steps=steps)
 
 
 # --- keys, sagas, control ----------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_an_operator_finds_a_failure_reads_why_tries_one_and_replays_the_rest(
 def test_the_rest_is_not_sent_when_the_first_letter_dies_again(chromium: Browser, shop: Shop, engine: Engine) -> None:
     shop.place(*range(4))
     with page_of(engine) as address, looking(chromium) as page:
-        until(lambda: "4 letters" in content(page, f"{address}/failures"))
+        until(lambda: "4 dead letters" in content(page, f"{address}/failures"))
         page.get_by_role("link", name="KeyError").click()
         page.get_by_role("link", name="Replay all 4…").click()
         page.get_by_label("Why").fill("hoping")

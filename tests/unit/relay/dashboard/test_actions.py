@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -354,3 +355,28 @@ def test_a_database_that_is_away_is_told_and_no_more(furnished: Engine) -> None:
     assert answer.status_code == 503
     assert "The database does not answer" in answer.text
     assert "outbox_relays" not in answer.text
+
+
+# --- one message -------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_followed_from_the_list_to_its_letter_and_its_replay(browser: Browser) -> None:
+    letter = letter_of(browser.engine)
+    (message,) = re.findall(r'href="(/messages/[^"]+)"', browser.get(f"/letters/{letter}"))
+    assert "died" in browser.get(message)
+    assert f"/letters/{letter}" in browser.get(message)
+    answer = browser.press(f"/replay?letter={letter}", "replay", canary="0", why="mended")
+    wait_for(browser.engine, uuid_of(answer.url), lambda one: not one.waiting)
+
+    page = browser.get(message)
+
+    assert "in the outbox for orders" in page
+    assert "mended" in page
+    assert browser.client.get("/messages/none").status_code == 404
+
+
+def test_a_message_that_waits_leads_to_its_timeline(browser: Browser) -> None:
+    page = browser.get("/messages?q=state:scheduled")
+    (message,) = re.findall(r'href="(/messages/[^"]+)"', page)
+
+    assert "scheduled for" in browser.get(message)
