@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from outboxkit import tables
 from outboxkit._failpoints import failpoint
-from outboxkit._sql import ClaimedHere
+from outboxkit._sql import ClaimedHere, database_now
 from outboxkit.dialects import commits_by_itself, insert_ignoring, naming_missing_tables
 from outboxkit.errors import ConfigurationError, InboxConflict, OutboxKitError
 from outboxkit.inbox import rows
@@ -164,7 +164,8 @@ def block(connection: Connection, consumer: str, *, source: str, message_id: str
     is_unfinished = func.substr(inbox.c.outcome, 1, len(rows.UNFINISHED)) == rows.UNFINISHED
     mine = and_(rows.THIS, is_unfinished)
     bound = rows.Entry(consumer, source, message_id, None).bound
-    return connection.execute(inbox.update().where(mine).values(outcome=rows.DEAD), bound).rowcount == 1
+    dead = inbox.update().where(mine).values(outcome=rows.DEAD, handled_at=database_now())
+    return connection.execute(dead, bound).rowcount == 1
 
 
 def unblock(connection: Connection, messages: Collection[tuple[str, str, str]]) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import and_, bindparam, select
 
 from outboxkit import tables
 from outboxkit._failpoints import failpoint
-from outboxkit._sql import ClaimedHere
+from outboxkit._sql import ClaimedHere, database_now
 from outboxkit.dialects import commits_by_itself, dialect_named
 from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit.message import content_hash
@@ -114,7 +114,7 @@ _TAKE_OVER: Final = (
     tables.inbox_messages
     .update()
     .where(THIS, _row.outcome == bindparam("found", type_=_row.outcome.type))
-    .values(outcome=_MARK)
+    .values(outcome=_MARK, handled_at=database_now())  # the inbox remembers from the effect on, not from its death
 )
 
 

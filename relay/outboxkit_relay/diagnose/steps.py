@@ -16,6 +16,7 @@ from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.inbox.rows import DEAD, OURS
 from outboxkit.rows import WaitReason
 from outboxkit_relay.diagnose import find_message
+from outboxkit_relay.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,7 +117,7 @@ def _waiting(place: dict[str, Any]) -> str:
         return f"scheduled for {place['due_at']}, to {place['topic']}"
     if place["reason"] == "follower":
         return f"behind the failed head of its key in {place['topic']} (the key is {place['key']})"
-    return f"tried {place['attempts']} times to {place['topic']}, again at {place['due_at']}: {place['error']}"
+    return f"tried {count(place['attempts'], 'time')} to {place['topic']}, again at {place['due_at']}: {place['error']}"
 
 
 # --- the consumers' side -----------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def _retried(connection: Connection, message_id: str) -> Iterator[Step]:
 
 def _in_the_room(row: Any) -> str:
     if row.reason == WaitReason.RETRY:
-        return f"{row.consumer} tries it again at {row.due_at}: {row.attempts} attempts so far, {row.error}"
+        return f"{row.consumer} tries it again at {row.due_at}: {count(row.attempts, 'attempt')} so far, {row.error}"
     what = "it is dead and keeps its place" if row.reason == WaitReason.PARKED else "behind the head of its key"
     return f"at {row.consumer}: {what}"
 
@@ -197,7 +198,11 @@ def _of_letter(letter: DeadLetter) -> Iterator[Step]:
     again = f", replay {letter.generation} of it" if letter.generation else ""
     told = [
         (letter.first_failed_at, "failed", f"at {who}, in {letter.stage.value}"),
-        (letter.died_at, "died", f"{who} gave up after {letter.attempts} attempts: {error} (letter {short}{again})"),
+        (
+            letter.died_at,
+            "died",
+            f"{who} gave up after {count(letter.attempts, 'attempt')}: {error} (letter {short}{again})",
+        ),
         (letter.replaying_since, "replay", f"of the letter {short} to {letter.replay_to or who} queued"),
         (letter.closed_at, "closed", f"the letter {short} is {letter.state.value}"),
     ]

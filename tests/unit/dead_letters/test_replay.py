@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit import _failpoints, avro, dead_letters, tables
 from outboxkit._failpoints import FailpointHit
+from outboxkit._sql import database_now
 from outboxkit.codecs import codec_named
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
@@ -135,6 +136,21 @@ async def test_a_letter_is_replaying_until_its_consumer_has_handled_it(world: Co
     assert after.state is State.REPLAYED
     assert after.closed_at is not None
     assert world.effects() == [1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_inbox_remembers_a_replay_from_its_own_end_on(world: ConsumerFixture, fails: bool) -> None:
+    _, letter = await dead(world)
+    long_ago = tables.inbox_messages.update().values(handled_at=database_now(-timedelta(days=10)))
+    with world.engine.begin() as connection:
+        connection.execute(long_ago)
+
+    replay(world, [letter.id])
+    world.relay()
+    await world.run(consumer(world, fails=fails))
+
+    (row,) = world.rows(tables.inbox_messages)
+    assert row.handled_at > letter.died_at, "else it forgets days too early, and a redelivery has an effect"
 
 
 async def test_a_replay_that_dies_again_is_a_child_of_the_first_letter(world: ConsumerFixture) -> None:

@@ -57,7 +57,14 @@ def command(invocation: Invocation, port: int, access: str, limit: str) -> None:
             lifecycle.require_tables(connection)
         app = page(engine, invocation.settings, token=token, access=access, limit=limit)
         config = uvicorn.Config(
-            app, host=_HOST, port=port, log_config=None, access_log=False, server_header=False, lifespan="on"
+            app,
+            host=_HOST,
+            port=port,
+            log_config=None,
+            log_level="warning",  # its start is told by the address
+            access_log=False,
+            server_header=False,
+            lifespan="on",
         )
         listener = config.bind_socket()
         click.echo(f"http://{_HOST}:{listener.getsockname()[1]}/enter?token={token}")
