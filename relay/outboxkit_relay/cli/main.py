@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "dlq": ("outboxkit_relay.cli.dlq.commands", "Understand, replay, repair or discard dead letters."),
     "quarantine": ("outboxkit_relay.cli.quarantine", "See stopped keys, let them go on, or skip their heads."),
+    "consumer": ("outboxkit_relay.cli.consumer.commands", "Rename a consumer."),
     "saga": ("outboxkit_relay.cli.saga", "See sagas; send a step again, or undo what was done."),
     "schema": ("outboxkit_relay.cli.schema.commands", "Check, compare and register Avro schemas; look into messages."),
     "messages": ("outboxkit_relay.cli.messages", "See what waits in the outbox, and cancel what is scheduled."),

@@ -1,0 +1,1 @@
+"""``outboxkit consumer``: what concerns a consumer as a whole."""
