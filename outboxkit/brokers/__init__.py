@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from outboxkit.brokers._credentials import Credentials, Login, Token, logins_of
 from outboxkit.brokers._urls import redacted
@@ -25,7 +26,7 @@ from outboxkit.policy import Failure, Order
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from concurrent.futures import Future
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from outboxkit.message import Headers
     from outboxkit.rows import Row
@@ -43,6 +44,7 @@ __all__ = [
     "Publisher",
     "Receipts",
     "Refusal",
+    "Start",
     "Subscriber",
     "Subscription",
     "Token",
@@ -154,6 +156,10 @@ class Publisher(Protocol):
         ...
 
 
+#: Where a consumer begins that the broker does not know: with what is kept, with what comes, or at an instant.
+Start = Literal["earliest", "latest"] | datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
     """Sources that one consumer reads.
@@ -162,11 +168,13 @@ class Subscription:
         consumer: the consumer's name: Kafka group id, and part of the RabbitMQ queue name ``{topic}.{consumer}``.
         topics: event topics to read.
         queues: command destinations to read (``send(…, to=…)``).
+        start: where a consumer begins that the broker does not know; it says nothing to others.
     """
 
     consumer: str
     topics: tuple[str, ...]
     queues: tuple[str, ...] = ()
+    start: Start = "earliest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
-    from outboxkit.brokers import Batch, Subscription
+    from outboxkit.brokers import Batch, Start, Subscription
     from outboxkit.rows import Row
 
 __all__ = ["FEATURES", "Exchange", "exchange", "publisher", "subscriber"]
@@ -147,6 +148,14 @@ class Exchange:
                 ordered = sorted([*returned, *view.ready], key=_offset)
                 view.ready = deque(ordered)
 
+    def begin(self, topics: Sequence[str], consumer: str, start: Start) -> None:
+        """Says where a consumer begins that is new to a topic."""
+        with self._lock:
+            for topic in topics:
+                view = self._view(topic, consumer) if (topic, consumer) not in self._consumptions else None
+                if view is not None and start != "earliest":
+                    view.ready = deque(one for one in view.ready if start != "latest" and _is_since(one, start))
+
     def _view(self, topic: str, consumer: str) -> _Consumption:
         place = (topic, consumer)
         if place not in self._consumptions:
@@ -158,6 +167,10 @@ def exchange(name: str) -> Exchange:
     """The exchange behind ``memory://name``, for assertions in tests."""
     with _exchanges_lock:
         return _exchanges.setdefault(name, Exchange())
+
+
+def _is_since(delivery: Delivery, start: object) -> bool:
+    return isinstance(start, datetime) and delivery.timestamp is not None and delivery.timestamp >= start
 
 
 def _offset(delivery: Delivery) -> int:
@@ -222,6 +235,7 @@ class MemorySubscriber:
         self._topics = (*subscription.topics, *subscription.queues)
         self._has_received = False
         self._closed = False
+        source.begin(self._topics, self._consumer, subscription.start)
 
     @property
     def assignment(self) -> Assignment:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from outboxkit import brokers
 from outboxkit.brokers import Subscriber, Subscription
-from outboxkit.consumer.config import PREFETCH, PREFETCH_BYTES, ConsumerConfig, choice, counts, spans, switch
+from outboxkit.consumer.config import PREFETCH, PREFETCH_BYTES, ConsumerConfig, beginning, choice, counts, spans, switch
 from outboxkit.consumer.handlers import Handlers, MessageContext, Want
 from outboxkit.consumer.observe.order_check import OrderCheck
 from outboxkit.consumer.observe.stats import ConsumerStats, Tally
@@ -71,6 +71,8 @@ class Consumer:
         copy_to: also copy dead letters to this topic, through the outbox: a topic, or a `DeadLetterTopic` with a header
             style.
         keep_error_text: letters keep the texts of errors, which may quote data; without it only classes and places.
+        start: where a consumer begins that the broker does not know: with all that it has (``earliest``), with what
+            comes from now on (``latest``), or at an instant. RabbitMQ knows ``earliest`` only: what is in the queue.
 
     Attributes:
         name: as given.
@@ -103,12 +105,13 @@ class Consumer:
         check_order: bool = False,
         copy_to: DeadLetterTopic | str | None = None,
         keep_error_text: bool = False,
+        start: Literal["earliest", "latest"] | datetime = "earliest",
     ) -> None:
         _check(name, sessions, retry, resolve)
         self.name, self._tally = name, Tally()
         self.counts = self._tally.counts
         self._config: dict[str, Any] = {
-            **{"name": name, "sessions": sessions, "resolve": resolve},  # noqa: PIE800  one line for what is as given
+            **{"name": name, "sessions": sessions, "resolve": resolve, "start": beginning(start)},  # noqa: PIE800
             "policy": ConsumerPolicy(
                 retry=retry or RetryPolicy(),
                 on_dead=choice("on_dead", on_dead, Followers),

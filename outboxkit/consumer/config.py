@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from outboxkit.brokers import Subscription
+from outboxkit.brokers import Start, Subscription
 from outboxkit.consumer.handlers import Handlers
 from outboxkit.consumer.observe.stats import Tally
 from outboxkit.consumer.protocol import ConsumerPolicy
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from outboxkit.dead_letters.letter import DeadLetter
     from outboxkit.dead_letters.topic_copy import DeadLetterTopic
 
-__all__ = ["PREFETCH", "PREFETCH_BYTES", "ConsumerConfig", "choice", "counts", "spans", "switch"]
+__all__ = ["PREFETCH", "PREFETCH_BYTES", "ConsumerConfig", "beginning", "choice", "counts", "spans", "switch"]
 
 PREFETCH: Final = 500  #: deliveries in hand
 PREFETCH_BYTES: Final = 32 * 1024 * 1024  #: of their payloads
@@ -46,6 +46,7 @@ class ConsumerConfig:
         resolve: schema text for a fingerprint that the database does not know.
         copy_to: where dead letters are copied to.
         keep_error_text: whether letters keep the texts of errors.
+        start: where it begins when the broker does not know it.
         topics: event topics it reads.
         queues: command queues it reads.
         dead_letter_hooks: by type.
@@ -65,6 +66,7 @@ class ConsumerConfig:
     resolve: Callable[[str], str] | None = None
     copy_to: DeadLetterTopic | None = None
     keep_error_text: bool = False
+    start: Start = "earliest"
     topics: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
     dead_letter_hooks: dict[str, Callable[[DeadLetter], Any]] = field(default_factory=dict)
@@ -85,7 +87,7 @@ class ConsumerConfig:
     @property
     def subscription(self) -> Subscription:
         """Topics and queues, under the consumer's name."""
-        return Subscription(consumer=self.name, topics=self.topics, queues=self.queues)
+        return Subscription(consumer=self.name, topics=self.topics, queues=self.queues, start=self.start)
 
 
 def choice(name: str, value: str, kind: type[StrEnum]) -> Any:
@@ -110,6 +112,17 @@ def counts(**given: object) -> dict[str, Any]:
     for name, value in given.items():
         whole(name, value, minimum=1)
     return given
+
+
+def beginning(start: object) -> Any:
+    """Returns a start.
+
+    Raises:
+        ConfigurationError: neither earliest nor latest nor an aware datetime.
+    """
+    if start in ("earliest", "latest") or (isinstance(start, datetime) and start.tzinfo is not None):
+        return start
+    raise ConfigurationError(f"start is 'earliest', 'latest' or a datetime with a time zone, not {start!r}")
 
 
 def switch(name: str, value: bool) -> bool:  # noqa: FBT001  a check of exactly that

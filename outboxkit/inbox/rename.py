@@ -30,7 +30,7 @@ _HARMLESS: Final = ("inbox_consumers", "outbox_schemas")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renaming:
-    """What a renaming would do.
+    """A renaming that was looked at.
 
     Attributes:
         old: the name so far.

@@ -1,8 +1,13 @@
-"""Progress of a consumer in one partition. Pure."""
+"""Progress of a consumer in one partition, and the handle by which a delivery finds it again. Pure."""
 
 from __future__ import annotations
 
-__all__ = ["Progress"]
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from outboxkit.brokers import Delivery
+
+__all__ = ["Progress", "Token", "place_of_delivery", "token_of"]
 
 
 class Progress:
@@ -42,3 +47,21 @@ class Progress:
         self._handed = {handed: lap for handed, lap in self._handed.items() if handed < offset}
         self._next = offset
         self._lap += 1
+
+
+class Token(NamedTuple):
+    """The handle of a delivery: whose it is, and of which lap."""
+
+    progress: Progress
+    lap: int
+
+
+def place_of_delivery(delivery: Delivery) -> tuple[tuple[str, int], int]:
+    """The (topic, partition) and the offset of a delivery of ours."""
+    return (delivery.topic, delivery.partition), delivery.offset  # type: ignore[return-value]  # set when it was made
+
+
+def token_of(delivery: Delivery) -> Token:
+    """The handle that was given to a delivery."""
+    token: Token = delivery.token  # type: ignore[assignment]  # made with the delivery
+    return token

@@ -14,7 +14,7 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -22,9 +22,10 @@ from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO, Assignment, Delivery, 
 from outboxkit.brokers.kafka.errors import Meaning, error_of, meaning_of
 from outboxkit.brokers.kafka.lag import Lag
 from outboxkit.brokers.kafka.login import connection_settings, provable_settings, renewed
-from outboxkit.brokers.kafka.progress import Progress
+from outboxkit.brokers.kafka.progress import Progress, Token, place_of_delivery, token_of
 from outboxkit.brokers.kafka.publish import FEATURES
 from outboxkit.brokers.kafka.records import headers_of, place_of, timestamp_of
+from outboxkit.brokers.kafka.start import begin
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove, unknown
 from outboxkit.errors import ConfigurationError, OutboxKitError, TransientBrokerError
 
@@ -47,11 +48,6 @@ _SLICE_SECONDS: Final = 0.05  # bounds how long an acknowledgement waits behind 
 _KEEP_ALIVE_SECONDS: Final = 1.0
 _LOOKUP_SECONDS: Final = 5.0
 _RECREATION_SECONDS: Final = 30.0  # between two looks whether the topics are still the same
-
-
-class _Token(NamedTuple):
-    progress: Progress
-    lap: int
 
 
 class KafkaSubscriber:
@@ -78,7 +74,7 @@ class KafkaSubscriber:
         self._topics = Topics(settings)
         self._ids: dict[str, str] = {}  # of the topics, as they were when we joined
         self._look_again_at = 0.0
-        self._has_joined = False
+        self._has_joined = self._joins_again = False
         self._lag, self._measure_at = Lag(self._topics), 0.0
 
     def __repr__(self) -> str:
@@ -245,7 +241,7 @@ class KafkaSubscriber:
             content_encoding=text_of(headers, CONTENT_ENCODING),
             fault=fault,
             origin=f"{topic}[{partition}]@{offset}",
-            token=_Token(progress, progress.hand_out(offset)),
+            token=Token(progress, progress.hand_out(offset)),
         )
 
     def _take_back(self, taken: Future[Sequence[Delivery]]) -> None:
@@ -255,8 +251,8 @@ class KafkaSubscriber:
     def _commit(self, deliveries: Sequence[Delivery]) -> None:
         touched = {}
         for delivery in deliveries:
-            progress, lap = _token(delivery)
-            place, offset = _where(delivery)
+            progress, lap = token_of(delivery)
+            place, offset = place_of_delivery(delivery)
             if self._progress.get(place) is progress and progress.settle(offset, lap):
                 touched[place] = progress
         offsets = [TopicPartition(topic, number, progress.position) for (topic, number), progress in touched.items()]
@@ -280,8 +276,8 @@ class KafkaSubscriber:
     def _rewind(self, deliveries: Sequence[Delivery]) -> None:
         lowest: dict[tuple[str, int], int] = {}
         for delivery in deliveries:
-            place, offset = _where(delivery)
-            if self._progress.get(place) is _token(delivery).progress:
+            place, offset = place_of_delivery(delivery)
+            if self._progress.get(place) is token_of(delivery).progress:
                 lowest[place] = min(offset, lowest.get(place, offset))
         for (topic, partition), offset in lowest.items():
             self._progress[topic, partition].rewind(offset)
@@ -296,7 +292,11 @@ class KafkaSubscriber:
             self._progress.pop((topic, partition), None)
 
     def _joined(self) -> Consumer:
+        if self._consumer is not None and self._joins_again:
+            self._consumer.close()
+            self._consumer = None
         if self._consumer is None:
+            self._joins_again = False
             names = [*self._subscription.topics, *self._subscription.queues]
             self._require(names)
             consumer = open_client(Consumer, self._configuration())
@@ -346,8 +346,15 @@ class KafkaSubscriber:
             "error_cb": self._on_error,
         }
 
-    def _assigned(self, _: Consumer, __: Sequence[TopicPartition]) -> None:
-        self._has_joined, self._measure_at = True, 0.0  # also when there are fewer partitions than members
+    def _assigned(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        try:
+            begin(consumer, partitions, self._subscription.start)
+        except KafkaException as error:
+            consumer.incremental_assign([])  # not these: they would be read from their beginning
+            self._trouble = TransientBrokerError(f"Kafka did not say where to begin: {error.args[0].str()}")
+            self._joins_again = True
+        else:
+            self._has_joined, self._measure_at = True, 0.0  # also when there are fewer partitions than members
 
     def _forget(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
@@ -377,16 +384,6 @@ class KafkaSubscriber:
         if trouble is not None:
             self._away = self._away or isinstance(trouble, TransientBrokerError)
             raise trouble
-
-
-def _where(delivery: Delivery) -> tuple[tuple[str, int], int]:
-    """The (topic, partition) and the offset of a delivery of ours."""
-    return (delivery.topic, delivery.partition), delivery.offset  # type: ignore[return-value]  # set in _delivery
-
-
-def _token(delivery: Delivery) -> _Token:
-    token: _Token = delivery.token  # type: ignore[assignment]  # made in _delivery
-    return token
 
 
 def _resolve(outcome: Future[_Result], job: Callable[[], _Result]) -> None:

@@ -62,6 +62,11 @@ class RabbitSubscriber:
 
     def __init__(self, settings: Settings, subscription: Subscription) -> None:
         self._settings = settings
+        if subscription.start != "earliest":
+            raise ConfigurationError(
+                f"{subscription.consumer}: RabbitMQ has no start={subscription.start!r}: a queue holds what was "
+                "published since it was declared; leave start out, and purge the queue if you want none of it"
+            )
         # Queue -> topic as the handlers know it.
         self._queues = {queue_of(topic, subscription.consumer): topic for topic in subscription.topics}
         for queue in subscription.queues:

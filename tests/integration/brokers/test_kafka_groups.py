@@ -149,3 +149,59 @@ async def test_a_tombstone_and_an_empty_payload_are_told_apart_and_have_their_pl
     assert empty.timestamp is not None
     assert empty.timestamp.utcoffset() == timedelta(0)
     assert empty.routing_key is None
+
+
+async def test_a_new_consumer_that_begins_at_the_end_reads_what_comes_and_stays_there(
+    kafka: servers.Server, publisher: Publisher, topic: str
+) -> None:
+    """It ends before it has read anything: what is published meanwhile is not lost to it."""
+    create(kafka, topic)
+    sent(publisher, topic, b"before")
+    subscription = Subscription(consumer=topic, topics=(topic,), start="latest")
+    first = open_subscriber(kafka.url, subscription)
+    while first.assignment.sources is None:
+        assert not await first.receive(1, SOON)
+    await first.close()
+    sent(publisher, topic, b"meanwhile")
+
+    second = open_subscriber(kafka.url, subscription)
+    (found,) = await received(second, 1)
+    await second.close()
+
+    assert found.payload == b"meanwhile"
+
+
+async def test_a_new_consumer_can_begin_at_an_instant_and_another_start_says_nothing_to_a_known_one(
+    kafka: servers.Server, publisher: Publisher, topic: str
+) -> None:
+    create(kafka, topic)
+    everything = open_subscriber(kafka.url, Subscription(consumer=f"{topic}-all", topics=(topic,)))
+    log: list[Delivery] = []
+    while len(log) < 2 or log[-1].timestamp == log[0].timestamp:  # a later millisecond
+        sent(publisher, topic, b"%d" % len(log))
+        log += await received(everything, 1)
+    await everything.close()
+    assert log[-1].timestamp is not None
+
+    at = open_subscriber(kafka.url, Subscription(consumer=topic, topics=(topic,), start=log[-1].timestamp))
+    (found,) = await received(at, 1)
+    await at.close()
+    known = open_subscriber(kafka.url, Subscription(consumer=topic, topics=(topic,), start="latest"))
+    (again,) = await received(known, 1)
+    await known.close()
+
+    assert found.payload == again.payload == log[-1].payload
+
+
+async def test_a_member_without_a_partition_has_joined_and_says_so(
+    kafka: servers.Server, publisher: Publisher, topic: str
+) -> None:
+    create(kafka, topic)
+    members = [open_subscriber(kafka.url, Subscription(consumer=topic, topics=(topic,))) for _ in range(2)]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+
+    while sorted(str(member.assignment.sources) for member in members) != ["0", "1"]:
+        assert time.monotonic() < deadline, [member.assignment for member in members]
+        await asyncio.gather(*(member.receive(1, SOON) for member in members))
+    for member in members:
+        await member.close()
