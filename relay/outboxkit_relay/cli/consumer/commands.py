@@ -29,7 +29,7 @@ def command() -> None:
 @click.option("--why", default="", metavar="TEXT", help="The reason, for the audit log.")
 @asking
 @click.pass_obj
-def rename(invocation: Invocation, old: str, new: str, why: str, **options: Any) -> int:
+def rename(invocation: Invocation, /, old: str, new: str, why: str, **options: Any) -> int:
     """Give everything of a consumer another name: inbox, retries, parked keys, dead letters.
 
     All in one transaction, as the owner of the tables. Refused while a run of either name is alive, while dead letters

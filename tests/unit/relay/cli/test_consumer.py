@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from outboxkit import inbox, tables
 from outboxkit._sql import database_now
+from outboxkit.errors import ConfigurationError
 from outboxkit.inbox import rename
 from tests.unit.relay.cli.builders import bury
 from tests.unit.relay.cli.conftest import Outboxkit
@@ -62,9 +63,10 @@ def test_what_the_old_name_has_handled_the_new_one_does_not_handle_again(outboxk
 
     assert outboxkit("consumer", "rename", "billing", "invoicing", "--yes").code == 0
 
-    again = {"message_id": "m-1", "consumer": "invoicing"}
-    with Session(engine) as session, session.begin(), inbox.claim(session, **again) as claim:
-        assert not claim.first
+    with Session(engine) as session, session.begin():
+        claim = inbox.claim(session, message_id="m-1", consumer="invoicing")
+        with claim as again:
+            assert not again.first
 
 
 def test_a_dry_run_counts_and_changes_nothing(outboxkit: Outboxkit, engine: Engine) -> None:
@@ -148,7 +150,7 @@ def test_a_run_that_begins_while_the_rows_are_renamed_undoes_it(
     answers = iter(["", "invoicing runs on box/3/c"])
     monkeypatch.setattr(rename, "_running", lambda *_: next(answers))
 
-    with pytest.raises(rename.ConfigurationError, match="nothing was renamed"), engine.begin() as connection:
+    with pytest.raises(ConfigurationError, match="nothing was renamed"), engine.begin() as connection:
         rename.rename(connection, "billing", "invoicing", by="ana")
 
     assert _names(engine)["inbox_messages"] == {"billing"}
