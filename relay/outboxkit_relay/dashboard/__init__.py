@@ -50,6 +50,7 @@ _PAGES: Final[Mapping[str, tuple[str, Callable[..., Any]]]] = {
     "/": ("overview.html", views.overview),
     "/messages": ("messages.html", views.messages),
     "/messages/{id:path}": ("message.html", views.message),
+    "/trace": ("trace.html", views.conversation),
     "/failures": ("failures.html", failures.failures),
     "/failures/{name}": ("group.html", failures.group),
     "/letters/{id}": ("letter.html", failures.letter),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +16,7 @@ from outboxkit_relay.dashboard import reading
 from outboxkit_relay.dashboard.search import STATES, parse
 from outboxkit_relay.dashboard.setup import NotFound
 from outboxkit_relay.diagnose.steps import steps_of
+from outboxkit_relay.diagnose.trace import trace
 from outboxkit_relay.observe import situation
 from outboxkit_relay.store import stopped_keys
 from outboxkit_relay.words import ago
@@ -23,6 +24,7 @@ from outboxkit_relay.words import ago
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from outboxkit.message import Message
     from outboxkit_relay.dashboard.reading import ConsumerRow, Found
     from outboxkit_relay.dashboard.setup import Setup
     from outboxkit_relay.diagnose.steps import Step
@@ -39,8 +41,10 @@ __all__ = [
     "SagaPage",
     "SagasPage",
     "Signal",
+    "TracePage",
     "audit",
     "control",
+    "conversation",
     "message",
     "messages",
     "overview",
@@ -164,6 +168,45 @@ def message(connection: Connection, _: Setup, given: Query) -> MessagePage:
     if not steps:
         raise NotFound(f"{given['id']} is nowhere: it was never committed, or no longer kept")
     return MessagePage(id=given["id"], steps=steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracePage:
+    """A conversation: its messages as causes and effects, and all their steps.
+
+    Attributes:
+        flow: messages with their depth: each stands below the one that caused it.
+        is_whole: whether no message was left out.
+    """
+
+    asked: str
+    flow: Sequence[tuple[int, Message]]
+    steps: Sequence[Step]
+    is_whole: bool
+
+
+def conversation(connection: Connection, _: Setup, given: Query) -> TracePage:
+    """Follows a key, a conversation or a trace, as ``outboxkit trace`` does. Looks through all that is stored."""
+    asked = given.get("q", "").strip()
+    found = trace(connection, asked)
+    return TracePage(asked=asked, flow=[*_flow(found.messages)], steps=found.steps, is_whole=found.is_whole)
+
+
+def _flow(messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
+    """Yields each message after the one that caused it, with its depth."""
+    ids = {one.id for one in messages}
+    below: dict[str, list[Message]] = {}
+    for one in messages:
+        cause = one.causation_id if one.causation_id in ids and one.causation_id != one.id else ""
+        below.setdefault(cause, []).append(one)
+    line: list[tuple[int, Message]] = []
+    while line or below:
+        if not line:  # where causes go in a circle, any of them is the first
+            start = "" if "" in below else next(iter(below))
+            line = [(0, one) for one in reversed(below.pop(start))]
+        depth, one = line.pop()
+        yield depth, one
+        line += [(depth + 1, child) for child in reversed(below.pop(one.id, []))]
 
 
 # --- keys, sagas, control ----------------------------------------------------------------------------------------

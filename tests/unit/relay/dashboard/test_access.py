@@ -22,7 +22,7 @@ from outboxkit_relay.dashboard.actions import ACTIONS
 from tests.unit.relay.dashboard.world import HERE, HOSTILE, Browser, plant, rows
 
 CHANGED = [table for table in tables.METADATA.sorted_tables if table.name != "outbox_version"]
-PAGES = ["/", "/messages", "/failures", "/replays", "/quarantine", "/sagas", "/control", "/audit"]
+PAGES = ["/", "/messages", "/trace?q=order-7", "/failures", "/replays", "/quarantine", "/sagas", "/control", "/audit"]
 FROM_HERE = {"origin": HERE, "sec-fetch-site": "same-origin"}
 
 

@@ -10,18 +10,19 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, update
 
 from outboxkit import dead_letters, tables
 from outboxkit.dead_letters import State, plan
+from outboxkit.headers import pack_headers
 from outboxkit.outbox import pauses
 from outboxkit_relay.dashboard import Access
 from outboxkit_relay.dashboard.access import COOKIE, FIELD
 from tests.deadlines import DEADLINE
-from tests.unit.relay.dashboard.world import HERE, Browser, bury, rows, uuid_of
+from tests.unit.relay.dashboard.world import HERE, Browser, bury, rows, uuid_of, waiting
 
 LETTERS = tables.dead_letters.c
 
@@ -380,3 +381,33 @@ def test_a_message_that_waits_leads_to_its_timeline(browser: Browser) -> None:
     (message,) = re.findall(r'href="(/messages/[^"]+)"', page)
 
     assert "scheduled for" in browser.get(message)
+
+
+def test_a_conversation_is_shown_as_causes_and_effects(browser: Browser) -> None:
+    """Each message stands below the one that caused it, also where the causes go in a circle."""
+    with browser.engine.begin() as connection:
+        order, bill, mail = (str(uuid4()) for _ in range(3))
+        for message_id, cause, name in (
+            (mail, bill, "mail.sent"),
+            (bill, order, "bill.made"),
+            (order, mail, "order.new"),
+        ):
+            names = (("ce_id", message_id), ("ce_type", name), ("ce_correlationid", "c-77"), ("ce_causationid", cause))
+            headers = pack_headers(tuple((header, value.encode()) for header, value in names))
+            row = waiting(message_id=UUID(message_id), key=b"order-77", type=name, headers=headers)
+            connection.execute(tables.outbox_messages.insert().values(**row))
+    circle = browser.get("/trace?q=c-77")
+    with browser.engine.begin() as connection:
+        one = tables.outbox_messages.c.message_id == UUID(order)
+        first = pack_headers((("ce_id", order.encode()), ("ce_type", b"order.new"), ("ce_correlationid", b"c-77")))
+        connection.execute(tables.outbox_messages.update().where(one).values(headers=first))
+
+    page = browser.get("/trace?q=order-77")
+
+    shown = re.findall(r'<li class="depth-(\d)"><a class="row" href="/messages/([^"]+)"', page)
+    assert shown == [("0", order), ("1", bill), ("2", mail)]
+    assert page.count("in the outbox for orders") == 3
+    assert circle.count("in the outbox for orders") == 3
+    assert len(re.findall('<li class="depth-', circle)) == 3
+    assert "Nothing of this name" in browser.get("/trace?q=none")
+    assert browser.client.get("/trace").status_code == 200

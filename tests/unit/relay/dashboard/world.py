@@ -106,18 +106,19 @@ def bury(
 
 def waiting(**values: Any) -> dict[str, Any]:
     """Columns of a message that is not published yet."""
-    row = {
+    row: dict[str, Any] = {
         "message_id": uuid4(),
         "topic": "orders",
         "key": b"order-7",
         "type": "order.placed",
         "kind": "event",
         "payload": b"{}",
-        "headers": pack_headers(()),
         "content_type": "application/json",
         "occurred_at": datetime.now(UTC),
         **values,
     }
+    names = (("ce_id", str(row["message_id"])), ("ce_type", row["type"]))
+    row.setdefault("headers", pack_headers(tuple((name, value.encode()) for name, value in names)))
     return {"shard": shard_of(row["topic"], row["key"], row["message_id"], tables.SHARDS), **row}
 
 
