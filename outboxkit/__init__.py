@@ -13,7 +13,8 @@ A map of the house, in the order in which a message passes through it:
   failures, `signals` are what a handler raises on purpose; `guards/` limit its calls of others, `saga/` joins handlers,
   `idempotency/` does for any call what the inbox does for messages.
 - `dead_letters/` keeps what could not be handled, byte for byte, and replays it.
-- `migrations/` makes the tables, `testing/` helps tests, `errors` is the tree of errors, `_failpoints` crash in tests.
+- `migrations/` makes the tables, `testing/` helps tests, `errors` is the tree of errors, `findings` what checks find,
+  `_failpoints` crash in tests.
 
 Users import the names below from here. A name's module is loaded when the name is first used: a process pays for what
 it uses. In a file that also imports ``sqlalchemy.event``: ``import outboxkit as ok`` and ``@ok.event(…)``.

@@ -7,7 +7,8 @@ in the group ``outboxkit.brokers`` named after the URL scheme, and the conforman
 client's errors to `Failure` in one table, by code, never by text. It never logs payloads or secrets.
 
 `Publisher` is called from one dispatcher thread and never blocks it: ``publish`` returns a future at once. `Subscriber`
-belongs to one asyncio event loop.
+belongs to one asyncio event loop. A module may also have ``examine(url, expected, options) -> Iterable[Finding]``, for
+`outboxkit doctor`: what a broker is set up for, compared with what is expected of it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from datetime import timedelta
 
+    from outboxkit.findings import Finding
     from outboxkit.message import Headers
     from outboxkit.rows import Row
 
@@ -39,6 +41,7 @@ __all__ = [
     "Batch",
     "Credentials",
     "Delivery",
+    "Expected",
     "Features",
     "Login",
     "Publisher",
@@ -48,6 +51,7 @@ __all__ = [
     "Subscriber",
     "Subscription",
     "Token",
+    "examine",
     "logins_of",
     "open_publisher",
     "open_subscriber",
@@ -268,6 +272,50 @@ class Subscriber(Protocol):
     async def close(self) -> None:
         """Leaves; what was not acknowledged comes again elsewhere. Idempotent."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """The set-up that is expected of a broker.
+
+    Attributes:
+        topics: destinations of events and commands.
+        subscriptions: what consumers read.
+        consumers: their names, also of those whose subscription is not known.
+        payload_bytes: the largest payload that applications emit.
+        remembered: how long inboxes recognise a message that comes again.
+        partitions: topic -> how many partitions it has for good.
+        used_partitions: topic -> so many were published to.
+        compacted: topics that are compacted on purpose.
+    """
+
+    topics: frozenset[str] = frozenset()
+    subscriptions: tuple[Subscription, ...] = ()
+    consumers: tuple[str, ...] = ()
+    payload_bytes: int = 900_000
+    remembered: timedelta
+    partitions: Mapping[str, int] = field(default_factory=dict)
+    used_partitions: Mapping[str, int] = field(default_factory=dict)
+    compacted: frozenset[str] = frozenset()
+
+
+def examine(
+    url: str,
+    expected: Expected,
+    options: Mapping[str, str] | None = None,
+    *,
+    credentials: Credentials | None = None,
+) -> list[Finding]:
+    """Lists what is wrong with how a broker is set up; nothing for brokers that cannot be asked.
+
+    Reads only. Blocks for some seconds.
+
+    Raises:
+        ConfigurationError: as `open_publisher`.
+    """
+    look = getattr(_module(url), "examine", None)
+    given = {} if credentials is None else {"credentials": credentials}
+    return [] if look is None else list(look(url, expected, dict(options or {}), **given))
 
 
 def open_publisher(

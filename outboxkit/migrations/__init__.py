@@ -21,7 +21,7 @@ from outboxkit.migrations.expand import expand, lacking, unproven
 from outboxkit.migrations.roles import foreign_grants
 from outboxkit.tables.completion import Script, create_functions, functions
 
-__all__ = ["check", "create_schema", "current", "sql", "upgrade"]
+__all__ = ["check", "create_schema", "current", "shape", "sql", "upgrade"]
 
 _TABLES: Final = tables.METADATA.sorted_tables
 
@@ -120,6 +120,17 @@ def check(connection: Connection) -> list[str]:
 
     Transaction: joins the caller's; only reads.
     """
+    problems = shape(connection)
+    if current(connection) != tables.VERSION:
+        return problems
+    return [*problems, *_wrong_sequences(connection), *foreign_grants(connection)]
+
+
+def shape(connection: Connection) -> list[str]:
+    """Lists what the tables lack, one sentence each: ``what is wrong: what to run``.
+
+    Transaction: joins the caller's; only reads.
+    """
     found = current(connection)
     if found != tables.VERSION:
         return [f"the tables have version {found or 'none'}, expected {tables.VERSION}: run `outboxkit db upgrade`"]
@@ -134,7 +145,7 @@ def check(connection: Connection) -> list[str]:
         f"rows of {table} from before the constraint {name} break it: repair or delete them, then run `db upgrade`"
         for table, name in unproven(connection)
     ]
-    return [*problems, *_wrong_rows(connection), *_wrong_sequences(connection), *foreign_grants(connection)]
+    return [*problems, *_wrong_rows(connection)]
 
 
 def _fill(connection: Connection, version: int) -> None:

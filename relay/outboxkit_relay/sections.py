@@ -80,6 +80,7 @@ class DestinationSettings(_Section):
     rate: Rate | None = Field(None, description="messages per time: 200/s, 5000/m; default: as fast as it goes")
     in_flight: int | None = Field(None, ge=1, le=1_000_000, description="messages at the broker; default: the window")
     circuit: CircuitSettings | None = Field(None, description="default: [relay.circuit]")
+    partitions: int | None = Field(None, ge=1, description="how many it has for good; `doctor` tells of another number")
 
 
 class BrokerSettings(_Section):

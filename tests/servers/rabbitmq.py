@@ -18,7 +18,7 @@ from tests.servers import processes
 from tests.servers.local import LocalServer
 from tests.servers.server import Given, Unavailable
 
-__all__ = ["control", "given", "local", "server_version"]
+__all__ = ["control", "given", "local", "program", "server_version"]
 
 # Debian's /usr/sbin wrappers change the user and lose the environment; these are what they call.
 _ROOT = "OUTBOXKIT_TEST_RABBITMQ_ROOT"  # the folder of another system that has its own, as debootstrap makes one
@@ -139,12 +139,16 @@ def _ready(server: LocalServer) -> None:
 
 def control(server: LocalServer, *command: str) -> None:
     """Runs rabbitmqctl as the node's own user."""
+    program(server, "rabbitmqctl", *command)
+
+
+def program(server: LocalServer, name: str, *command: str) -> None:
+    """Runs one of RabbitMQ's programs as the node's own user."""
     user = server.user
     account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
     *before, script = server.argv
-    program = [*before, Path(script).with_name("rabbitmqctl")]
     subprocess.run(  # type: ignore[call-overload]  # the three are given together or not at all
-        [*program, *command],
+        [*before, Path(script).with_name(name), *command],
         env=dict(server.env),
         cwd="/",
         check=True,

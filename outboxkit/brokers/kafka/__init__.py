@@ -12,17 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outboxkit.brokers.kafka import embedded
+from outboxkit.brokers.kafka import examine as examination
 from outboxkit.brokers.kafka.embedded import embedded_cluster
 from outboxkit.brokers.kafka.publish import KafkaPublisher
 from outboxkit.brokers.kafka.settings import EMBEDDED, parse
 from outboxkit.brokers.kafka.subscribe import KafkaSubscriber
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from outboxkit.brokers import Credentials, Subscription
+    from outboxkit.brokers import Credentials, Expected, Subscription
+    from outboxkit.findings import Finding
 
-__all__ = ["KafkaPublisher", "KafkaSubscriber", "embedded_cluster", "publisher", "subscriber"]
+__all__ = ["KafkaPublisher", "KafkaSubscriber", "embedded_cluster", "examine", "publisher", "subscriber"]
 
 
 def publisher(url: str, options: Mapping[str, str], credentials: Credentials | None = None) -> KafkaPublisher:
@@ -35,6 +37,13 @@ def subscriber(
 ) -> KafkaSubscriber:
     """Returns a subscriber that connects at its first use: the plug's entry."""
     return KafkaSubscriber(parse(_resolved(url), options, credentials), subscription)
+
+
+def examine(
+    url: str, expected: Expected, options: Mapping[str, str], credentials: Credentials | None = None
+) -> Iterable[Finding]:
+    """Examines the cluster: the plug's entry."""
+    return examination.examine(parse(_resolved(url), options, credentials), expected)
 
 
 def _resolved(url: str) -> str:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from outboxkit.brokers.rabbitmq import examine as examination
 from outboxkit.brokers.rabbitmq.publish import RabbitPublisher
 from outboxkit.brokers.rabbitmq.settings import parse
 from outboxkit.brokers.rabbitmq.subscribe import RabbitSubscriber
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from outboxkit.brokers import Credentials, Subscription
+    from outboxkit.brokers import Credentials, Expected, Subscription
+    from outboxkit.findings import Finding
 
-__all__ = ["RabbitPublisher", "RabbitSubscriber", "publisher", "subscriber"]
+__all__ = ["RabbitPublisher", "RabbitSubscriber", "examine", "publisher", "subscriber"]
 
 
 def publisher(url: str, options: Mapping[str, str], credentials: Credentials | None = None) -> RabbitPublisher:
@@ -30,3 +32,10 @@ def subscriber(
 ) -> RabbitSubscriber:
     """Returns a subscriber that connects at its first use: the plug's entry."""
     return RabbitSubscriber(parse(url, options, credentials), subscription)
+
+
+def examine(
+    url: str, expected: Expected, options: Mapping[str, str], credentials: Credentials | None = None
+) -> Iterable[Finding]:
+    """Examines the broker: the plug's entry."""
+    return examination.examine(parse(url, options, credentials), expected)

@@ -23,7 +23,14 @@ __all__ = ["FEATURES", "Settings", "parse"]
 FEATURES: Final = Features(name="rabbitmq", order=Order.STRICT, evidence=False, max_message_bytes=16 << 20)
 
 _CLIENT: Final = frozenset({"cadata", "cafile", "capath", "certfile", "heartbeat", "keyfile", "name", "no_verify_ssl"})
-_OURS: Final = frozenset({"blocked_timeout", "confirm_timeout", "max_message_bytes", "prefetch", "prefetch_bytes"})
+_OURS: Final = frozenset({
+    "blocked_timeout",
+    "confirm_timeout",
+    "management",
+    "max_message_bytes",
+    "prefetch",
+    "prefetch_bytes",
+})
 _PREFETCH: Final = 65_535  # the most that the protocol can say
 
 
@@ -44,6 +51,7 @@ class Settings:
         max_message_bytes: larger payloads are refused before they are sent.
         prefetch: messages that a consumer holds at most, None for twice what it receives at once.
         prefetch_bytes: bytes of payload that a consumer holds at most, but one message.
+        management: where the management interface is; empty: at the broker's host.
     """
 
     address: str
@@ -58,6 +66,7 @@ class Settings:
     max_message_bytes: int
     prefetch: int | None
     prefetch_bytes: int
+    management: str
 
     def urls(self) -> list[str]:
         """The URL of each node with the login of this moment; for the client only.
@@ -103,6 +112,7 @@ def parse(url: str, options: Mapping[str, str], credentials: Credentials | None 
         max_message_bytes=_whole(wanted, "max_message_bytes", FEATURES.max_message_bytes or 0),
         prefetch=prefetch or None,
         prefetch_bytes=_whole(wanted, "prefetch_bytes", 64 << 20),
+        management=wanted.get("management", ""),
     )
 
 

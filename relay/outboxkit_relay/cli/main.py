@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "relay": ("outboxkit_relay.cli.relay", "Publish what is in the outbox."),
     "consume": ("outboxkit_relay.cli.consume", "Run the handlers of a consumer until SIGTERM or SIGINT."),
     "status": ("outboxkit_relay.cli.status", "Is anything stuck? Exit code 3 when something is."),
+    "doctor": ("outboxkit_relay.cli.diagnose.doctor", "Is this set-up right? Exit code 3 when it is not."),
     "trace": ("outboxkit_relay.cli.diagnose.trace", "What happened to this message, key or conversation?"),
     "audit": ("outboxkit_relay.cli.diagnose.audit", "Is every message accounted for? Exit code 3 when not."),
     "healthcheck": (

@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import Engine
 
 from outboxkit import migrations
+from tests import servers
 from tests.integration.relay.world import engine_for
+from tests.servers import pgbouncer
 from tests.servers.postgres import Templates
 from tests.sqlite_template import copied
 
@@ -31,3 +33,14 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     found = engine_for(url)
     yield found
     found.dispose()
+
+
+@pytest.fixture
+def pooler(postgres: servers.Server) -> servers.Server:
+    """A PgBouncer in transaction mode before that server."""
+    try:
+        found = pgbouncer.find(postgres.url)
+    except servers.Unavailable as error:
+        pytest.fail(str(error), pytrace=False)
+    found.heal()
+    return found

@@ -16,20 +16,9 @@ from tests import servers
 from tests.acceptance.world import AcceptanceEnvironment, Kafka, declare, effects_are_in_order, forget
 from tests.deadlines import DEADLINE
 from tests.faults.traffic import EVIDENCED, LEFT, answers, are_right
-from tests.servers import pgbouncer
 
 KEYS = 20
 LEASES = "SELECT count(DISTINCT owner) FROM outbox_shards"
-
-
-@pytest.fixture
-def pooler(postgres: servers.Server) -> servers.Server:
-    try:
-        found = pgbouncer.find(postgres.url)
-    except servers.Unavailable as error:
-        pytest.fail(str(error), pytrace=False)
-    found.heal()
-    return found
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from outboxkit.brokers import Subscription
 
-__all__ = ["load", "load_function", "subscription"]
+__all__ = ["load", "load_any", "load_function", "subscription"]
 
 
 def load(name: str) -> Consumer:
@@ -24,7 +24,7 @@ def load(name: str) -> Consumer:
     Raises:
         ConfigurationError: says which part of the name leads nowhere.
     """
-    found = _found(name, "module:consumer, for example app:billing")
+    found = load_any(name, "module:consumer, for example app:billing")
     if not isinstance(found, Consumer):
         raise _wrong(name, found, "a Consumer")
     return found
@@ -36,13 +36,22 @@ def load_function(name: str) -> Callable[..., Any]:
     Raises:
         ConfigurationError: says which part of the name leads nowhere.
     """
-    found: Callable[..., Any] | None = _found(name, "module:function, for example repairs:add_currency")
+    found: Callable[..., Any] | None = load_any(name, "module:function, for example repairs:add_currency")
     if not callable(found):
         raise _wrong(name, found, "a function")
     return found
 
 
-def _found(name: str, expected: str) -> Any:
+def load_any(name: str, expected: str) -> Any:
+    """Returns what is behind ``module:attribute``, None when the module has no such attribute.
+
+    Args:
+        name: the import string.
+        expected: how such a string looks, for the error.
+
+    Raises:
+        ConfigurationError: there is no such module.
+    """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ConfigurationError(f"expected {expected}, got {name!r}")

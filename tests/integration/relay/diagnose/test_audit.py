@@ -14,9 +14,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from outboxkit import dead_letters, inbox, outbox, tables
 from outboxkit._sql import database_now
-from outboxkit.brokers import Delivery
-from outboxkit.dead_letters import DeadLetter, Stage
-from outboxkit.headers import wire_headers
+from outboxkit.dead_letters import DeadLetter
 from outboxkit.inbox.rows import DEAD
 from outboxkit.policy import Failure
 from outboxkit.rows import Evidence, Part, Reading, Row
@@ -25,6 +23,7 @@ from outboxkit_relay.diagnose.audit import audit
 from outboxkit_relay.diagnose.contradictions import RULES
 from outboxkit_relay.store import stopped_keys
 from tests.consumer_fixture import order
+from tests.integration.relay.diagnose.world import dead_letter_of_billing
 from tests.integration.relay.world import message
 
 HOT, WAITING, STOPPED = tables.outbox_messages, tables.outbox_waiting, tables.outbox_stopped_keys
@@ -56,7 +55,7 @@ def held(engine: Engine) -> Iterator[Held]:
         stopped_keys.stop_key(connection, FailedHead(row=head, followers=(follower,), **told))  # type: ignore[arg-type]
         letters = [_bury(connection, one) for one in (dead, discarded)]
         dead_letters.discard(connection, [letters[1].id], by="ana", why="x")
-        billed = _billing(connection)
+        billed = dead_letter_of_billing(connection)
         yield Held(connection, pending, published, head, letters[0], billed)
         connection.rollback()
 
@@ -76,25 +75,6 @@ def _bury(connection: Connection, row: Row) -> DeadLetter:
     letter = dead_letters.bury(connection, dead_letters.of_row(row, Failure.REJECTED, "no", 3))
     stopped_keys.remove_dead(connection, row)
     assert letter is not None
-    return letter
-
-
-def _billing(connection: Connection) -> DeadLetter:
-    sent = order(1)
-    delivery = Delivery(
-        topic="orders", key=b"k", headers=wire_headers(sent), payload=sent.payload, origin="orders[0]@1"
-    )
-    letter = dead_letters.of_delivery(
-        delivery,
-        sent,
-        consumer="billing",
-        kind="event",
-        failure=Failure.HANDLER,
-        stage=Stage.HANDLER,
-        error=KeyError("x"),
-        attempts=1,
-    )
-    assert dead_letters.bury(connection, letter) is not None
     return letter
 
 
