@@ -165,7 +165,7 @@ def _unread(admin: AdminClient, consumer: str) -> Iterator[Finding]:
     try:
         asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(consumer)], request_timeout=_SECONDS)
         places = [one for one in asked[consumer].result(_SECONDS).topic_partitions if one.offset >= 0]
-        wanted = {TopicPartition(one.topic, one.partition): OffsetSpec.earliest() for one in places}
+        wanted = {TopicPartition(one.topic, one.partition): OffsetSpec.earliest() for one in places}  # type: ignore[no-untyped-call]
         first = admin.list_offsets(wanted, request_timeout=_SECONDS) if wanted else {}
         begins = {(at.topic, at.partition): found.result(_SECONDS).offset for at, found in first.items()}
     except (KafkaException, FutureTimeoutError):

@@ -58,8 +58,8 @@ def test_each_topic_that_keeps_too_little_is_named(kafka: servers.Server, url: s
     made = admin.create_topics([NewTopic(f"{name}_{mark}", 2, 1, config=told) for name, told in TOPICS.items()])
     for one in made.values():
         one.result(30)
-    destinations = {f"{name}_{mark}": {} for name in (*TOPICS, "topic-missing")}
-    destinations[f"partitions-changed_{mark}"] = {"partitions": 6}  # type: ignore[dict-item]
+    destinations: dict[str, dict[str, int]] = {f"{name}_{mark}": {} for name in (*TOPICS, "topic-missing")}
+    destinations[f"partitions-changed_{mark}"] = {"partitions": 6}
 
     found = doctor(settings_of(url, kafka.url, destinations=destinations), patience=PATIENCE)
 
@@ -127,7 +127,7 @@ def test_each_queue_that_drops_or_reverses_messages_is_named(
 ) -> None:
     mark = uuid4().hex[:8]
     topics = [f"{name}_{mark}" for name in (*QUEUES, "exchange-unbound", "alternate-exchange")]
-    destinations = {topic: {} for topic in topics}
+    destinations: dict[str, dict[str, int]] = {topic: {} for topic in topics}
     broker = {"management": management} if management else {}
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(rabbitmq.url))) as connection:
         channel = connection.channel()
