@@ -26,7 +26,7 @@ from tests.unit.relay.cli.builders import bury, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
 
 #: Commands that look at no database, or have tests of their own on both.
-ELSEWHERE = {"demo", "demo-broker", "consume", "healthcheck", "saga", "schema"}
+ELSEWHERE = {"dashboard", "demo", "demo-broker", "consume", "healthcheck", "saga", "schema"}
 
 WITHOUT_JSON = {"init", "db upgrade", "db sql", "relay run", "dlq note", "dlq explain", "dlq export", "dlq stop"}
 
