@@ -25,7 +25,7 @@ PROGRAM = Path(sys.executable).with_name("outboxkit")
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address that the command prints, and its process."""
-    command = [PROGRAM, "dashboard", "--port", "0", *options]
+    command = [str(PROGRAM), "dashboard", "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
