@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from outboxkit.errors import CaptureError, ConfigurationError
 __all__ = [
     "EventType",
     "Rollout",
+    "Upcast",
     "check_share",
     "event",
     "event_type",
@@ -62,6 +64,19 @@ def check_share(share: object) -> None:
         raise ConfigurationError(f"a share is a number between 0 and 1, not {share!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class Upcast:
+    """A pure function that makes an event of the version before into one of this version.
+
+    Attributes:
+        previous: the event class of the version before, which may have an upcast of its own.
+        function: of one such event; without I/O, clock or chance.
+    """
+
+    previous: type
+    function: Callable[[Any], object]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventType:
     """Facts about an event class that the wire needs.
@@ -74,6 +89,7 @@ class EventType:
             Avro when the class is the contract.
         codec: name of the codec, ``json`` or ``avro``; or a codec, as in ``AvroCodec(frame=…)``.
         rollout: who gets this version, while not all do.
+        upcast: how messages of the version before become this one, for handlers.
     """
 
     name: str
@@ -82,6 +98,12 @@ class EventType:
     schema: str | Path | Mapping[str, Any] | None = None
     codec: object = "json"
     rollout: Rollout | None = None
+    upcast: Upcast | None = None
+
+    @property
+    def readable(self) -> tuple[EventType, ...]:
+        """This version and those that can become it, the newest first."""
+        return (self, *(event_type(self.upcast.previous).readable if self.upcast else ()))
 
     @property
     def dataschema(self) -> str:
@@ -96,6 +118,7 @@ def event(
     schema: str | Path | Mapping[str, Any] | None = None,
     codec: object = None,
     rollout: Rollout | None = None,
+    upcast: Callable[[Any], object] | None = None,
 ) -> Callable[[T], T]:
     """Gives any class a name and version on the wire: a dataclass, a msgspec Struct, a pydantic model.
 
@@ -105,18 +128,23 @@ def event(
         schema: Avro schema: a path to an ``.avsc`` file or the parsed schema.
         codec: a codec's name, or a codec made for this event; ``avro`` when there is a schema, else ``json``.
         rollout: ``Rollout(OrderPlacedV1, share=0.05)``: 5 % of the keys get this version, the rest the previous one.
+        upcast: makes an event of an earlier version into one of this: ``def from_v1(old: OrderPlacedV1) -> …``. A
+            handler of this version then gets earlier messages, too, unless they have a handler of their own. The
+            annotation says which version it takes; it is a pure function.
 
     Raises:
         ConfigurationError: the name is empty, too long or cannot be printed; the version is not a whole number from 1;
-            there is no such codec; the previous version of a rollout is not an earlier one; or the class cannot be an
-            event, because no handler could read it back.
-        CaptureError: the previous version of a rollout is not an event.
+            there is no such codec; the previous version of a rollout or an upcast is not an earlier one; an upcast is
+            not a function of one event; or the class cannot be an event, because no handler could read it back.
+        CaptureError: the previous version of a rollout or an upcast is not an event.
     """
     _check_name(name, version)
     _check_contract(schema, codec)
-    earlier = None if rollout is None else _previous(rollout)
-    if earlier is not None and (earlier.name != name or earlier.version >= version):
-        raise ConfigurationError(f"the previous version of {name} {version} cannot be {earlier.name} {earlier.version}")
+    older = None if upcast is None else _upcast(upcast)
+    for earlier in (*([_previous(rollout)] if rollout else ()), *([event_type(older.previous)] if older else ())):
+        if earlier.name != name or earlier.version >= version:
+            what = f"{earlier.name} {earlier.version}"
+            raise ConfigurationError(f"the previous version of {name} {version} cannot be {what}")
 
     def declare(cls: T) -> T:
         _check_class(cls)
@@ -127,6 +155,7 @@ def event(
             schema=schema,
             codec=codec or ("avro" if schema is not None else "json"),
             rollout=rollout,
+            upcast=older,
         )
         setattr(cls, _ATTRIBUTE, found)
         return cls
@@ -192,6 +221,23 @@ def _previous(rollout: object) -> EventType:
     if not isinstance(rollout, Rollout):
         raise ConfigurationError(f"expected Rollout(PreviousVersion, share=0.05), got {rollout!r:.80}")
     return event_type(rollout.previous)
+
+
+def _upcast(function: object) -> Upcast:
+    """Reads from the annotation which version a function takes."""
+    name = getattr(function, "__qualname__", repr(function)[:80])
+    parameters = list(inspect.signature(function).parameters.values()) if callable(function) else []
+    if not callable(function) or len(parameters) != 1 or inspect.iscoroutinefunction(function):
+        raise ConfigurationError(f"upcast is a plain function of one event of an earlier version, not {name}")
+    taken = parameters[0].annotation
+    if isinstance(taken, str):  # under `from __future__ import annotations`
+        taken = getattr(function, "__globals__", {}).get(taken, taken)
+    if not isinstance(taken, type) or taken is inspect.Parameter.empty:
+        raise ConfigurationError(
+            f"{name}: annotate its parameter with the event class of the earlier version, at the top of a module"
+        )
+    event_type(taken)
+    return Upcast(taken, function)
 
 
 def _check_class(cls: object) -> None:

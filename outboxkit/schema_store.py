@@ -87,9 +87,13 @@ def current(connection: Connection, consumer: str, type_name: str) -> str | None
 
     Transaction: joins the caller's.
     """
+    return next(iter(_readers(connection, consumer, type_name)), None)
+
+
+def _readers(connection: Connection, consumer: str, type_name: str) -> list[str]:
+    """The schemas of all versions that a consumer takes, the latest first."""
     mine = and_(_SCHEMAS.c.role == "reader", _SCHEMAS.c.consumer == consumer, _SCHEMAS.c.type == type_name)
-    latest = select(_SCHEMAS.c.text).where(mine).order_by(_SCHEMAS.c.seen_at.desc()).limit(1)
-    return connection.execute(latest).scalar()
+    return list(connection.scalars(select(_SCHEMAS.c.text).where(mine).order_by(_SCHEMAS.c.seen_at.desc())))
 
 
 def schema_text(connection: Connection, fingerprint: str, resolve: Callable[[str], str] | None = None) -> str:
@@ -112,15 +116,19 @@ def schema_text(connection: Connection, fingerprint: str, resolve: Callable[[str
 
 
 def refusal(connection: Connection, consumer: str, message: Message, resolve: Callable[[str], str] | None) -> str:
-    """Says why the consumer's current reader cannot read a message, naming the field; empty when it can.
+    """Says why none of the consumer's current readers can read a message, naming the field; empty when one can.
 
     Transaction: joins the caller's.
     """
-    if "json" in message.content_type or (reader := current(connection, consumer, message.type)) is None:
+    if "json" in message.content_type:
         return ""
-    if fault := unreadable(connection, reader, message, resolve):
-        return f"{consumer} cannot read {message.type} yet: {fault}"
-    return ""
+    latest = ""
+    for reader in _readers(connection, consumer, message.type):
+        fault = unreadable(connection, reader, message, resolve)
+        if not fault:
+            return ""
+        latest = latest or f"{consumer} cannot read {message.type} yet: {fault}"
+    return latest
 
 
 def unreadable(connection: Connection, reader: str, message: Message, resolve: Callable[[str], str] | None) -> str:

@@ -21,7 +21,7 @@ from outboxkit.avro.frames import frame_of, name_of
 from outboxkit.codecs import codec_named
 from outboxkit.codecs.plain import from_plain
 from outboxkit.errors import ConfigurationError, DecodeError
-from outboxkit.events import EventType
+from outboxkit.events import EventType, Upcast, event_type
 from outboxkit.policy import duration
 from outboxkit.signals import DeadLetterRequested, RetryRequested
 
@@ -159,8 +159,8 @@ class Handlers:
 
     @property
     def contracts(self) -> list[EventType]:
-        """Of the handlers of event classes."""
-        return [handler.event_type for handler in self if handler.event_type is not None]
+        """Of the handlers of event classes, with the earlier versions that they can take."""
+        return [one for handler in self if handler.event_type is not None for one in handler.event_type.readable]
 
     def add(self, function: Callable[..., Any], topic: str, what: EventType | str) -> Handler:
         """Registers a function.
@@ -256,16 +256,31 @@ def _record_names(schema: str) -> set[str]:
 
 
 def decode(message: Message, contract: EventType, resolve: Callable[[str], str]) -> object:
-    """The event of a message, as its handler's contract sees it.
+    """The event of a message, as its handler's contract sees it; an earlier version becomes this one by its upcast.
 
     Raises:
-        DecodeError: the bytes or the fields are not what they should be.
+        DecodeError: the bytes or the fields are not what they should be, or an upcast cannot take them.
         SchemaError: the reader cannot read this writer's schema, or the schema is unknown.
     """
+    if contract.upcast is not None and 0 < _version_of(message.dataschema) < contract.version:
+        return _upcast(decode(message, event_type(contract.upcast.previous), resolve), contract, contract.upcast)
     told = next((name for name in ("json", "avro") if name in message.content_type), "")
     own = contract.codec if not told or (told == "avro" and not isinstance(contract.codec, str)) else told
     codec = codec_named(own)
     return from_plain(contract.cls, codec.decode(message, contract, resolve))
+
+
+def _upcast(earlier: object, contract: EventType, upcast: Upcast) -> object:
+    name = upcast.function.__qualname__
+    try:
+        found = upcast.function(earlier)
+    except Exception as error:
+        raise DecodeError(f"the upcast {name} raised {type(error).__qualname__}") from error
+    if not isinstance(found, contract.cls):
+        raise DecodeError(
+            f"the upcast {name} returned {type(found).__qualname__}, expected {contract.cls.__qualname__}"
+        )
+    return found
 
 
 def _wants(function: Callable[..., Any], contract: EventType | None) -> tuple[tuple[str, Want], ...]:
