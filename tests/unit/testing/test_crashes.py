@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from outboxkit import Consumer, _failpoints
+from outboxkit import Consumer, RetryPolicy, _failpoints, full_jitter
 from outboxkit.testing.crashes import CRASH_POINTS
 from outboxkit.testing.delivery import ConsumerHarness
 from tests.unit.testing.shop import Invoice, OrderPlaced, billing, books, nowhere
@@ -45,7 +45,8 @@ async def test_a_call_outside_the_transaction_is_found_with_its_places(harness: 
 
 
 async def test_a_message_that_never_reaches_the_handler_proves_nothing(harness: ConsumerHarness) -> None:
-    broken = Consumer("broken", sessions=nowhere)
+    once = RetryPolicy(delayed=full_jitter("1ms", cap="1ms", attempts=1))
+    broken = Consumer("broken", sessions=nowhere, retry=once)
 
     @broken.on(OrderPlaced, topic="orders")
     def fail(_placed: OrderPlaced) -> None:
