@@ -18,7 +18,13 @@ pytest.register_assert_rewrite(  # the suites that ship are tests, too: before a
 )
 
 from tests import servers  # noqa: E402
-from tests.servers.postgres import Templates, create_database, drop_database, forget_the_disk  # noqa: E402
+from tests.servers.postgres import (  # noqa: E402
+    Templates,
+    create_database,
+    drop_database,
+    forget_the_disk,
+    minding_the_disk,
+)
 
 _NEEDS = {"database_url": "postgres", "empty_database_url": "postgres", **{kind: kind for kind in servers.KINDS}}
 _found: dict[str, Future[servers.Server]] = {}
@@ -97,6 +103,13 @@ def postgres() -> servers.Server:
     if not isinstance(server, servers.Given):
         forget_the_disk(server.url)
     return server
+
+
+@pytest.fixture
+def durable(postgres: servers.Server) -> Iterator[None]:
+    """The server waits for its disk meanwhile: `outboxkit doctor` looks whether it does."""
+    with minding_the_disk(postgres.url):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def _lines(world: AcceptanceEnvironment, code: int, *arguments: str) -> list[dic
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.usefixtures("durable")
 def test_an_order_is_followed_and_its_set_up_is_right(
     database_url: str, broker: servers.Server, tmp_path: Path
 ) -> None:

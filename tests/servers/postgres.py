@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ __all__ = [
     "forget_the_disk",
     "given",
     "local",
+    "minding_the_disk",
     "private",
     "reachable",
     "server_version",
@@ -146,6 +148,33 @@ def forget_the_disk(url: str) -> None:
     with connect(url) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
+
+
+@contextlib.contextmanager
+def minding_the_disk(url: str) -> Iterator[None]:
+    """Lets a server of ours wait for its disk in the block, as a server of users does."""
+    with connect(url) as connection:
+        before = _fsync(connection)
+        _set_fsync(connection, "on")
+        yield
+        _set_fsync(connection, before)
+
+
+def _fsync(connection: psycopg.Connection[tuple[str]]) -> str:
+    (value,) = connection.execute("SHOW fsync").fetchone() or ("?",)
+    return value
+
+
+def _set_fsync(connection: psycopg.Connection[tuple[str]], value: str) -> None:
+    connection.execute(sql.SQL("ALTER SYSTEM SET fsync = {}").format(value))
+    connection.execute("SELECT pg_reload_conf()")
+    processes.wait_until(lambda: _is(connection, value), within=60, alive=lambda: True, what="fsync")
+
+
+def _is(connection: psycopg.Connection[tuple[str]], value: str) -> None:
+    if _fsync(connection) != value:
+        msg = "the setting is not read yet"
+        raise ConnectionError(msg)
 
 
 def create_database(url: str, suffix: str = "", template: str = "template0") -> str:

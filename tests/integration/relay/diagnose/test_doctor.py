@@ -29,6 +29,8 @@ from tests import servers
 from tests.integration.relay.diagnose.world import PATIENCE, dead_letter_of_billing, settings_of
 from tests.integration.relay.world import engine_for, message, until, write
 
+pytestmark = pytest.mark.usefixtures("durable")
+
 AT_ONCE = timedelta(0)
 
 
