@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 _SUSPICION: Final = timedelta(days=1)  # a suspect that was not seen again for so long was settled elsewhere
+_MAX_PLACE: Final = 300  # characters: topic, partition and offset of every broker that is known
 _START: Final = uuid4().hex[:8]  # tells this process from an earlier one under the same number
 _batches: Final = tables.inbox_batches
 _suspects: Final = tables.inbox_suspects
@@ -58,9 +59,14 @@ _REMEMBERED: Final = timedelta(days=30)  # a consumer's name counts as known for
 def identity(delivery: Delivery) -> str:
     """Names a delivery before decoding: by its place in the log, else by the hash of its id or content."""
     if delivery.offset is not None:
-        return f"{delivery.topic}/{delivery.partition}/{delivery.offset}"
+        place = f"{delivery.topic}/{delivery.partition}/{delivery.offset}"
+        return place if len(place) <= _MAX_PLACE else _digest(place.encode("utf-8", "replace"))
     given = next((value for name, value in delivery.headers if name == "ce_id"), b"") or delivery.payload or b""
-    return hashlib.sha256(delivery.topic.encode("utf-8", "replace") + b"\0" + given).hexdigest()[:32]
+    return _digest(delivery.topic.encode("utf-8", "replace") + b"\0" + given)
+
+
+def _digest(named: bytes) -> str:
+    return hashlib.sha256(named).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)

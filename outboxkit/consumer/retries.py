@@ -166,7 +166,7 @@ def promote(session: Session, consumer: str, lane: OrderingKey) -> None:
     A head that ends while followers are appended may see none of them: so both do it, the one who removes a head and
     the one who has appended, and each sees the other's possible commit.
 
-    Transaction: joins the caller's; does not commit. Index used: ``inbox_waiting_key``.
+    Transaction: joins the caller's; does not commit. Index used: ``inbox_waiting_order``.
     """
     _promote(session.connection(), consumer, lane)
 
@@ -180,7 +180,7 @@ def sweep(session: Session, consumer: str) -> None:
     has_earlier = exists().where(
         earlier.c.consumer == consumer,
         earlier.c.topic == _room.c.topic,
-        earlier.c.key == _room.c.key,
+        *_same_key(earlier, _room),
         earlier.c.id < _room.c.id,
     )
     idle = and_(_room.c.due_at.is_(None), _room.c.reason != WaitReason.PARKED)
@@ -191,14 +191,16 @@ def sweep(session: Session, consumer: str) -> None:
 def keys_waiting(session: Session, consumer: str, lanes: Iterable[OrderingKey]) -> set[OrderingKey]:
     """Returns those of these keys that have waiting rows.
 
-    Transaction: joins the caller's. Index used: ``inbox_waiting_key``.
+    Transaction: joins the caller's. Index used: ``inbox_waiting_order``.
     """
     wanted = {lane for lane in lanes if lane[1] is not None}
     if not wanted:
         return set()
     topics, keys = {topic for topic, _ in wanted}, {key for _, key in wanted}
     query = select(_room.c.topic, _room.c.key).distinct()
-    query = query.where(_room.c.consumer == consumer, _room.c.topic.in_(topics), _room.c.key.in_(keys))
+    starts = {key[: tables.KEY_START] for key in keys if key is not None}
+    query = query.where(_room.c.consumer == consumer, _room.c.topic.in_(topics))
+    query = query.where(_room.c.key_start.in_(starts), _room.c.key.in_(keys))
     return wanted & {(topic, bytes(key)) for topic, key in session.connection().execute(query)}
 
 
@@ -262,7 +264,13 @@ def _is(waiting: WaitingDelivery) -> ColumnElement[bool]:
 
 
 def _in_lane(consumer: str, lane: OrderingKey) -> ColumnElement[bool]:
-    return and_(_room.c.consumer == consumer, _room.c.topic == lane[0], _room.c.key == lane[1])
+    topic, key = lane
+    same_key = and_(_room.c.key_start == (key and key[: tables.KEY_START]), _room.c.key == key)
+    return and_(_room.c.consumer == consumer, _room.c.topic == topic, same_key)
+
+
+def _same_key(one: Any, other: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return one.c.key_start == other.c.key_start, one.c.key == other.c.key
 
 
 def _values(consumer: str, delivery: Delivery) -> dict[str, Any]:

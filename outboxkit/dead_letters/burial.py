@@ -74,6 +74,7 @@ def store(connection: Connection, letter: DeadLetter) -> None:
     # PostgreSQL's text takes no NUL, and foreign headers may hold one; the headers' own bytes are kept as they are.
     clean = {name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in values.items()}
     clean["error"] = clean["error"][:_ERROR_LENGTH]
+    clean["message_id"] = clean["message_id"] if _fits(clean["message_id"]) else ""  # the headers keep it
     connection.execute(_LETTERS.insert().values({name: value for name, value in clean.items() if value is not None}))
 
 
@@ -88,7 +89,7 @@ def of_row(row: Row, failure: Failure, text: str, attempts: int) -> DeadLetter:
         side=Side.RELAY,
         topic=row.topic,
         key=row.key,
-        message_id=message.id or str(row.id),
+        message_id=message.id if message.id and _fits(message.id) else str(row.id),
         source=message.source,
         type=row.type,
         kind=row.kind,
@@ -145,6 +146,11 @@ def of_delivery(
         group=cause.group_of(failure.value, stage.value, cause.kind_of(error), known.type, consumer, delivery.topic),
         writer_schema=known.schema or _writer_of(known),
     )
+
+
+def _fits(message_id: str) -> bool:
+    """Whether an id can be looked up: an index entry has no room for more."""
+    return len(message_id.encode("utf-8", "replace")) <= inbox.MAX_ID_BYTES
 
 
 def _writer_of(message: Message) -> str:

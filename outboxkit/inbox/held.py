@@ -61,10 +61,11 @@ def held(
 ) -> list[HeldKey]:
     """Lists held keys: all, or those of a consumer, a topic, a key, a reason; the longest held first.
 
-    Transaction: joins the caller's; only reads. Index used: ``inbox_waiting_key``.
+    Transaction: joins the caller's; only reads. Index used: ``inbox_waiting_order``.
     """
     heads, behind = _ROOM.alias("heads"), _ROOM.alias("behind")
-    same = and_(behind.c.consumer == heads.c.consumer, behind.c.topic == heads.c.topic, behind.c.key == heads.c.key)
+    same_topic = (behind.c.consumer == heads.c.consumer, behind.c.topic == heads.c.topic)
+    same = and_(*same_topic, behind.c.key_start == heads.c.key_start, behind.c.key == heads.c.key)
     followers = select(func.count(behind.c.id)).where(same, behind.c.id > heads.c.id).correlate(heads).scalar_subquery()
     columns = [heads.c[name] for name in ("consumer", "topic", "key", "reason", "attempts", "due_at")]
     error = func.coalesce(heads.c.error, "").label("error")

@@ -2,7 +2,7 @@
 
 A new version only adds: tables, columns that are nullable or have a default, indexes, constraints. So nobody writes
 statements for that: what the database lacks is found by looking, and added. What a look cannot tell (a column with
-another name) stands in `RENAMED`.
+another name, an index that is no longer needed) stands in `RENAMED` and `RETIRED`.
 
 PostgreSQL adds to the tables where they are. SQLite cannot add a constraint to a table: a table that lacks anything is
 made anew beside the old one and takes over its rows.
@@ -36,13 +36,15 @@ from sqlalchemy.schema import CreateColumn, DropIndex, ExecutableDDLElement, Set
 
 from outboxkit import tables
 
-__all__ = ["RENAMED", "expand", "lacking", "unproven"]
+__all__ = ["RENAMED", "RETIRED", "expand", "lacking", "unproven"]
 
 #: (table, name in an older version) -> name now.
 RENAMED: Final[dict[tuple[str, str], str]] = {
     ("dead_letters", "fingerprint"): "group",
     ("dead_letters", "position"): "source_position",
 }
+#: Indexes of older versions that others have taken the place of: their entries had no bound.
+RETIRED: Final = frozenset(("inbox_waiting_key",))
 
 
 def expand(connection: Connection) -> None:
@@ -126,6 +128,8 @@ def _widen(connection: Connection, inspector: Inspector, wanted: Table) -> None:
         connection.execute(_Alter(wanted, "ADD COLUMN {column}", column=column))
     for index in (index for index in wanted.indexes if index.name not in indexes):
         index.create(connection)
+    for name in indexes & RETIRED:
+        connection.execute(DropIndex(Index(name)))
     for check in (check for check in _checks(wanted) if check.name not in checks):
         connection.execute(_Alter(wanted, "ADD {check} NOT VALID", check=check))  # `_prove` looks at the old rows
     if inspector.get_table_comment(wanted.name)["text"] != wanted.comment:
@@ -183,7 +187,8 @@ def _rebuild(connection: Connection, inspector: Inspector, wanted: Table) -> Non
         connection.execute(DropIndex(Index(index["name"])))
     connection.execute(_Alter(wanted, "RENAME TO {to}", to=old.name))
     wanted.create(connection)
-    taken = {renamed.get(name, name): old.c[name] for name in present if renamed.get(name, name) in wanted.c}
+    kept = {name: renamed.get(name, name) for name in present if renamed.get(name, name) in wanted.c}
+    taken = {new: old.c[name] for name, new in kept.items() if wanted.c[new].computed is None}
     connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")  # rows from before a constraint stay
     connection.execute(insert(wanted).from_select(list(taken), select(*taken.values())))
     connection.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")

@@ -1,5 +1,5 @@
 -- What operators do who may not see what messages hold. SECURITY DEFINER: each of these is one decision, checked, and
--- written to outbox_audit under the name of the login, which nobody chooses. {schema} is where our tables are; pg_temp is
+-- written to outbox_audit under the name of the login, which nobody chooses; the last one is a relay's. {schema} is where our tables are; pg_temp is
 -- named last, so that no temporary table of the caller's takes their place.
 
 CREATE OR REPLACE FUNCTION outboxkit_pause(scope text, target text, reason text, lasts interval DEFAULT NULL) RETURNS void
@@ -101,5 +101,39 @@ BEGIN
     INSERT INTO outbox_audit (who, action, target, why)
         VALUES (session_user, 'dlq.replay', outboxkit_replay.letter::text, coalesce(outboxkit_replay.why, ''));
     RETURN true;
+END
+$$;
+
+-- What a relay cleans up, without a right to delete: only what has ended, in portions, none that others have locked, and
+-- nothing that is younger than a floor, so that who takes a relay over cannot erase what just happened.
+CREATE OR REPLACE FUNCTION outboxkit_prune(relation text, kept interval, at_most integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+DECLARE
+    deleted bigint;
+    at_least interval := CASE outboxkit_prune.relation
+        WHEN 'outbox_audit' THEN '30 days' WHEN 'outbox_ledger' THEN '1 hour' WHEN 'outbox_idempotency' THEN '0'
+        WHEN 'inbox_messages' THEN '1 day' WHEN 'dead_letters' THEN '1 day' WHEN 'outbox_sagas' THEN '1 day'
+    END;
+    is_old text := CASE outboxkit_prune.relation
+        WHEN 'outbox_audit' THEN 'r.at < $1'
+        WHEN 'outbox_ledger' THEN 'r.published_at < $1'
+        WHEN 'outbox_idempotency' THEN 'r.expires_at < clock_timestamp()'
+        WHEN 'dead_letters' THEN 'r.closed_at < $1'
+        WHEN 'outbox_sagas' THEN 'r.updated_at < $1 AND r.status IN (''completed'', ''compensated'')'
+        WHEN 'inbox_messages' THEN 'r.handled_at < $1 AND NOT EXISTS (SELECT FROM dead_letters AS d
+            WHERE d.message_id = r.message_id AND d.consumer = r.consumer AND d.source = r.source AND d.closed_at IS NULL)'
+    END;
+BEGIN
+    IF outboxkit_prune.kept >= at_least IS NOT TRUE THEN
+        RAISE EXCEPTION 'a relay does not delete from % what is younger than %; asked for %',
+            outboxkit_prune.relation, at_least, outboxkit_prune.kept
+            USING ERRCODE = '42501', HINT = 'raise its retention, or run outboxkit prune as the owner of the tables';
+    END IF;
+    EXECUTE format(
+        'DELETE FROM %1$I WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM %1$I AS r WHERE %2$s LIMIT $2 FOR UPDATE SKIP LOCKED))',
+        outboxkit_prune.relation, is_old
+    ) USING clock_timestamp() - outboxkit_prune.kept, outboxkit_prune.at_most;
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    RETURN deleted;
 END
 $$;

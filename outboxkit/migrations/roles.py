@@ -3,7 +3,8 @@
 The roles cannot log in: grant them to those that do (``GRANT outboxkit_app TO web``). An application adds messages, and
 cannot read, change or delete one: a compromised web process cannot erase the evidence of what it did. An operator
 decides without seeing what messages hold: views leave it out, and functions (`operate.sql`) carry out each decision
-and write down who took it. Who repairs messages must read them, and has a role for that.
+and write down who took it. Who repairs messages must read them, and has a role for that. A relay cleans up through a
+function, too: it deletes what has ended and is old, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 
 from outboxkit import tables
+from outboxkit.migrations.row_policies import PREFIX, keep_readers_to_consumers
 
 __all__ = [
     "COLUMNS",
@@ -24,13 +26,14 @@ __all__ = [
     "GRANTS",
     "LAG",
     "NEVER_GIVEN",
+    "PREFIX",
     "VIEWS",
     "create_roles",
     "foreign_grants",
     "is_hidden",
+    "missing_roles",
 ]
 
-PREFIX: Final = "outboxkit_"
 NEVER_GIVEN: Final = ("xid", "position")  # the database alone writes these columns of the hot table
 #: What writers may read of it, for `outboxkit.outbox.lag`: how many messages wait, and since when, but not which.
 LAG: Final = ("position", "recorded_at")
@@ -45,13 +48,16 @@ def is_hidden(column: Column[Any]) -> bool:
 VIEWS: Final = {
     table.name: f"{table.name}_redacted" for table in tables.METADATA.sorted_tables if any(map(is_hidden, table.c))
 }
-#: What an operator may call, with the types of the arguments.
-FUNCTIONS: Final = {
-    "outboxkit_pause": "text, text, text, interval",
-    "outboxkit_resume": "text, text, text",
-    "outboxkit_ask": "text, bigint, text, text",
-    "outboxkit_discard": "uuid, text",
-    "outboxkit_replay": "uuid, text",
+#: role -> the functions that it may call, with the types of their arguments.
+FUNCTIONS: Final[dict[str, dict[str, str]]] = {
+    "operator": {
+        "outboxkit_pause": "text, text, text, interval",
+        "outboxkit_resume": "text, text, text",
+        "outboxkit_ask": "text, bigint, text, text",
+        "outboxkit_discard": "uuid, text",
+        "outboxkit_replay": "uuid, text",
+    },
+    "relay": {"outboxkit_prune": "text, interval, integer"},
 }
 
 S, SD, SI, SU, SID, SIU, SIUD = (
@@ -78,11 +84,10 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
         "outbox_stopped_keys": SIUD,
         "outbox_relays": SIUD,
         "outbox_shards": SI,
-        "outbox_ledger": SID,
+        "outbox_ledger": SI,
         "dead_letters": SI,
         "outbox_audit": "INSERT",
         "outbox_control": S,
-        "outbox_idempotency": SD,
         "outbox_version": S,
     },
     "consumer": {
@@ -170,9 +175,20 @@ def foreign_grants(connection: Connection) -> list[str]:
         return []
     known = {"tables": [*tables.METADATA.tables, *VIEWS.values()], "roles": [*GRANTS, "migrator"]}
     return [
-        f"{row.grantee} may {row.privileges} on {row.relation}: REVOKE it, or run create_roles again"
+        f"{row.grantee} may {row.privileges} on {row.relation}: REVOKE it, or run `outboxkit db roles`"
         for row in connection.execute(_FOREIGN, known)
     ]
+
+
+def missing_roles(connection: Connection, prefix: str = PREFIX) -> list[str]:
+    """Lists the roles that the cluster lacks.
+
+    Transaction: joins the caller's; only reads.
+    """
+    names = [prefix + role for role in (*GRANTS, "migrator")]
+    known = text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:names)")
+    there = set(connection.scalars(known, {"names": names}))
+    return [name for name in names if name not in there]
 
 
 def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
@@ -184,9 +200,8 @@ def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
         connection: as a role that may create roles, and owns the tables or is superuser.
         prefix: of the roles' names, which are shared by all databases of a cluster.
     """
-    for role in (*GRANTS, "migrator"):
-        if connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": prefix + role}) is None:
-            connection.execute(_Ddl("CREATE ROLE {role} NOLOGIN", role=prefix + role))
+    for role in missing_roles(connection, prefix):
+        connection.execute(_Ddl("CREATE ROLE {role} NOLOGIN", role=role))
     for role, grants in GRANTS.items():
         for table in tables.METADATA.sorted_tables:
             _grant(connection, prefix + role, table, grants.get(table.name, ""))
@@ -197,6 +212,7 @@ def create_roles(connection: Connection, prefix: str = PREFIX) -> None:
     for table in tables.METADATA.sorted_tables:
         connection.execute(_Ddl("REVOKE ALL ON {table} FROM PUBLIC", table=table))
         connection.execute(_Ddl("ALTER TABLE {table} OWNER TO {role}", table=table, role=prefix + "migrator"))
+    keep_readers_to_consumers(connection, prefix)
     _create_views(connection, prefix)
     _create_functions(connection, prefix)
 
@@ -218,11 +234,12 @@ def _create_functions(connection: Connection, prefix: str) -> None:
     statements = [f"{function.strip()}\n$$" for function in script.split("\n$$;\n")[:-1]]
     for statement in statements:
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
-    for name, arguments in FUNCTIONS.items():
-        what = f"{name}({arguments})"
-        connection.execute(_Ddl("REVOKE ALL ON FUNCTION {what} FROM PUBLIC", what=what))
-        connection.execute(_Ddl("GRANT EXECUTE ON FUNCTION {what} TO {role}", what=what, role=prefix + "operator"))
-        connection.execute(_Ddl("ALTER FUNCTION {what} OWNER TO {role}", what=what, role=prefix + "migrator"))
+    for role, functions in FUNCTIONS.items():
+        for name, arguments in functions.items():
+            what = f"{name}({arguments})"
+            connection.execute(_Ddl("REVOKE ALL ON FUNCTION {what} FROM PUBLIC", what=what))
+            connection.execute(_Ddl("GRANT EXECUTE ON FUNCTION {what} TO {role}", what=what, role=prefix + role))
+            connection.execute(_Ddl("ALTER FUNCTION {what} OWNER TO {role}", what=what, role=prefix + "migrator"))
 
 
 def _grant(connection: Connection, role: str, table: Table, privileges: str) -> None:

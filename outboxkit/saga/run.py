@@ -19,9 +19,9 @@ from outboxkit import context, tables
 from outboxkit.capture.emit import send
 from outboxkit.codecs import codec_named
 from outboxkit.codecs.plain import from_plain
-from outboxkit.errors import ConfigurationError, SagaNotFound
+from outboxkit.errors import ConfigurationError, DecodeError, SagaNotFound
 from outboxkit.events import event, event_type
-from outboxkit.message import Message
+from outboxkit.message import Limits, Message
 from outboxkit.saga import core, store
 from outboxkit.saga.core import Compensate, Do, Done, Ended, Failed, Happened, Instance, Resume, TimedOut, Undo, Undone
 from outboxkit.saga.declare import Declared, Saga, StepDeclaration
@@ -36,6 +36,7 @@ __all__ = ["compensate", "register", "resume"]
 
 _log: Final = logging.getLogger(__name__)
 
+_MAX_KEY: Final = Limits().key  # bytes; it is the ordering key of the saga's commands, too
 IDEMPOTENCY_KEY: Final = "idempotency-key"  #: header of every command: the same for each try of a step
 _MEANINGS: Final[dict[str, Callable[[int], Happened]]] = {"done": Done, "failed": Failed, "compensated": Undone}
 
@@ -303,8 +304,11 @@ def _name_of(cls: type) -> str:
 
 
 def _key_of(declared: Declared, event: Any) -> str:
-    value = event.get(declared.key) if isinstance(event, dict) else getattr(event, declared.key)
-    return str(value)
+    found = str(event.get(declared.key) if isinstance(event, dict) else getattr(event, declared.key))
+    if (size := len(found.encode())) > _MAX_KEY:
+        what = f"{declared.key}, which names an instance of {declared.name}"
+        raise DecodeError(f"{what}, has {size:,} bytes, at most {_MAX_KEY:,} are kept")
+    return found
 
 
 def _kept(declared: Declared, step: int, state: Any, event: object) -> Any:

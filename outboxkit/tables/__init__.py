@@ -15,6 +15,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Computed,
     Identity,
     Index,
     Integer,
@@ -35,6 +36,7 @@ from outboxkit.tables.letters import letter_tables
 from outboxkit.tables.rules import MAX_SHARDS, constrain
 
 __all__ = [
+    "KEY_START",
     "METADATA",
     "MISSING",
     "SHARDS",
@@ -68,6 +70,7 @@ VERSION: Final = 2  #: of these tables; stored in ``outbox_version``
 #: Tables from this version on take what applications write: an application may be deployed before its tables.
 WRITABLE_FROM: Final = 1
 MISSING: Final = "the outbox tables are missing in this database: run `outboxkit init` (or your migration)"
+KEY_START: Final = 200  #: bytes of a foreign key, of whatever length, that the index of those who wait knows
 SHARDS: Final = MAX_SHARDS  #: default number of shards; stored in ``outbox_version`` and read from there by everyone
 
 METADATA: Final = MetaData()
@@ -243,7 +246,9 @@ inbox_waiting = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("error", Text),
     Column("first_failed_at", Instant, nullable=False, server_default=database_now()),
-    Index("inbox_waiting_key", "consumer", "topic", "key", "id"),
+    # A whole key may be longer than an index entry can be.
+    Column("key_start", LargeBinary, Computed(f"substr(key, 1, {KEY_START})", persisted=True)),
+    Index("inbox_waiting_order", "consumer", "topic", "key_start", "id"),
     Index("inbox_waiting_due", "consumer", "due_at"),
     comment="deliveries that wait: retry (a failed head), follower (behind one), parked (a dead head)",
 )

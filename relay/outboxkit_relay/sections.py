@@ -70,6 +70,9 @@ class RelaySettings(_Section):
     retry_base: Duration = Field(timedelta(milliseconds=100), description="full jitter: base of the delay")
     retry_cap: Duration = Field(timedelta(seconds=5), description="full jitter: the longest delay")
     retry_attempts: int = Field(8, ge=1, le=1000, description="tries after the first before a message is dead")
+    allowed_destinations: tuple[str, ...] = Field(
+        (), description="names and patterns (payments.*); a message for another one is dead; default: all are allowed"
+    )
     circuit: CircuitSettings = Field(default_factory=CircuitSettings)
 
 
@@ -99,6 +102,7 @@ class Retention(_Section):
     inbox: Duration = Field(timedelta(days=14), description="how long a redelivered message is recognised")
     dead_letters: Duration = Field(timedelta(days=90), description="closed dead letters")
     audit: Duration = Field(timedelta(days=365), description="who did what")
+    sagas: Duration = Field(timedelta(days=90), description="sagas that are completed or compensated")
     replay_horizon: Duration = Field(
         timedelta(days=7), description="how far back messages may be delivered again: the broker's retention"
     )

@@ -12,12 +12,14 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from outboxkit.brokers import Credentials, logins_of
 from outboxkit.errors import ConfigurationError
 from outboxkit_relay import redaction
 from outboxkit_relay.sections import (
@@ -166,6 +168,16 @@ class Settings(BaseSettings):
         own, name = self.brokers[broker], f"brokers.{broker}.url"
         given = _secret_file(own.url_file, name) if own.url_file else own.url.get_secret_value() if own.url else ""
         return _required(given, name, "amqp://guest@localhost/")
+
+    def credentials_of(self, broker: str) -> Credentials | None:
+        """Tells what each new connection to a broker logs in with, where its URL is in a file; None elsewhere.
+
+        Raises:
+            ConfigurationError: as `address_of`.
+        """
+        in_file = self.brokers[broker].url_file is not None if broker else "broker_url" in self.secret_files
+        read = partial(self.address_of, broker)
+        return logins_of(read) if in_file and "@" in read() else None
 
     def options_of(self, broker: str) -> dict[str, str]:
         """The client settings of a broker by its name."""

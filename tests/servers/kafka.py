@@ -15,9 +15,9 @@ from tests.deadlines import DEADLINE
 from tests.servers import processes
 from tests.servers.cache import cached
 from tests.servers.local import LocalServer
-from tests.servers.server import Given, Unavailable, address
+from tests.servers.server import Given, Server, Unavailable, address
 
-__all__ = ["VERSION", "answers", "given", "local"]
+__all__ = ["VERSION", "answers", "given", "local", "scram_address"]
 
 VERSION = "4.4.0"
 _OLDEST_JAVA = 17
@@ -39,9 +39,11 @@ _SETTINGS = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:{port},SCRAM://127.0.0.1:{scram},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SCRAM://127.0.0.1:{scram}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SCRAM:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.name.scram.sasl.enabled.mechanisms=SCRAM-SHA-256
+listener.name.scram.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 log.dirs={folder}/data
@@ -129,9 +131,9 @@ def _train(java: str, libs: Path, folder: Path) -> None:
 
 
 def _broker(java: str, libs: Path, folder: Path, archive: str) -> LocalServer:
-    port, controller = processes.free_ports(2)
+    port, controller, scram = processes.free_ports(3)
     settings = folder / "server.properties"
-    settings.write_text(_SETTINGS.format(port=port, controller=controller, folder=folder))
+    settings.write_text(_SETTINGS.format(port=port, controller=controller, scram=scram, folder=folder))
     command = [java, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{libs}/*"]
     subprocess.run(
         [*command, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(settings)],
@@ -159,3 +161,16 @@ def answers(bootstrap: str) -> None:
     if not admin.list_topics(timeout=2).brokers:
         msg = "no broker is registered yet"
         raise ConnectionError(msg)
+
+
+def scram_address(server: Server) -> str:
+    """Where users log in with a password; elsewhere everybody is let in.
+
+    Raises:
+        Unavailable: the server was not started here.
+    """
+    if not isinstance(server, LocalServer):
+        msg = f"{server.name} of {server.source} has no listener for passwords"
+        raise Unavailable(msg)
+    found = re.search(r"SCRAM://(\S+?),", (server.folder / "server.properties").read_text())
+    return found[1] if found else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from outboxkit.brokers import Login, Token
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from outboxkit.brokers import Credentials
     from outboxkit.brokers.kafka.settings import Settings
 
+_LATE_REFUSALS: Final = 10.0  # seconds; longer than all connections take to try again
 _RECONNECT_MS: Final = "3000"  # with the client's jitter at most 4.5 s after an outage, and not the default's 15
 
-__all__ = ["connection_settings", "provable_settings", "renewed"]
+__all__ = ["SessionLogin", "connection_settings", "provable_settings"]
 
 
 def connection_settings(settings: Settings) -> dict[str, Any]:
@@ -50,15 +52,42 @@ def provable_settings(settings: Settings) -> dict[str, str]:
     return {name: value for name, value in known.items() if not name.startswith(("sasl.", "security."))}
 
 
-def renewed(client: Producer | Consumer, settings: Settings, used: Mapping[str, Any]) -> bool:
-    """Gives a client that was refused the password of this moment; False when there is no newer one."""
-    if settings.credentials is None:
-        return False
-    given = ask(settings.credentials)
-    if not isinstance(given, Login) or given.password == used.get("sasl.password"):
-        return False
-    client.set_sasl_credentials(given.user, given.password)
-    return True
+class SessionLogin:
+    """The login of a client while it lives: renewed where the credentials give another password than before."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._used: dict[str, Any] = {}
+        self._newer: Login | None = None
+        self._renewed_at = -_LATE_REFUSALS
+
+    def begin(self) -> dict[str, Any]:
+        """Returns the settings of a new client; see `connection_settings`."""
+        self._used, self._newer = connection_settings(self._settings), None
+        return self._used
+
+    def is_renewable(self) -> bool:
+        """Looks for a newer password than the one that was refused; `renew` gives it to the client.
+
+        Also True a moment after that: each connection has tried the old one by itself.
+        """
+        if self._settings.credentials is None:
+            return False
+        try:
+            given = ask(self._settings.credentials)
+        except ConfigurationError:
+            return False  # a file that is being replaced, say: the broker's refusal says more
+        if isinstance(given, Login) and given.password != self._used.get("sasl.password"):
+            self._newer = given
+        return self._newer is not None or time.monotonic() - self._renewed_at < _LATE_REFUSALS
+
+    def renew(self, client: Producer | Consumer) -> None:
+        """Gives the client the newer password, if there is one. From a callback of its own it would end the process."""
+        newer, self._newer = self._newer, None
+        if newer is not None:
+            client.set_sasl_credentials(newer.user, newer.password)
+            self._renewed_at = time.monotonic()
+            self._used = {**self._used, "sasl.username": newer.user, "sasl.password": newer.password}
 
 
 def _token_source(credentials: Credentials) -> Any:

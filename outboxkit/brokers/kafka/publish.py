@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from outboxkit.brokers import Features, Refusal
 from outboxkit.brokers._in_flight import InFlight, OwnThread, Pending, unsendable
 from outboxkit.brokers.kafka.errors import login_trouble
-from outboxkit.brokers.kafka.login import connection_settings, provable_settings, renewed
+from outboxkit.brokers.kafka.login import SessionLogin, provable_settings
 from outboxkit.brokers.kafka.topics import LookupFailed, Topics, open_client, prove, unknown
 from outboxkit.errors import ConfigurationError
 from outboxkit.headers import outgoing_columns
@@ -126,7 +126,7 @@ class KafkaPublisher(OwnThread):
         self._under_way = 0
         self._heard = 0.0  # when the number under way last changed
         self._away_until = 0.0  # it did not answer a moment ago: until then nobody asks again
-        self._used: dict[str, Any] = {}  # its connection settings
+        self._login = SessionLogin(settings)
         self._batch_bytes = 0
         self._fatal = self._farewell = ""  # why the session is broken; why the latest one was ended
 
@@ -246,6 +246,7 @@ class KafkaPublisher(OwnThread):
             hurries = 0 < under_way <= _TRICKLE and "linger.ms" not in self._settings.publisher
             wait = self._producer.flush if hurries else self._producer.poll
             wait(_POLL_SECONDS if self._produced else 0)
+            self._login.renew(self._producer)
 
     def _send(self, pending: Pending) -> None:
         destination = pending.batch.destination
@@ -328,11 +329,10 @@ class KafkaPublisher(OwnThread):
         return self._producer
 
     def _open_producer(self) -> Producer:
-        self._used = connection_settings(self._settings)
         producer = open_client(
             Producer,
             {
-                **self._used,
+                **self._login.begin(),
                 "linger.ms": _LINGER_MS,
                 **self._settings.publisher,
                 "acks": "all",
@@ -387,8 +387,8 @@ class KafkaPublisher(OwnThread):
             self._topics.forget(pending.batch.destination)
 
     def _on_error(self, error: KafkaError) -> None:
-        if self._producer is not None and login_trouble(error, self._settings.address):
-            renewed(self._producer, self._settings, self._used)
+        if login_trouble(error, self._settings.address):
+            self._login.is_renewable()
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = f"the producer session is broken: {error.str()}"
 

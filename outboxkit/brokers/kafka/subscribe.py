@@ -14,14 +14,14 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from outboxkit.brokers import CONTENT_ENCODING, REPLY_TO, Assignment, Delivery, text_of
 from outboxkit.brokers.kafka.errors import Meaning, error_of, meaning_of
 from outboxkit.brokers.kafka.lag import Lag
-from outboxkit.brokers.kafka.login import connection_settings, provable_settings, renewed
+from outboxkit.brokers.kafka.login import SessionLogin, provable_settings
 from outboxkit.brokers.kafka.progress import Progress, Token, place_of_delivery, token_of
 from outboxkit.brokers.kafka.publish import FEATURES
 from outboxkit.brokers.kafka.records import headers_of, place_of, timestamp_of
@@ -70,7 +70,7 @@ class KafkaSubscriber:
         self._trouble: OutboxKitError | None = None
         self._told: set[int] = set()  # codes that were logged because they are in no table
         self._away = False
-        self._used: dict[str, Any] = {}  # the consumer's connection settings
+        self._login = SessionLogin(settings)  # the consumer's
         self._topics = Topics(settings)
         self._ids: dict[str, str] = {}  # of the topics, as they were when we joined
         self._look_again_at = 0.0
@@ -168,6 +168,7 @@ class KafkaSubscriber:
             self._resume(consumer)
         deadline = time.monotonic() + timeout_seconds
         while True:
+            self._login.renew(consumer)
             first = consumer.poll(max(0.0, min(_SLICE_SECONDS, deadline - time.monotonic())))
             if first is not None:  # before any trouble is raised: what was polled does not come again
                 return self._handed_out(self._with_more(consumer, first, limit))
@@ -269,6 +270,7 @@ class KafkaSubscriber:
 
     def _commit_failed(self, error: KafkaError) -> None:
         if meaning_of(error) is not Meaning.MOVED:
+            self._login.is_renewable()  # while it waited, no refusal of the login was heard; the next poll renews it
             trouble = error_of(error, self._settings.address, self._subscription.consumer)
             raise trouble or TransientBrokerError(f"Kafka did not take the offsets: {error.str()} ({error.name()})")
         _log.info("consumer.commit_after_rebalance", extra={"consumer": self._subscription.consumer})
@@ -332,10 +334,9 @@ class KafkaSubscriber:
             raise ConfigurationError("; ".join(map(unknown, sorted(missing))))
 
     def _configuration(self) -> Mapping[str, object]:
-        self._used = connection_settings(self._settings)
         return {
             "queued.max.messages.kbytes": max(1, self._settings.prefetch_bytes // 1024),
-            **self._used,
+            **self._login.begin(),
             "auto.offset.reset": "earliest",
             "partition.assignment.strategy": "cooperative-sticky",
             **self._settings.subscriber,
@@ -362,11 +363,7 @@ class KafkaSubscriber:
 
     def _on_error(self, error: KafkaError) -> None:
         meaning = meaning_of(error)
-        if (
-            meaning is Meaning.LOGIN
-            and self._consumer is not None
-            and renewed(self._consumer, self._settings, self._used)
-        ):
+        if meaning is Meaning.LOGIN and self._login.is_renewable():
             self._trouble = TransientBrokerError(f"Kafka at {self._settings.address} wants the new password")
             return
         if meaning is Meaning.MISSING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from outboxkit import _failpoints
+from outboxkit.brokers import open_subscriber
 from outboxkit.registries import open_registry
 from outboxkit_relay.cli.console import import_string
 from outboxkit_relay.daemon import lifecycle
@@ -17,11 +18,12 @@ from outboxkit_relay.observe import health
 from outboxkit_relay.observe.consumer import ProbedConsumers
 
 if TYPE_CHECKING:
+    from outboxkit.brokers import Subscriber
     from outboxkit.consumer import Consumer
     from outboxkit_relay.cli.main import Invocation
     from outboxkit_relay.settings import Settings
 
-__all__ = ["command"]
+__all__ = ["command", "subscriber_of"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -44,7 +46,8 @@ def command(invocation: Invocation, app: str) -> None:
 async def _consume(consumer: Consumer, settings: Settings) -> None:
     if settings.registry_url is not None:
         consumer.resolve_with(open_registry(settings.registry_url.get_secret_value()).resolve)
-    url, stop, loop = settings.broker_address(), asyncio.Event(), asyncio.get_running_loop()
+    subscriber = subscriber_of(consumer, settings)
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def ask() -> None:
         loop.call_soon_threadsafe(stop.set)
@@ -52,6 +55,16 @@ async def _consume(consumer: Consumer, settings: Settings) -> None:
     probed = ProbedConsumers((consumer,), version("outboxkit"))
     with health.serving(settings.probes, probed), lifecycle.stop_on_signals(ask):
         if await lifecycle.await_sessions(consumer.config.sessions, stop):
-            await consumer.run(url, stop, settings.broker)
+            await consumer.run(subscriber, stop)
             counts = {str(name): count for name, count in consumer.counts.items()}
             _log.info("consumer.stopped", extra={"consumer": consumer.name, "counts": counts})
+
+
+def subscriber_of(consumer: Consumer, settings: Settings) -> Subscriber:
+    """Returns what a consumer receives from; nothing is connected yet.
+
+    Raises:
+        ConfigurationError: the broker's URL or one of its options is wrong, or an extra is missing.
+    """
+    url, credentials = settings.broker_address(), settings.credentials_of("")
+    return open_subscriber(url, consumer.subscription, settings.broker, credentials=credentials)

@@ -1,4 +1,4 @@
-"""``outboxkit db``: the tables for people without Alembic, and a check for everybody."""
+"""``outboxkit db``: the tables for people without Alembic, the roles, and a check for everybody."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from outboxkit import migrations, tables
+from outboxkit.migrations.roles import GRANTS, PREFIX, create_roles, missing_roles
 from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.exit_codes import Exit
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ __all__ = ["command"]
 
 @click.group()
 def command() -> None:
-    """Create, print or check the tables."""
+    """Create, print or check the tables, and the database roles."""
 
 
 @command.command()
@@ -63,3 +65,27 @@ def check(invocation: Invocation, *, as_json: bool) -> Exit:
     else:
         click.echo("\n".join(problems) or f"the tables are right, version {tables.VERSION}")
     return Exit.PROBLEMS if problems else Exit.OK
+
+
+@command.command()
+@click.option("--prefix", default=PREFIX, show_default=True, help="Begins the names: roles are the whole cluster's.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
+@click.pass_obj
+def roles(invocation: Invocation, *, prefix: str, dry_run: bool) -> None:
+    """Create the database roles, or give them exactly their rights again. PostgreSQL only.
+
+    They cannot log in: grant them to those that do, as in GRANT outboxkit_relay TO relay. It needs a login that may
+    create roles and owns the tables.
+    """
+    with database.writing(invocation) as connection:
+        if connection.dialect.name != "postgresql":
+            click.echo(f"{connection.dialect.name} has no roles: nothing to do")
+            return
+        new = missing_roles(connection, prefix)
+        if not dry_run:
+            entry = {"who": who(), "action": "db.roles", "target": prefix}
+            connection.execute(tables.outbox_audit.insert().values(**entry))
+            create_roles(connection, prefix)
+    for name in (prefix + role for role in (*GRANTS, "migrator")):
+        plan, done = ("create", "created") if name in new else ("renew the rights of", "renewed the rights of")
+        click.echo(f"{'would ' + plan if dry_run else done} {name}")

@@ -24,8 +24,8 @@ _PORTION: Final = 10_000  # rows of each table in one transaction: short ones, w
 def command(invocation: Invocation, *, dry_run: bool, as_json: bool) -> None:
     """Delete what its retention no longer keeps.
 
-    Closed dead letters, the evidence of what was published, the memory of inboxes, the audit log. Never an unpublished
-    message, never an open dead letter.
+    Closed dead letters, ended sagas, the evidence of what was published, the memory of inboxes, the audit log. Never an
+    unpublished message, never an open dead letter, never a saga that is under way.
     """
     total = dict.fromkeys(retention.PRUNED, 0)
     with database.writing(invocation) as connection:

@@ -117,6 +117,7 @@ class Destination:
         topic: its name.
         order: how much of a key may be in flight.
         limits: what it may take.
+        is_allowed: False when nothing is ever published to it: its rows are flawed.
         queue: rows that may go out, in order.
         behind: (strict) rows behind one of their key that is queued or in flight.
         batches: in flight, by number, in the order of hand-over.
@@ -131,6 +132,7 @@ class Destination:
     topic: str
     order: Order
     limits: DestinationLimits = _NO_LIMITS
+    is_allowed: bool = True
     queue: deque[Row] = field(default_factory=deque)
     behind: dict[Key, deque[Row]] = field(default_factory=dict)
     batches: dict[int, InFlightBatch] = field(default_factory=dict)

@@ -7,11 +7,14 @@ row becomes a dead letter in its turn, and its key is handled as behind any dead
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from outboxkit.headers import are_packed
 from outboxkit.rows import UNREADABLE, Row
 
-__all__ = ["flaw_of", "flaws_of"]
+__all__ = ["NOT_ALLOWED", "flaw_of", "flaws_of"]
+
+NOT_ALLOWED: Final = "its destination is not one of relay.allowed_destinations"
 
 
 def flaw_of(row: Row) -> str:

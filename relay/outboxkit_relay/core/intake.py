@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from outboxkit.rows import UNREADABLE, microseconds
 from outboxkit_relay.core.destinations import Key, by_topic, key_of
+from outboxkit_relay.core.flaws import NOT_ALLOWED
 from outboxkit_relay.core.outcomes import expiries, freed, keys_stopped_by
 from outboxkit_relay.core.protocol import Command, Settle
 
 if TYPE_CHECKING:
     from outboxkit.rows import PauseSet, Row
+    from outboxkit_relay.core.destinations import Destination
     from outboxkit_relay.core.protocol import Settled, StoppedKey
     from outboxkit_relay.core.state import State
 
@@ -58,8 +60,7 @@ def queue_fresh(state: State, rows: Sequence[Row], commands: list[Command], now:
         if [*map(_EXPIRES_US, wanted)].count(None) < len(wanted):
             expired += [row for row in wanted if _has_expired(row, now)]
             wanted = [row for row in wanted if not _has_expired(row, now)]
-        destination = state.destination(topic)
-        destination.add(wanted)
+        destination = _queue(state, topic, wanted)
         if destination.queued > state.config.budget or destination.large > state.config.page_bytes:
             state.lanes.separate(topic)
     settle(state, Settle(evidence=expiries(expired), to_waiting=tuple(to_waiting)), commands)
@@ -73,8 +74,17 @@ def queue_due(state: State, rows: Sequence[Row], commands: list[Command], now: d
         if _has_expired(row, now):
             late.append(row)
         else:
-            state.destination(row.topic).add([row])
+            _queue(state, row.topic, [row])
     settle(state, Settle(evidence=expiries(late), freed=freed(late)), commands)
+
+
+def _queue(state: State, topic: str, rows: Sequence[Row]) -> Destination:
+    """Adds rows to the queue of their destination; all are flawed if it is not an allowed one."""
+    destination = state.destination(topic)
+    destination.add(rows)
+    if not destination.is_allowed:
+        state.flaws.update(dict.fromkeys(map(_POSITION, rows), NOT_ALLOWED))
+    return destination
 
 
 def apply_pauses(state: State, paused: PauseSet, commands: list[Command], now: datetime) -> None:

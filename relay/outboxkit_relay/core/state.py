@@ -39,6 +39,7 @@ class RelayConfig:
         once: leave as soon as nothing is left to publish, in the shards of other relays and in the waiting room, too.
         limits: of every destination that has none of its own.
         destinations: limits of single destinations, by name or by pattern (``payments.*``).
+        allowed: where it publishes to, by name or by pattern; a row for another destination is dead. Empty: anywhere.
     """
 
     batch_size: int = 1000
@@ -53,6 +54,7 @@ class RelayConfig:
     once: bool = False
     limits: DestinationLimits = field(default_factory=DestinationLimits)
     destinations: Mapping[str, DestinationLimits] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
 
     @property
     def budget(self) -> int:
@@ -68,6 +70,10 @@ class RelayConfig:
         """The limits of a destination: under its name, else the longest pattern that fits, else the usual ones."""
         fitting = [name for name in self.destinations if name == topic or fnmatchcase(topic, name)]
         return self.destinations[max(fitting, key=lambda name: (name == topic, len(name)))] if fitting else self.limits
+
+    def allows(self, topic: str) -> bool:
+        """True if the relay may publish to a destination."""
+        return not self.allowed or any(fnmatchcase(topic, pattern) for pattern in self.allowed)
 
     @property
     def room(self) -> int:
@@ -196,7 +202,7 @@ class State:
         if found is None:
             limits = self.config.limits_of(topic)
             order = limits.order or self.config.order
-            found = self.destinations[topic] = Destination(topic, order, limits)
+            found = self.destinations[topic] = Destination(topic, order, limits, self.config.allows(topic))
         return found
 
     def forget(self, rows: Iterable[Row]) -> None:

@@ -58,6 +58,7 @@ class BuiltRelay:
         engine: of the database.
         direct: of the database past a pooler.
         publishers: to the brokers, the default one first.
+        config: of its core.
         settings: what it was built from.
     """
 
@@ -65,6 +66,7 @@ class BuiltRelay:
     engine: Engine
     direct: Engine
     publishers: Publishers
+    config: RelayConfig
     settings: Settings
     _resources: ExitStack
 
@@ -82,9 +84,7 @@ class BuiltRelay:
                 return
             _log.info("settings.read", extra={"file": str(self.settings.read_from or "none")})
             try:
-                if not lifecycle.await_brokers(
-                    self.publishers, _destinations(self.engine), stop, tell=self._leave_word
-                ):
+                if not lifecycle.await_brokers(self.publishers, self._destinations(), stop, tell=self._leave_word):
                     return
                 if self.settings.relay.wake == "notify":
                     running.enter_context(Listener(self.direct, self.daemon.wake))
@@ -93,6 +93,13 @@ class BuiltRelay:
             except OutboxKitError as error:
                 self._leave_word(error.message)
                 raise
+
+    def _destinations(self) -> Collection[str]:
+        """Destinations that have messages now and are allowed: what a start can check."""
+        hot, waiting = tables.outbox_messages.c.topic, tables.outbox_waiting.c.topic
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            found = connection.execute(union(select(hot), select(waiting))).scalars().all()
+        return list(filter(self.config.allows, found))
 
     def _token(self) -> UUID | None:
         return self.daemon.stats.relay if self.daemon.stats else None
@@ -167,6 +174,7 @@ def build_relay(settings: Settings, *, once: bool = False) -> BuiltRelay:
             engine=engine,
             direct=direct,
             publishers=publishers,
+            config=config,
             settings=settings,
             _resources=resources.pop_all(),
         )
@@ -191,12 +199,15 @@ def routing_of(settings: Settings, publishers: Publishers) -> str:
     kinds = {one.broker: f"{one.broker or 'the default broker'} ({one.inner.features.name})" for one in publishers}
     own = {name: one.broker for name, one in settings.destinations.items() if one.broker}
     routed = [f"{name} to {kinds[broker]}" for name, broker in sorted(own.items())]
-    return ", ".join([*routed, f"everything {'else ' if routed else ''}to {kinds[publishers.default.broker]}"])
+    everywhere = ", ".join([*routed, f"everything {'else ' if routed else ''}to {kinds[publishers.default.broker]}"])
+    allowed = sorted(settings.relay.allowed_destinations)
+    return f"{everywhere}, and only {', '.join(allowed)}" if allowed else everywhere
 
 
 def _publisher(settings: Settings, broker: str) -> SupervisedPublisher:
     def open_() -> Publisher:
-        return open_publisher(settings.address_of(broker), settings.options_of(broker))
+        credentials = settings.credentials_of(broker)
+        return open_publisher(settings.address_of(broker), settings.options_of(broker), credentials=credentials)
 
     return SupervisedPublisher(broker, open_, partial(settings.address_of, broker))
 
@@ -228,6 +239,7 @@ def relay_config(
         once=once,
         limits=_limits(DestinationSettings(), settings, publishers),
         destinations={name: _limits(own, settings, publishers) for name, own in (destinations or {}).items()},
+        allowed=settings.allowed_destinations,
     )
 
 
@@ -242,10 +254,3 @@ def _limits(own: DestinationSettings, settings: RelaySettings, publishers: Publi
         order=settings.order or publisher.inner.features.order,
         broker=publisher.broker,
     )
-
-
-def _destinations(engine: Engine) -> Collection[str]:
-    """Destinations that have messages now: what a start can check."""
-    hot, waiting = tables.outbox_messages.c.topic, tables.outbox_waiting.c.topic
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        return connection.execute(union(select(hot), select(waiting))).scalars().all()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Table, and_, delete, exists, func, select, tuple_
+from sqlalchemy import Interval, Table, and_, bindparam, delete, exists, func, select, text, tuple_
 
 from outboxkit import tables
 from outboxkit._sql import database_now
+from outboxkit.saga.core import Status
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from sqlalchemy import Column, ColumnElement, Connection
 
     from outboxkit_relay.settings import Retention
@@ -23,9 +23,18 @@ _INBOX: Final = tables.inbox_messages
 _LETTERS: Final = tables.dead_letters
 _AUDIT: Final = tables.outbox_audit
 _KEYS: Final = tables.outbox_idempotency
+_SAGAS: Final = tables.outbox_sagas
+_ENDED: Final = (Status.COMPLETED.value, Status.COMPENSATED.value)
 
 #: the tables that grow with time, and are kept for as long as `Retention` says
-PRUNED: Final = ("outbox_ledger", "inbox_messages", "dead_letters", "outbox_audit", "outbox_idempotency")
+PRUNED: Final = (
+    "outbox_ledger",
+    "inbox_messages",
+    "dead_letters",
+    "outbox_audit",
+    "outbox_idempotency",
+    "outbox_sagas",
+)
 
 
 def prune(
@@ -36,8 +45,8 @@ def prune(
     Transaction: joins the caller's; does not commit. Call it again while a count reaches the limit.
     Guarantee: the inbox row of an open dead letter stays, however old: without it a redelivery would take effect.
 
-    Writes: ``outbox_ledger``, ``inbox_messages``, ``dead_letters``, ``outbox_audit``, and ``outbox_idempotency``, whose
-    rows say themselves when they expire. Index used: those on the times.
+    Writes: ``outbox_ledger``, ``inbox_messages``, ``dead_letters``, ``outbox_audit``, ended ``outbox_sagas``, and
+    ``outbox_idempotency``, whose rows say themselves when they expire. Index used: those on the times.
 
     Args:
         connection: the caller's.
@@ -54,11 +63,36 @@ def prune(
 def prune_table(connection: Connection, retention: Retention, name: str, *, limit: int) -> int:
     """Deletes at most ``limit`` old rows of one table, but none that others have locked; returns how many.
 
+    A login that may not delete has them deleted by ``outboxkit_prune``, a function of the tables' owner, if it may call
+    that; the function keeps what is younger than a floor of its own.
+
     Transaction: joins the caller's; does not commit.
     Guarantee: as `prune`.
     """
     table, old = next((table, old) for table, old in _due(retention).items() if table.name == name)
+    if connection.dialect.name == "postgresql" and not connection.execute(_MAY_DELETE, {"relation": name}).scalar():
+        asked = {"relation": name, "kept": _kept(retention)[name], "limit": limit}
+        return int(connection.execute(_ASK, asked).scalar_one())
     return _delete(connection, table, old, limit)
+
+
+#: A lock needs the right to UPDATE.
+_MAY_DELETE: Final = text(
+    "SELECT has_table_privilege(:relation, 'DELETE') AND has_table_privilege(:relation, 'UPDATE')"
+)
+_ASK: Final = text("SELECT outboxkit_prune(:relation, :kept, :limit)").bindparams(bindparam("kept", type_=Interval))
+
+
+def _kept(retention: Retention) -> dict[str, timedelta]:
+    """How long the rows of each table are kept; a key says by itself when it expires."""
+    return {
+        "outbox_ledger": retention.ledger,
+        "inbox_messages": retention.inbox,
+        "dead_letters": retention.dead_letters,
+        "outbox_audit": retention.audit,
+        "outbox_idempotency": timedelta(0),
+        "outbox_sagas": retention.sagas,
+    }
 
 
 def _due(retention: Retention) -> dict[Table, ColumnElement[bool]]:
@@ -69,6 +103,7 @@ def _due(retention: Retention) -> dict[Table, ColumnElement[bool]]:
         _LETTERS: _older(_LETTERS.c.closed_at, retention.dead_letters),
         _AUDIT: _older(_AUDIT.c.at, retention.audit),
         _KEYS: _KEYS.c.expires_at < database_now(),
+        _SAGAS: and_(_older(_SAGAS.c.updated_at, retention.sagas), _SAGAS.c.status.in_(_ENDED)),
     }
 
 

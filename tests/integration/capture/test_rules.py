@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Column, Engine, String, Table, create_engine, insert, sql, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    LargeBinary,
+    String,
+    Table,
+    create_engine,
+    insert,
+    sql,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit import migrations, tables
@@ -57,6 +69,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("inbox_messages", {"consumer": "x" * 256}),
     ("outbox_schemas", {"role": "onlooker"}),
 ]
+RULES = ("23514", "22001")  # SQLSTATE of a constraint, and of VARCHAR(n)
 FOREVER = ["infinity", "-infinity", "0044-03-15 00:00:00+00 BC", "20000-01-01 00:00:00+00"]
 NO_INSTANT = ["infinity", "never", "20000-01-01 00:00:00.000000", "2026-02-31 00:00:00.000000", "2026-01-01", "0000-01-01 00:00:00"]  # noqa: E501  # fmt: skip
 
@@ -73,6 +86,46 @@ def engine(empty: Engine) -> Engine:
     with empty.begin() as connection:
         migrations.upgrade(connection)
     return empty
+
+
+def _long(table: Table) -> list[Column[Any]]:
+    """The columns of a table's indexes and of its primary key that are as long as somebody makes them."""
+    indexed = {column.name for index in table.indexes for column in index.columns} | set(
+        table.primary_key.columns.keys()
+    )
+    for column in table.c:
+        if column.name in indexed and column.computed is not None:
+            indexed |= set(re.findall(r"\w+", str(column.computed.sqltext)))
+    free = [column for column in table.c if column.computed is None and isinstance(column.type, String | LargeBinary)]
+    return [column for column in free if column.name in indexed and column.name != "role"]
+
+
+def _incompressible(column: Column[Any], size: int) -> bytes | str:
+    """Bytes, or text of four bytes a character where characters are counted, that no compression makes shorter."""
+    chance = Random(size)
+    if isinstance(column.type, LargeBinary):
+        return chance.randbytes(size)
+    wide = isinstance(column.type, String) and column.type.length is not None
+    return "".join(chr(chance.randrange(0x10000, 0x1F000) if wide else chance.randrange(33, 127)) for _ in range(size))
+
+
+def _refused_by(engine: Engine, table: Table, values: dict[str, Any]) -> tuple[str, str]:
+    """Code and text of the database's refusal; empty when it takes the row."""
+    required = [one for one in table.c if not one.nullable and one.server_default is None and one.identity is None]
+    plain = sql.table(table.name, *(sql.column(one.name, one.type) for one in table.c))
+    filled = {one.name: _typed(one) for one in required} | values
+    with engine.connect() as connection:
+        try:
+            connection.execute(insert(plain).values(filled))
+        except DBAPIError as error:
+            return getattr(error.orig, "sqlstate", None) or "refused", str(error.orig)
+    return "", ""
+
+
+def _typed(column: Column[Any]) -> Any:
+    """A value as Python has it, which keeps the rules of its column."""
+    by_type = {"Instant": NOW, "Uuid": uuid4(), "Array": [], "LargeBinary": b"", "JSON": []}
+    return by_type.get(type(column.type).__name__, _anything(column))
 
 
 def refused(engine: Engine, table: str, values: dict[str, Any]) -> str:
@@ -150,6 +203,27 @@ def _anything(column: Column[Any]) -> Any:
     }
     default = by_type.get(type(column.type).__name__, "1" if isinstance(column.type, String) else 1)
     return fixed.get(column.name, default)
+
+
+def test_no_row_is_too_long_for_an_index(postgres_engine: Engine) -> None:
+    """A value is taken, or a rule names its column: an index never refuses a row."""
+    too_long = []
+    for table in tables.METADATA.sorted_tables:
+        longest = {column.name: _longest(postgres_engine, table, column) for column in _long(table)}
+        if longest and (reason := _refused_by(postgres_engine, table, longest)[1]):
+            too_long.append((table.name, reason))
+
+    assert too_long == []
+
+
+def _longest(engine: Engine, table: Table, column: Column[Any]) -> bytes | str:
+    for size in (9_000, 2_700, 1_024, 255, 249, 100, 64, 16, 10, 8):
+        value = _incompressible(column, size)
+        state, reason = _refused_by(engine, table, {column.name: value})
+        if state not in RULES:
+            assert not state, f"{table.name}.{column.name} of {size:,}: {reason}"
+            return value
+    pytest.fail(f"{table.name}.{column.name} takes nothing")
 
 
 def test_rows_from_before_a_rule_stay_and_are_told(empty: Engine) -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, func, insert, select, text
 
-from outboxkit import outbox, tables
+from outboxkit import dead_letters, outbox, tables
 from outboxkit.brokers import memory, open_publisher
 from outboxkit.headers import pack_headers
 from outboxkit.outbox import pauses
@@ -200,6 +200,22 @@ def test_a_row_that_the_database_cannot_move_is_buried_and_the_others_are_moved(
         found = dict(connection.execute(select(LETTERS.c.payload, LETTERS.c.failure)).all())
     engine.dispose()
     assert {bytes(payload): failure for payload, failure in found.items()} == {b"x": "invalid", b"2": "rejected"}
+
+
+def test_a_message_whose_id_is_longer_than_an_index_entry_is_buried_under_its_rows(engine: Engine) -> None:
+    name = random.Random(7).randbytes(6_000).hex()
+    bad = _stored(headers=pack_headers((("ce_id", name.encode()), ("ce_type", b"order.placed"))))
+    _write_bad(engine, bad)
+    write(engine, message(1, key="other"))
+    publisher = ScriptedPublisher()
+    publisher.refuse = lambda row: Failure.INVALID if row.payload == b"bad" else None
+
+    with relaying(engine, publisher, RelayConfig(retry=QUICK)):
+        until(lambda: count(engine, LETTERS) == 1 and len(publisher.accepted) == 1)
+
+    with engine.connect() as connection:
+        (letter,) = dead_letters.find(connection, dead_letters.Filter(message_id=str(bad["message_id"])))
+    assert (letter.headers, letter.payload) == (bad["headers"], b"bad")
 
 
 def test_an_unreadable_pause_is_left_alone_and_the_others_are_obeyed(engine: Engine) -> None:

@@ -11,8 +11,10 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
-from outboxkit import outbox, tables
+from outboxkit import dead_letters, outbox, tables
+from outboxkit.consumer import retries
 from outboxkit.rows import Evidence, Part, Reading, Row
 from tests.integration.relay.plans import explained, looked_at_in_vain
 from tests.integration.relay.world import engine_for
@@ -25,6 +27,19 @@ FILL = f"""
     INSERT INTO outbox_messages (shard, message_id, topic, type, kind, payload, headers, content_type, occurred_at)
     SELECT mod(n, 64), gen_random_uuid(), 'orders', 'order.placed', 'event', '{{}}', '', 'application/json', now()
     FROM generate_series(1, {ROWS}) AS n
+"""
+MANY = 5_000
+LETTERS = f"""
+    INSERT INTO dead_letters (id, side, consumer, topic, message_id, type, kind, headers, failure, stage, error_class,
+        error, attempts, "group")
+    SELECT gen_random_uuid(), 'consumer', 'billing', 'orders', 'id ' || n, 't', 'event', '',
+        'poison', 'decode', 'E', '', 1, 'g'
+    FROM generate_series(1, {MANY}) AS n
+"""
+WAITING = f"""
+    INSERT INTO inbox_waiting (consumer, topic, key, headers, origin, partition, "offset", reason)
+    SELECT 'billing', 'orders', convert_to('key ' || n, 'UTF8'), '', '', 0, n, 'follower'
+    FROM generate_series(1, {MANY}) AS n
 """
 STATISTICS = {
     "of an empty table": ["VACUUM ANALYZE outbox_messages", FILL],
@@ -60,6 +75,23 @@ def test_what_is_settled_and_read_is_found_without_looking_at_the_rest(engine: E
         with explained(settler) as plans:
             assert outbox.remove(settler, uuid4(), [_evidence(page.rows)]) == TAKEN
         assert looked_at_in_vain(plans) <= TAKEN
+
+
+def test_letters_are_found_by_their_id_and_waiting_deliveries_by_their_key(engine: Engine) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in (LETTERS, WAITING, "ANALYZE dead_letters", "ANALYZE inbox_waiting"):
+            connection.exec_driver_sql(statement)
+        session = Session(connection)
+        for _ in range(12):  # a driver prepares what is repeated, and the server would keep a plan
+            dead_letters.find(connection, dead_letters.Filter(message_id="nobody"))
+            retries.promote(session, "billing", ("orders", b"nobody"))
+        with explained(connection) as plans:
+            (letter,) = dead_letters.find(connection, dead_letters.Filter(message_id="id 77"))
+            assert retries.keys_waiting(session, "billing", {("orders", b"key 77")}) == {("orders", b"key 77")}
+            retries.promote(session, "billing", ("orders", b"key 77"))
+
+    assert letter.message_id == "id 77"
+    assert looked_at_in_vain(plans) < MANY // 100
 
 
 def _next(last: int, snapshot: str) -> Reading:

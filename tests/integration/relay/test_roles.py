@@ -7,14 +7,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, update
+from sqlalchemy import Engine, event, text, update
+from sqlalchemy.exc import ProgrammingError
 
 from outboxkit import outbox, tables
 from outboxkit.migrations.roles import GRANTS, create_roles
 from outboxkit.policy import Failure, Order, RetryPolicy, full_jitter
 from outboxkit_relay.core.state import RelayConfig
+from outboxkit_relay.settings import Retention
+from outboxkit_relay.store import retention
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
+KEPT = Retention()
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=1))
 
 
@@ -34,18 +38,102 @@ def owner(database_url: str) -> Iterator[tuple[Engine, str]]:
     engine.dispose()
 
 
-def test_a_relay_publishes_retries_buries_and_releases_as_its_role(
-    owner: tuple[Engine, str], database_url: str
-) -> None:
-    engine, prefix = owner
-    restricted = engine_for(database_url)
+@pytest.fixture
+def restricted(owner: tuple[Engine, str], database_url: str) -> Iterator[Engine]:
+    """The engine of a login that is a relay and nothing else."""
+    engine = engine_for(database_url)
 
-    @event.listens_for(restricted, "connect")
+    @event.listens_for(engine, "connect")
     def become(connection: Any, _record: object) -> None:
-        connection.execute(f"SET ROLE {prefix}relay")
+        connection.execute(f"SET ROLE {owner[1]}relay")
         connection.commit()
 
-    restricted.dispose()
+    engine.dispose()  # what is open was the owner's
+    yield engine
+    engine.dispose()
+
+
+MIXED = {
+    "outbox_ledger": """
+        INSERT INTO outbox_ledger (relay, topic, published_at, outcome, min_id, max_id, ids, partitions, offsets)
+        SELECT gen_random_uuid(), at::text, at, 'published', gen_random_uuid(), gen_random_uuid(), '{}', '{}', '{}'
+        FROM ages""",
+    "outbox_audit": "INSERT INTO outbox_audit (who, action, target) SELECT 'ana', 'x', at::text FROM ages",
+    "outbox_idempotency": "INSERT INTO outbox_idempotency (scope, key, expires_at) SELECT 's', at::text, at FROM ages",
+    "inbox_messages": """
+        INSERT INTO inbox_messages (consumer, message_id, handled_at)
+        SELECT 'billing', at || ' ' || n, at FROM ages, generate_series(1, 2) AS n""",
+    "dead_letters": """
+        INSERT INTO dead_letters (id, side, consumer, topic, message_id, type, kind, headers, failure, stage,
+            error_class, error, attempts, "group", closed_at)
+        SELECT gen_random_uuid(), 'consumer', 'billing', 't', at || ' ' || n, 't', 'event', '', 'poison', 'decode', 'E',
+            '', 1, 'g', CASE n WHEN 1 THEN at END
+        FROM ages, generate_series(1, 2) AS n""",
+    "outbox_sagas": """
+        INSERT INTO outbox_sagas (saga, key, version, status, step, at, number, tries, done, undo, state, history,
+            updated_at)
+        SELECT status, ages.at::text, 1, status, '', 0, 0, 0, '[]', '[]', '', '[]', ages.at
+        FROM ages, unnest(ARRAY['running', 'compensating', 'completed', 'compensated', 'stuck']) AS status""",
+}
+AGES = "SELECT clock_timestamp() - n * interval '1 hour' AS at FROM unnest(ARRAY[1, 2, 3, 10001, 10002, 10003]) AS n"
+
+
+def _filled(engine: Engine) -> None:
+    """Rows of each kind, three that are hours old and three that are a year old."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TEMPORARY TABLE ages ON COMMIT DROP AS {AGES}")
+        for statement in MIXED.values():
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("UPDATE outbox_audit SET at = target::timestamptz")  # a trigger has written the time
+
+
+def test_a_relay_cleans_up_as_its_role_what_the_owner_would(owner: tuple[Engine, str], restricted: Engine) -> None:
+    assert set(MIXED) == set(retention.PRUNED)
+    _filled(owner[0])
+    with owner[0].connect() as connection:
+        expected = {name: retention.prune_table(connection, KEPT, name, limit=100) for name in retention.PRUNED}
+        connection.rollback()
+    assert min(expected.values()) > 0
+
+    with restricted.begin() as connection:
+        assert retention.prune_table(connection, KEPT, "outbox_ledger", limit=2) == 2
+    with restricted.begin() as connection:
+        found = {name: retention.prune_table(connection, KEPT, name, limit=100) for name in retention.PRUNED}
+    assert found == expected | {"outbox_ledger": expected["outbox_ledger"] - 2}
+
+
+def test_a_relay_leaves_what_another_transaction_holds(owner: tuple[Engine, str], restricted: Engine) -> None:
+    _filled(owner[0])
+    with owner[0].begin() as holding, restricted.begin() as connection:
+        holding.exec_driver_sql("SELECT 1 FROM outbox_audit FOR UPDATE")
+        assert retention.prune_table(connection, KEPT, "outbox_audit", limit=100) == 0
+
+
+@pytest.mark.parametrize(
+    ("relation", "kept"),
+    [
+        ("outbox_audit", "29 days"),
+        ("inbox_messages", "23 hours"),
+        ("dead_letters", "1 hour"),
+        ("outbox_ledger", "0"),
+        ("outbox_messages", "1000 days"),
+        ("outbox_version", "1000 days"),
+        ("outbox_audit", None),
+        (None, "1000 days"),
+    ],
+)
+def test_no_relay_deletes_what_is_young_or_on_its_way(
+    owner: tuple[Engine, str], restricted: Engine, relation: str | None, kept: str | None
+) -> None:
+    _filled(owner[0])
+    with restricted.begin() as connection, pytest.raises(ProgrammingError, match="a relay does not delete"):
+        connection.execute(text("SELECT outboxkit_prune(:relation, :kept, 9)"), {"relation": relation, "kept": kept})
+
+
+def test_a_relay_publishes_retries_buries_and_releases_as_its_role(
+    owner: tuple[Engine, str], restricted: Engine
+) -> None:
+    engine = owner[0]
     publisher = ScriptedPublisher()
     publisher.refuse = lambda row: Failure.REJECTED if row.payload == b"0" else None
     with engine.begin() as connection:
@@ -61,4 +149,3 @@ def test_a_relay_publishes_retries_buries_and_releases_as_its_role(
 
     assert sorted(int(row.payload) for row in publisher.accepted) == [1, 2, 7, 9]
     assert count(engine, tables.outbox_relays) == 0
-    restricted.dispose()

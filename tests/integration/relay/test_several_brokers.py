@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine
 
-from outboxkit import tables
+from outboxkit import dead_letters, outbox, tables
 from outboxkit.brokers import memory
 from outboxkit.errors import ConfigurationError
 from outboxkit_relay import load
@@ -21,7 +22,15 @@ from tests.deadlines import DEADLINE
 from tests.integration.relay.world import count, message, until, write
 
 
-def _settings(tmp_path: Path, engine: Engine, first: str, second: str, *, pattern: str = "payments.*") -> Settings:
+def _settings(
+    tmp_path: Path,
+    engine: Engine,
+    first: str,
+    second: str,
+    *,
+    pattern: str = "payments.*",
+    allowed: tuple[str, ...] = (),
+) -> Settings:
     file = tmp_path / f"{uuid4().hex}.toml"
     file.write_text(
         f"""
@@ -33,6 +42,7 @@ def _settings(tmp_path: Path, engine: Engine, first: str, second: str, *, patter
         broker = "bank"
         [relay]
         lease = "2s"
+        allowed_destinations = {list(allowed)}
         """
     )
     return load(file)
@@ -104,6 +114,50 @@ def test_a_relay_with_another_routing_is_refused_by_a_line_that_names_both(engin
 
     assert "payments.*" in str(refused.value)
     assert "pay.*" in str(refused.value)
+
+
+def test_a_broker_that_moves_to_another_host_is_the_same_broker(engine: Engine, tmp_path: Path) -> None:
+    """Routing is by names: relays may be told of the new address one after the other."""
+    before = _settings(tmp_path, engine, uuid4().hex, uuid4().hex)
+    after = _settings(tmp_path, engine, uuid4().hex, uuid4().hex)
+    with _running(before) as one, _running(after) as other:
+        until(lambda: one.daemon.stats is not None and one.daemon.stats.shards == tables.SHARDS // 2)
+        until(lambda: other.daemon.stats is not None and other.daemon.stats.shards == tables.SHARDS // 2)
+
+
+def test_a_message_for_a_destination_that_is_not_allowed_is_dead_and_reaches_no_broker(
+    engine: Engine, tmp_path: Path
+) -> None:
+    first, second = uuid4().hex, uuid4().hex
+    memory.exchange(first).missing.add("secrets")
+    write(
+        engine, message(1), message(2, topic="secrets"), message(3, topic="payments.eu"), message(4, topic="payments")
+    )
+    with engine.begin() as connection:
+        outbox.schedule(connection, [(message(5, topic="secrets", key=None), timedelta(milliseconds=1))])
+
+    with _running(_settings(tmp_path, engine, first, second, allowed=("orders", "payments.*"))) as built:
+        until(lambda: count(engine, tables.dead_letters) == 3)
+        until(lambda: count(engine, tables.outbox_messages) == count(engine, tables.outbox_waiting) == 0)
+        assert built.daemon.stats is not None
+        assert built.daemon.stats.unavailable == ()
+
+    assert (_sent(first, "orders"), _sent(second, "payments.eu")) == ([b"1"], [b"3"])
+    assert _sent(first, "secrets") == _sent(first, "payments") == []
+    with engine.connect() as connection:
+        found = dead_letters.find(connection, dead_letters.Filter())
+    assert sorted(letter.payload or b"" for letter in found) == [b"2", b"4", b"5"]
+    assert {letter.error for letter in found} == {"its destination is not one of relay.allowed_destinations"}
+
+
+def test_a_relay_with_other_allowed_destinations_is_refused(engine: Engine, tmp_path: Path) -> None:
+    """It would bury what the others publish."""
+    first, second = uuid4().hex, uuid4().hex
+    with _running(_settings(tmp_path, engine, first, second, allowed=("orders",))) as built:
+        until(lambda: built.daemon.stats is not None and built.daemon.stats.joined)
+        other = build_relay(_settings(tmp_path, engine, first, second, allowed=("orders", "payments.*")))
+        with other, pytest.raises(ConfigurationError, match=r"and only orders, payments\.\*.*and only orders:"):
+            other.run(threading.Event())
 
 
 def test_relays_with_one_routing_share_the_work(engine: Engine, tmp_path: Path) -> None:

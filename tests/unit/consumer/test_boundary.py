@@ -12,7 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from outboxkit import tables
+from outboxkit.brokers import Delivery
 from outboxkit.brokers.memory import MemorySubscriber
+from outboxkit.consumer import crash_marker
 from outboxkit.dead_letters import Stage
 from outboxkit.headers import pack_headers, unpack_headers
 from outboxkit.message import Message
@@ -25,6 +27,15 @@ def with_header(name: str, value: bytes, **others: Any) -> Row:
     row = row_of(order(1, **others))
     kept = [header for header in unpack_headers(row.headers) if header[0] != name]
     return row._replace(headers=pack_headers((*kept, (name, value))))
+
+
+def test_a_delivery_has_a_name_that_fits_into_an_index_whatever_its_topic() -> None:
+    topic = "t" * 8_000
+    placed = [Delivery(topic=topic, key=None, headers=(), payload=b"", origin="", offset=at) for at in (1, 2)]
+    names = [crash_marker.identity(delivery) for delivery in placed]
+
+    assert max(map(len, names)) <= 1_024, "the bound of inbox_suspects"
+    assert len(set(names)) == 2
 
 
 def without_id() -> Row:

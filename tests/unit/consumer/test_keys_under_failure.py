@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import pytest
@@ -125,6 +126,26 @@ async def test_a_repaired_head_takes_the_place_of_the_parked_one(world: Consumer
     await world.run(billing)
 
     assert world.effects() == [1, 2]
+
+
+async def test_keys_of_any_length_wait_and_go_on_each_in_its_own_order(world: ConsumerFixture) -> None:
+    """An index entry has a size, and two long keys may begin alike."""
+    billing = consumer(world, on_dead="park")
+    handles(billing, dies(1))
+    beginning = Random(7).randbytes(8_000).hex()
+
+    world.send(order(1, key=beginning + "a"), order(2, key=beginning + "a"), order(3, key=beginning + "b"))
+    await run_once(world, billing)
+    assert world.effects() == [3]
+    assert reasons(world) == ["parked", "follower"]
+    with world.engine.begin() as connection:
+        (head,) = held.held(connection, "billing", key=(beginning + "a").encode())
+        assert head.followers == 1
+        assert held.held(connection, "billing", key=(beginning + "b").encode()) == []
+        assert quarantine.release(connection, head, by="ana")
+    await world.run(billing)
+
+    assert world.effects() == [3, 2]
 
 
 async def test_a_restart_does_not_release_a_parked_key(world: ConsumerFixture) -> None:

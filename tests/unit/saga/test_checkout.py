@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, delete, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from outboxkit import Consumer, event, migrations, outbox_tables, publish, tables
+from outboxkit import Consumer, DeadLetter, dead_letters, event, migrations, outbox_tables, publish, tables
 from outboxkit.errors import ConfigurationError
 from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.message import Message
@@ -162,6 +162,10 @@ class World:
             await self.harness.deliver(message, consumer=self.consumer)
         return self.left()
 
+    def letters(self) -> list[DeadLetter]:
+        with self.engine.connect() as connection:
+            return dead_letters.find(connection, dead_letters.Filter())
+
     def status(self, key: str = "1") -> Status:
         with self.engine.connect() as connection:
             found = get(connection, "checkout", key)
@@ -216,6 +220,14 @@ async def test_a_step_without_an_answer_is_tried_again_and_then_undone_too(world
     assert world.status() is Status.COMPENSATED
     keys = [message.header("idempotency-key") for message in world.sent if message.type.startswith("card.")]
     assert keys == ["checkout/1/charge", "checkout/1/charge", "checkout/1/charge/undo"]
+
+
+async def test_a_key_that_no_index_can_hold_is_a_dead_letter_with_the_reason(world: World) -> None:
+    assert await world.say(OrderPlaced(10**1_050, 5), "orders") == []
+
+    (letter,) = world.letters()
+    assert (letter.failure, letter.state) == ("poison", "dead")
+    assert letter.error == "order_id, which names an instance of checkout, has 1,051 bytes, at most 1,024 are kept"
 
 
 async def test_answers_that_come_twice_late_or_out_of_turn_change_nothing(world: World) -> None:

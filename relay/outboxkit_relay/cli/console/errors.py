@@ -17,6 +17,7 @@ from outboxkit_relay.exit_codes import Exit
 __all__ = ["report"]
 
 _INTERRUPTED = 130
+_INSUFFICIENT_PRIVILEGE = "42501"  # SQLSTATE
 _EXTRAS = {  # modules that an extra brings; any other belongs to the application that was loaded
     "aio_pika",
     "aiormq",
@@ -71,6 +72,11 @@ def _meant(error: click.UsageError) -> str:
 def _unexpected(error: Exception) -> int:
     driver = getattr(error, "orig", None) or error  # of SQLAlchemy's wrapper the driver's class says more
     state = getattr(driver, "sqlstate", None)
+    if state == _INSUFFICIENT_PRIVILEGE:
+        said = str(driver).partition("\n")[0]  # names of ours, no data
+        return _say(
+            f"the database login lacks a right: {said}; `outboxkit db roles` makes roles that have it", Exit.USAGE
+        )
     what = f"{type(driver).__name__} (SQLSTATE {state})" if state else type(driver).__name__
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         click.echo(redaction.redacted("".join(traceback.format_exception(error))), err=True)

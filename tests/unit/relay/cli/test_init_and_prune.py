@@ -13,6 +13,7 @@ from sqlalchemy import Engine, create_engine, func, inspect, select
 from outboxkit import tables
 from outboxkit._sql import database_now
 from outboxkit.brokers import memory
+from outboxkit_relay.store import retention
 from tests.unit.relay.cli.conftest import Outboxkit
 
 OLD, YOUNG = timedelta(days=400), timedelta(hours=1)
@@ -72,6 +73,14 @@ def _fill(engine: Engine) -> None:
             _letter(engine, connection, closed_at=at, state="replayed")
             expires = {"scope": "s", "key": str(number), "expires_at": at if age is OLD else database_now(OLD)}
             connection.execute(tables.outbox_idempotency.insert().values(**expires))
+            connection.execute(tables.outbox_sagas.insert().values(**_saga(f"{number}", "completed"), updated_at=at))
+
+
+def _saga(key: str, status: str) -> dict[str, object]:
+    return {
+        "saga": "checkout", "key": key, "version": 1, "status": status, "step": "", "at": 0, "number": 0, "tries": 0,
+        "done": [], "undo": [], "state": b"{}", "history": [],
+    }  # fmt: skip
 
 
 def _letter(engine: Engine, connection: object, **values: object) -> str:
@@ -87,11 +96,10 @@ def _letter(engine: Engine, connection: object, **values: object) -> str:
 
 
 def _counts(engine: Engine) -> dict[str, int]:
-    named = ("outbox_ledger", "inbox_messages", "dead_letters", "outbox_audit", "outbox_idempotency")
     with engine.connect() as connection:
         return {
-            n: connection.execute(select(func.count()).select_from(tables.METADATA.tables[n])).scalar_one()
-            for n in named
+            name: connection.execute(select(func.count()).select_from(tables.METADATA.tables[name])).scalar_one()
+            for name in retention.PRUNED
         }
 
 
@@ -106,6 +114,19 @@ def test_prune_deletes_what_is_old_and_nothing_else(outboxkit: Outboxkit, engine
     assert set(untouched.values()) == {2}
     assert set(_counts(engine).values()) == {1}
     assert set(json.loads(outboxkit("prune", "--json").out)["deleted"].values()) == {0}
+
+
+def test_a_saga_that_has_not_ended_outlives_every_retention(outboxkit: Outboxkit, engine: Engine) -> None:
+    open_, ended = ["running", "compensating", "stuck"], ["completed", "compensated"]
+    with engine.begin() as connection:
+        for status in (*open_, *ended):
+            values = _saga(status, status) | {"updated_at": database_now(-OLD)}
+            connection.execute(tables.outbox_sagas.insert().values(**values))
+
+    outboxkit("prune")
+
+    with engine.connect() as connection:
+        assert sorted(connection.execute(select(tables.outbox_sagas.c.status)).scalars()) == sorted(open_)
 
 
 def test_prune_goes_on_until_nothing_old_is_left(
