@@ -22,14 +22,14 @@ from sqlalchemy import and_, delete, func, literal, select
 from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
 from outboxkit.dialects import dialect_of, naming_missing_tables
-from outboxkit.errors import ConfigurationError, LeaseLost
-from outboxkit.headers import from_wire, unpack_headers
+from outboxkit.errors import ConfigurationError, EncodeError, LeaseLost
+from outboxkit.headers import RESERVED_NAMES, from_wire, is_reserved, unpack_headers
 from outboxkit.message import Message
 from outboxkit.outbox.insert import insert_messages, insert_waiting, stored_id
 from outboxkit.rows import UNREADABLE, Evidence, Page, Reading, Row, WaitReason, microseconds, shard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy import ColumnElement, Connection, Dialect
 
@@ -70,7 +70,9 @@ def write(connection: Connection, messages: Sequence[Message]) -> None:
 
     Raises:
         ConfigurationError: the tables are missing or have another version.
+        EncodeError: a header has a name that the library writes itself.
     """
+    _refuse_reserved(messages)
     _require_version(connection)
     with naming_missing_tables():  # they were there when the version was looked at, once for each engine
         if messages:
@@ -82,11 +84,27 @@ def schedule(connection: Connection, messages: Sequence[tuple[Message, datetime 
 
     Transaction: joins the caller's; does not commit.
     Guarantee: as `write`.
+
+    Raises:
+        ConfigurationError: as `write`.
+        EncodeError: as `write`.
     """
+    _refuse_reserved(message for message, _ in messages)
     _require_version(connection)
     with naming_missing_tables():
         if messages:
             insert_waiting(connection, messages)
+
+
+def _refuse_reserved(messages: Iterable[Message]) -> None:
+    """Headers of ours say what happened to a message; a message that was received has some, and is another one now."""
+    for message in messages:
+        for name, _ in message.headers:
+            if is_reserved(name):
+                raise EncodeError(
+                    f"the header {name!r} of a message for {message.topic} is reserved: the library writes "
+                    f"{RESERVED_NAMES} itself; leave it out, or choose another name"
+                )
 
 
 class Original(Protocol):

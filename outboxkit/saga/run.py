@@ -21,7 +21,7 @@ from outboxkit.codecs import codec_named
 from outboxkit.codecs.plain import from_plain
 from outboxkit.errors import ConfigurationError, DecodeError, SagaNotFound
 from outboxkit.events import event, event_type
-from outboxkit.message import Limits, Message
+from outboxkit.message import Message, MessageLimits
 from outboxkit.saga import core, store
 from outboxkit.saga.core import Compensate, Do, Done, Ended, Failed, Happened, Instance, Resume, TimedOut, Undo, Undone
 from outboxkit.saga.declare import Declared, Saga, StepDeclaration
@@ -36,7 +36,7 @@ __all__ = ["compensate", "register", "resume"]
 
 _log: Final = logging.getLogger(__name__)
 
-_MAX_KEY: Final = Limits().key  # bytes; it is the ordering key of the saga's commands, too
+_MAX_KEY: Final = MessageLimits().key  # bytes; it is the ordering key of the saga's commands, too
 IDEMPOTENCY_KEY: Final = "idempotency-key"  #: header of every command: the same for each try of a step
 _MEANINGS: Final[dict[str, Callable[[int], Happened]]] = {"done": Done, "failed": Failed, "compensated": Undone}
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Connection, ForeignKey, create_engine, delete, select
@@ -33,6 +33,7 @@ from outboxkit import (
     event,
     full_jitter,
     migrations,
+    outbox,
     publish,
     send,
     tables,
@@ -43,7 +44,7 @@ from outboxkit.errors import InboxConflict
 from outboxkit.events import event_type
 from outboxkit.guards import CircuitRule
 from outboxkit.headers import unpack_headers
-from outboxkit.message import MessageLimits
+from outboxkit.message import Message, MessageLimits
 from outboxkit.outbox import pauses
 from outboxkit.policy import Followers, duration
 from tests.sqlite_template import copied
@@ -205,6 +206,11 @@ def test_header_names_that_the_library_writes_are_refused_in_every_verb_and_spel
         verb(session, headers={name: "forged"})
     with pytest.raises(ConfigurationError, match="reserved"):
         Outbox(topic="t", headers={name: "forged"})
+    forged = Message(id=str(uuid4()), type="t", topic="t", payload=b"", headers=((name, b"forged"),))
+    with pytest.raises(EncodeError, match="reserved"):
+        outbox.write(session.connection(), [forged])
+    with pytest.raises(EncodeError, match="reserved"):
+        outbox.schedule(session.connection(), [(forged, timedelta(1))])
 
 
 KEYS: list[tuple[Any, bytes]] = [
