@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import api_reference
 import command_reference
+import supply_chain
 
 __all__ = ["DOCS", "pages", "written"]
 
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[..., Iterator[str]]] = {
     "api-root": api_reference.root,
     "commands": command_reference.commands,
     "errors": command_reference.errors_by_code,
+    "licences": supply_chain.licences,
     "settings": command_reference.settings,
 }
 _GENERATED = re.compile(

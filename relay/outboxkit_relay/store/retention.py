@@ -84,7 +84,7 @@ _ASK: Final = text("SELECT outboxkit_prune(:relation, :kept, :limit)").bindparam
 
 
 def _kept(retention: Retention) -> dict[str, timedelta]:
-    """How long the rows of each table are kept; a key says by itself when it expires."""
+    """The time that rows of each table are kept; a key says by itself when it expires."""
     return {
         "outbox_ledger": retention.ledger,
         "inbox_messages": retention.inbox,
