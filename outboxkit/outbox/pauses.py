@@ -146,7 +146,7 @@ def pause(
     time = None if lasts is None else duration(lasts, name="lasts")
     if time is not None and time > _LONGEST:
         raise ConfigurationError(f"a pause lasts at most a year, got {lasts}; without an end it lasts until resumed")
-    connection.execute(delete(_CONTROL).where(_is(target)))
+    connection.execute(delete(_CONTROL).where(_is(connection, target)))
     until = None if time is None else database_now(time)
     values = {"scope": target.scope.value, "target": str(target), "reason": reason, "set_by": by, "until": until}
     connection.execute(insert(_CONTROL).values(**values))
@@ -162,8 +162,8 @@ def resume(connection: Connection, target: Target, *, by: str, why: str = "") ->
 
     Writes: ``outbox_control``, ``outbox_audit``.
     """
-    was = connection.execute(select(_CONTROL.c.id).where(_is(target), _in_force())).first() is not None
-    connection.execute(delete(_CONTROL).where(_is(target)))
+    was = connection.execute(select(_CONTROL.c.id).where(_is(connection, target), _in_force())).first() is not None
+    connection.execute(delete(_CONTROL).where(_is(connection, target)))
     if was:
         _record(connection, "resume", target, by=by, why=why)
     return was
@@ -228,8 +228,11 @@ def pause_set(connection: Connection) -> PauseSet:
     )
 
 
-def _is(target: Target) -> ColumnElement[bool]:
-    return and_(_CONTROL.c.scope == target.scope.value, _CONTROL.c.target == str(target))
+def _is(connection: Connection, target: Target) -> ColumnElement[bool]:
+    """The rows of a target, however they spell it: a program may have written them."""
+    of_scope = select(_CONTROL.c.id, _CONTROL.c.target).where(_CONTROL.c.scope == target.scope.value)
+    rows = connection.execute(of_scope).all()
+    return _CONTROL.c.id.in_([row.id for row in rows if _target(row.id, target.scope, row.target) == target])
 
 
 def _in_force() -> ColumnElement[bool]:

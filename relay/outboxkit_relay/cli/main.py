@@ -23,7 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("outboxkit_relay.demo", "See a relay die, a message fail, and nothing be lost."),
     "demo-broker": ("outboxkit_relay.demo.cluster", "Serve a Kafka-protocol broker in memory, to try things out."),
     "init": ("outboxkit_relay.cli.init", "Create the tables, and what the broker needs."),
-    "db": ("outboxkit_relay.cli.db", "Create, print or check the tables."),
+    "db": ("outboxkit_relay.cli.db", "Create, print or check the tables, and the database roles."),
     "relay": ("outboxkit_relay.cli.relay", "Publish what is in the outbox."),
     "consume": ("outboxkit_relay.cli.consume", "Run the handlers of a consumer until SIGTERM or SIGINT."),
     "status": ("outboxkit_relay.cli.status", "Is anything stuck? Exit code 3 when something is."),

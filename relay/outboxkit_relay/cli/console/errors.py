@@ -39,14 +39,8 @@ _EXTRAS = {  # modules that an extra brings; any other belongs to the applicatio
 
 def report(error: Exception) -> int:
     """Says what went wrong; returns the exit code."""
-    if isinstance(error, click.UsageError):
-        error.show()
-        if meant := _meant(error):
-            click.echo(f"Did you mean {meant}?", err=True)
-        return Exit.USAGE
     if isinstance(error, click.ClickException):
-        error.show()
-        return Exit.FAILED
+        return _show(error)
     if isinstance(error, click.Abort):
         return _INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else Exit.FAILED
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("outboxkit"):
@@ -58,6 +52,17 @@ def report(error: Exception) -> int:
     if isinstance(error, OutboxKitError):
         return _say(error.message, Exit.FAILED)
     return _unexpected(error)
+
+
+def _show(error: click.ClickException) -> int:
+    """Says it as click does, which repeats what was typed."""
+    vars(error)["message"] = redaction.escaped(redaction.redacted(error.message))
+    error.show()
+    if not isinstance(error, click.UsageError):
+        return Exit.FAILED
+    if meant := _meant(error):
+        click.echo(f"Did you mean {meant}?", err=True)
+    return Exit.USAGE
 
 
 def _meant(error: click.UsageError) -> str:
