@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, Table, func, insert, make_url, select, update
+from sqlalchemy import Connection, Engine, Table, func, insert, select, update
 from sqlalchemy.exc import ProgrammingError
 
 from outboxkit import tables
@@ -125,9 +125,9 @@ def test_an_application_records_writers_and_no_reader(postgres_engine: Engine, r
         assert list(connection.scalars(select(schemas.c.role))) == ["writer"]
 
 
-async def test_a_consumer_works_as_a_login_of_its_own(postgres_engine: Engine, roles: str, database_url: str) -> None:
-    url = make_url(database_url).update_query_dict({"options": f"-crole={roles}billing"})
-    owner = ConsumerFixture(database_url)  # makes the application's tables
+async def test_a_consumer_works_as_a_login_of_its_own(postgres_engine: Engine, roles: str) -> None:
+    url = postgres_engine.url.update_query_dict({"options": f"-crole={roles}billing"})
+    owner = ConsumerFixture(postgres_engine.url.render_as_string(hide_password=False))  # makes the application's tables
     with owner.engine.begin() as connection:
         connection.exec_driver_sql(f"GRANT ALL ON effects, effects_id_seq TO {roles}consumer")
     world = ConsumerFixture(url.render_as_string(hide_password=False), has_tables=True)
