@@ -253,11 +253,13 @@ def consumer(world: ConsumerFixture, name: str = "billing", **options: Any) -> C
     return Consumer(name, sessions=world.asynchronous, **{"retry": impatient(), **options})
 
 
-def handles(billing: Consumer, fails: Any = lambda _number, _ctx: None) -> list[tuple[int, int]]:
+def handles(
+    billing: Consumer, fails: Any = lambda _number, _ctx: None, *, topic: str = "orders"
+) -> list[tuple[int, int]]:
     """A handler that makes an effect and then asks `fails`; returns (number, attempt) of each call."""
     calls: list[tuple[int, int]] = []
 
-    @billing.on(OrderPlaced, topic="orders")
+    @billing.on(OrderPlaced, topic=topic)
     async def bill(placed: OrderPlaced, session: AsyncSession, ctx: MessageContext) -> None:
         calls.append((placed.number, ctx.attempt))
         session.add(Effect(message_id=ctx.id, number=placed.number))

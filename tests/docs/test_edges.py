@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
+
+from tests.docs.names import functions_in
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "edges.md"
@@ -17,11 +18,6 @@ NAMED_BY_EDGE = (
     *(ROOT / "tests" / "integration").glob("*/test_*edges.py"),
     ROOT / "tests" / "unit" / "consumer" / "test_bad_inputs.py",
 )
-
-
-def functions_in(file: Path) -> set[str]:
-    tree = ast.walk(ast.parse(file.read_text("utf-8")))
-    return {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 def test_every_edge_fault_and_bad_input_has_a_line_with_tests() -> None:

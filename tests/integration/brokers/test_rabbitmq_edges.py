@@ -24,11 +24,8 @@ from outboxkit.testing.broker_harness import Patience
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import RelayDaemon
 from tests import servers
-from tests.integration.brokers.world import SOON, bound
+from tests.integration.brokers.world import SOON, bound, control
 from tests.integration.relay.world import count, engine_for, message, relaying, until, write
-from tests.servers import rabbitmq as local_node
-from tests.servers.containers import ContainerServer
-from tests.servers.local import LocalServer
 
 ONE_TRY = RetryPolicy(delayed=full_jitter("10ms", cap="50ms", attempts=1))
 
@@ -45,17 +42,6 @@ def publisher(rabbitmq: servers.Server) -> Iterator[Publisher]:
     opened = open_publisher(rabbitmq.url, {"blocked_timeout": "0.2", "confirm_timeout": "1"})
     yield opened
     opened.close()
-
-
-def control(rabbitmq: servers.Server, *command: str) -> None:
-    """Runs rabbitmqctl where the broker runs."""
-    if isinstance(rabbitmq, ContainerServer):
-        code, said = rabbitmq.container.exec_run(["rabbitmqctl", *command])
-        assert code == 0, said
-    elif isinstance(rabbitmq, LocalServer):
-        local_node.control(rabbitmq, *command)
-    else:
-        pytest.fail(f"{rabbitmq.name} was given by {rabbitmq.source}: it cannot be told to raise an alarm")
 
 
 @contextmanager

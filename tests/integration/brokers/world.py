@@ -5,15 +5,30 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
+import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 from pika.adapters.blocking_connection import BlockingChannel
 
 from outboxkit.brokers import Delivery, Subscriber
 from tests import servers
 from tests.deadlines import DEADLINE
+from tests.servers import rabbitmq as local_node
+from tests.servers.containers import ContainerServer
+from tests.servers.local import LocalServer
 
 SOON = timedelta(seconds=2)
 PATIENCE = timedelta(seconds=DEADLINE)
+
+
+def control(rabbitmq: servers.Server, *command: str) -> None:
+    """Runs rabbitmqctl where the broker runs."""
+    if isinstance(rabbitmq, ContainerServer):
+        code, said = rabbitmq.container.exec_run(["rabbitmqctl", *command])
+        assert code == 0, said
+    elif isinstance(rabbitmq, LocalServer):
+        local_node.control(rabbitmq, *command)
+    else:
+        pytest.fail(f"{rabbitmq.name} was given by {rabbitmq.source}: it cannot be told to raise an alarm")
 
 
 def create(kafka: servers.Server, name: str, *, partitions: int = 1, **config: str) -> None:

@@ -19,10 +19,9 @@ from outboxkit_relay.cli.consume import subscriber_of
 from outboxkit_relay.daemon.build import build_relay
 from outboxkit_relay.settings import Settings
 from tests import servers
-from tests.consumer_fixture import ConsumerFixture, order
+from tests.consumer_fixture import ConsumerFixture, consumer, handles, order
 from tests.deadlines import DEADLINE
-from tests.integration.brokers.test_rabbitmq_edges import control
-from tests.integration.consumer.test_brokers import billing_of
+from tests.integration.brokers.world import control
 from tests.integration.relay.world import until, write
 from tests.servers.kafka import scram_address
 
@@ -127,7 +126,8 @@ async def test_a_password_that_is_rotated_in_its_file_lets_relay_and_consumer_in
     monkeypatch.setenv("OUTBOXKIT_BROKER_URL_FILE", str(tmp_path / "broker.url"))
     rotating.set_password("first")
     settings, secret = _settings(database_url, tmp_path, rotating)
-    billing = billing_of(world, topic)
+    billing = consumer(world)
+    handles(billing, topic=topic)
     subscriber = subscriber_of(billing, settings)
     await subscriber.declare(billing.subscription)
     acknowledged = _acknowledged(subscriber)
