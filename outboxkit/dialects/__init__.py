@@ -1,10 +1,10 @@
 """Dialects: what differs between databases, behind one contract.
 
 **Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str``, ``hidden(connection)
--> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]``, ``stored_bytes(column)`` and
-``lock_patience(connection, time)``, a context manager, and one entry point in the group ``outboxkit.dialects`` named
-as SQLAlchemy names the dialect. It passes the dialect conformance suite of ``outboxkit.testing``. Everything that plain
-SQLAlchemy Core says for all databases stays out of here.
+-> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]``, ``stored_bytes(column)``,
+``takes_no_writes(connection) -> str`` and ``lock_patience(connection, time)``, a context manager, and one entry point
+in the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
+``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ __all__ = [
     "schemas",
     "sqlstate_of",
     "stored_bytes",
+    "takes_no_writes",
     "trouble_of",
 ]
 
@@ -249,6 +250,12 @@ def schema_of(connection: Connection) -> str:
 def stored_bytes(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[Any]:
     """A text column as the bytes that are stored, whether they are text or not; any other column as it is."""
     found: ColumnElement[Any] = _module(connection.dialect.name).stored_bytes(column)
+    return found
+
+
+def takes_no_writes(connection: Connection) -> str:
+    """Says why this database takes no writes (``a standby``, ``read-only``); empty when it takes them."""
+    found: str = _module(connection.dialect.name).takes_no_writes(connection)
     return found
 
 

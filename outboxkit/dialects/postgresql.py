@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, Table
 
-__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "stored_bytes"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "stored_bytes", "takes_no_writes"]
 
 _row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
 
@@ -34,10 +34,8 @@ _PING_SECONDS: Final = 3
 _NO_KEPT_PLANS: Final = {"plan_cache_mode": "force_custom_plan"}
 # For the session that reads, see `_statement`.
 _PLANS: Final = text(
-    """
-    SELECT set_config('enable_seqscan', 'off', false), set_config('enable_sort', 'off', false),
-           set_config('max_parallel_workers_per_gather', '0', false), set_config('jit', 'off', false)
-    """,
+    "SELECT set_config('enable_seqscan', 'off', false), set_config('enable_sort', 'off', false), "
+    "set_config('max_parallel_workers_per_gather', '0', false), set_config('jit', 'off', false)"
 )
 
 _LOCK_TIMEOUT: Final = text("SELECT current_setting('lock_timeout')")
@@ -146,19 +144,16 @@ WHERE position = ANY(ARRAY(SELECT position FROM acknowledged))
 
 
 _ROW_SECURITY: Final = text(
-    """
-    SELECT name, row_security_active(name)
-    FROM (VALUES ('outbox_messages'), ('outbox_waiting'), ('outbox_stopped_keys')) AS read (name)
-    """,
+    "SELECT name, row_security_active(name) "
+    "FROM (VALUES ('outbox_messages'), ('outbox_waiting'), ('outbox_stopped_keys')) AS read (name)"
+)
+_READ_ONLY: Final = text(
+    "SELECT CASE WHEN pg_is_in_recovery() THEN 'a standby' "
+    "WHEN current_setting('default_transaction_read_only')::bool THEN 'read-only' ELSE '' END"
 )
 _SCHEMA: Final = text(
-    """
-    SELECT coalesce(
-        (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.oid = to_regclass(:table)),
-        current_schema()
-    )
-    """,
+    "SELECT coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE c.oid = to_regclass(:table)), current_schema())"
 )
 _SCHEMAS: Final = text(
     "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -348,6 +343,11 @@ def dialect() -> PostgreSQL:
 def hidden(connection: Connection) -> list[str]:
     """See `outboxkit.dialects.hidden`: row-level security is active for this role."""
     return [name for name, active in connection.execute(_ROW_SECURITY) if active]
+
+
+def takes_no_writes(connection: Connection) -> str:
+    """See `outboxkit.dialects.takes_no_writes`."""
+    return str(connection.scalar(_READ_ONLY))
 
 
 def schema_of(connection: Connection) -> str:

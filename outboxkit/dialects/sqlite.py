@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
     from sqlalchemy.exc import DBAPIError
 
-__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "stored_bytes"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "stored_bytes", "takes_no_writes"]
 
 _HOT: Final = tables.outbox_messages.c
 _MESSAGE: Final = (_HOT.message_id, _HOT.topic, _HOT.key, _HOT.type, _HOT.kind, _HOT.payload, _HOT.headers)
@@ -194,6 +194,11 @@ def dialect() -> SQLite:
 def hidden(_connection: Connection) -> list[str]:
     """See `outboxkit.dialects.hidden`. A file has no logins."""
     return []
+
+
+def takes_no_writes(_connection: Connection) -> str:
+    """See `outboxkit.dialects.takes_no_writes`. A file that may not be written cannot be opened by a daemon at all."""
+    return ""
 
 
 def schema_of(_connection: Connection) -> str:

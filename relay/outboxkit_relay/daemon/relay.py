@@ -136,14 +136,17 @@ class RelayDaemon:
                     _log.warning("relay.left_unregistered", extra={"relay": str(self._member.id)})
                     return
                 self._wait_for_database(error, stop)
-            except ProgrammingError as error:
-                raise _without_right(error) from error
-            except BaseException:
+            except BaseException as error:
                 self._abandon()
+                if isinstance(error, ProgrammingError):
+                    raise _without_right(error) from error
                 raise
 
     def _abandon(self) -> None:
-        """Lets others take over at once from a relay that ends by a defect: nothing of it is at a broker any more."""
+        """Lets others take over at once from a relay that must end: nothing of it is at a broker any more.
+
+        Its lease would make `outboxkit status` say that somebody is alive.
+        """
         self._publishers.close()
         with suppress(DBAPIError), self._engine.begin() as connection:
             leases.leave(connection, self._member.id)

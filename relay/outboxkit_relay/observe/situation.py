@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from outboxkit import tables
+from outboxkit import dialects, tables
 from outboxkit._sql import database_now, microseconds_of
 from outboxkit.inbox import held
 from outboxkit.outbox import pauses
@@ -107,8 +107,20 @@ def look(connection: Connection, patience: timedelta) -> Situation:
         consumers=consumers,
         parked_at_consumers=inside,
         pauses=in_force,
-        problems=[*problems, *runs.problems(consumers, patience), *_of_keys([*parked, *inside])],
+        problems=[
+            *_of_database(connection),
+            *problems,
+            *runs.problems(consumers, patience),
+            *_of_keys([*parked, *inside]),
+        ],
     )
+
+
+def _of_database(connection: Connection) -> list[str]:
+    """Says that nothing can be published here, whatever runs."""
+    found = dialects.takes_no_writes(connection)
+    mend = "let database_url lead to the primary (host=a,b&target_session_attrs=read-write finds it by itself)"
+    return [f"the database is {found} and takes no writes: nothing is published from here; {mend}"] if found else []
 
 
 def _problems(
