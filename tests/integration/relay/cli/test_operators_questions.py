@@ -19,6 +19,7 @@ from outboxkit_relay import load
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.build import build_relay
 from tests import servers
+from tests.deadlines import DEADLINE
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 from tests.unit.relay.cli.conftest import Done, Outboxkit
 
