@@ -31,9 +31,12 @@ from outboxkit.events import EventType, event_type
 from outboxkit.policy import Followers, RetryPolicy
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
+    from outboxkit.brokers import Credentials
     from outboxkit.dead_letters.letter import DeadLetter
 
 __all__ = ["Consumer", "ConsumerConfig", "MessageContext"]
@@ -73,10 +76,11 @@ class Consumer:
         keep_error_text: letters keep the texts of errors, which may quote data; without it only classes and places.
         start: where a consumer begins that the broker does not know: with all that it has (``earliest``), with what
             comes from now on (``latest``), or at an instant. RabbitMQ knows ``earliest`` only: what is in the queue.
+        credentials: gives the `Login`, or for Kafka the `Token` (OAUTHBEARER), of each new connection to the broker,
+            instead of what its URL says.
 
     Attributes:
         name: as given.
-        counts: what became of messages.
 
     Raises:
         ConfigurationError: an argument that is not one of the above; says which, and what is allowed.
@@ -106,10 +110,10 @@ class Consumer:
         copy_to: DeadLetterTopic | str | None = None,
         keep_error_text: bool = False,
         start: Literal["earliest", "latest"] | datetime = "earliest",
+        credentials: Credentials | None = None,
     ) -> None:
-        _check(name, sessions, retry, resolve)
-        self.name, self._tally = name, Tally()
-        self.counts = self._tally.counts
+        _check(name, sessions, retry, ("resolve", resolve), ("credentials", credentials))
+        self.name, self._tally, self._credentials = name, Tally(), credentials
         self._config: dict[str, Any] = {
             **{"name": name, "sessions": sessions, "resolve": resolve, "start": beginning(start)},  # noqa: PIE800
             "policy": ConsumerPolicy(
@@ -197,6 +201,11 @@ class Consumer:
         """Numbers, durations and standing in this process, as one frozen value; any thread may ask."""
         return self._tally.stats(self.name, self._config["policy"].concurrency)
 
+    @property
+    def counts(self) -> Counter[str]:
+        """Outcomes of messages, since the start of the process."""
+        return self._tally.counts
+
     def resolve_with(self, resolve: Callable[[str], str]) -> None:
         """Takes a look-up of schemas for what the database does not know, unless one was given when it was made."""
         if self._config["resolve"] is None:
@@ -206,6 +215,22 @@ class Consumer:
     def subscription(self) -> Subscription:
         """Topics and queues, under the consumer's name."""
         return self.config.subscription
+
+    def open_subscriber(
+        self, url: str, options: Mapping[str, str] | None = None, *, credentials: Credentials | None = None
+    ) -> Subscriber:
+        """Returns what it receives from; nothing is connected yet.
+
+        Args:
+            url: of the broker.
+            options: client settings by their own names.
+            credentials: the login of each new connection, unless the consumer has credentials of its own.
+
+        Raises:
+            ConfigurationError: the URL or an option is wrong, or an extra is missing.
+        """
+        chosen = self._credentials or credentials
+        return brokers.open_subscriber(url, self.subscription, options, credentials=chosen)
 
     async def run(
         self,
@@ -223,7 +248,7 @@ class Consumer:
             ConfigurationError: the tables are missing, the login was refused, a topic or queue is missing, or the
                 engine is in AUTOCOMMIT mode.
         """
-        subscriber = brokers.open_subscriber(broker, self.subscription, options) if isinstance(broker, str) else broker
+        subscriber = self.open_subscriber(broker, options) if isinstance(broker, str) else broker
         await Run(self.config, subscriber, stop or asyncio.Event()).work()
 
 
@@ -235,7 +260,7 @@ def _topic(copy_to: object) -> DeadLetterTopic | None:
     return DeadLetterTopic(copy_to)
 
 
-def _check(name: object, sessions: object, retry: object, resolve: object) -> None:
+def _check(name: object, sessions: object, retry: object, *functions: tuple[str, object]) -> None:
     """Refuses what would be found out much later."""
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ConfigurationError(f"a consumer needs a name, got {name!r}")
@@ -245,5 +270,6 @@ def _check(name: object, sessions: object, retry: object, resolve: object) -> No
         raise ConfigurationError(f"{name}: retry is a RetryPolicy, not {retry!r}")
     if retry is not None and retry.followers is not None:
         raise ConfigurationError(f"{name}: RetryPolicy(followers=…) is the relay's; a Consumer has on_dead=…")
-    if resolve is not None and not callable(resolve):
-        raise ConfigurationError(f"{name}: resolve is a function of a fingerprint, not {resolve!r}")
+    for argument, function in functions:
+        if function is not None and not callable(function):
+            raise ConfigurationError(f"{name}: {argument} is a function, not {function!r}")

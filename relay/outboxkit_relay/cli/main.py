@@ -25,7 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "init": ("outboxkit_relay.cli.init", "Create the tables, and what the broker needs."),
     "db": ("outboxkit_relay.cli.db", "Create, print or check the tables, and the database roles."),
     "relay": ("outboxkit_relay.cli.relay", "Publish what is in the outbox."),
-    "consume": ("outboxkit_relay.cli.consume", "Run the handlers of a consumer until SIGTERM or SIGINT."),
+    "consume": ("outboxkit_relay.cli.consume", "Run the handlers of consumers until SIGTERM or SIGINT."),
     "status": ("outboxkit_relay.cli.status", "Is anything stuck? Exit code 3 when something is."),
     "doctor": ("outboxkit_relay.cli.diagnose.doctor", "Is this set-up right? Exit code 3 when it is not."),
     "trace": ("outboxkit_relay.cli.diagnose.trace", "What happened to this message, key or conversation?"),

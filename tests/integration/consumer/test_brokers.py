@@ -8,10 +8,11 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit import tables
-from outboxkit.brokers import Batch, open_publisher, open_subscriber
+from outboxkit.brokers import Batch, Login, open_publisher, open_subscriber
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
 from outboxkit.message import Message
@@ -68,6 +69,30 @@ async def test_each_message_takes_effect_once_and_in_order_of_its_key(world: Con
     assert sorted(effects) == list(range(10))
     assert [n for n in effects if n % 2] == [1, 3, 5, 7, 9]
     assert billing.counts["handled"] == 10
+
+
+async def test_credentials_give_the_login_of_each_connection(world: ConsumerFixture, rabbitmq: Server) -> None:
+    topic, asked = f"orders-{uuid4().hex[:8]}", []
+    billing = billing_of(world, topic)
+    await open_subscriber(rabbitmq.url, billing.subscription).declare(billing.subscription)
+    address = make_url(rabbitmq.url)
+
+    def login() -> Login:
+        asked.append(1)
+        return Login(str(address.username), str(address.password))
+
+    trusted = Consumer("billing", sessions=world.asynchronous, credentials=login)
+    stop = asyncio.Event()
+
+    @trusted.on(OrderPlaced, topic=topic)
+    async def bill(placed: OrderPlaced) -> None:
+        stop.set()
+
+    await asyncio.to_thread(publish, rabbitmq.url, topic, [order(1, topic=topic)])
+    await trusted.run(f"amqp://{address.host}:{address.port}/", stop)
+
+    assert asked
+    assert trusted.counts["handled"] == 1
 
 
 async def test_what_was_acknowledged_does_not_come_again_and_the_rest_does(
