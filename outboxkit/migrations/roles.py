@@ -105,7 +105,8 @@ GRANTS: Final[dict[str, dict[str, str]]] = {
     "operator": dict.fromkeys((name for name in tables.METADATA.tables if name not in VIEWS), S),
     "repairer": {
         **dict.fromkeys(tables.METADATA.tables, S),
-        "outbox_messages": SI,
+        "outbox_messages": SID,
+        "outbox_waiting": SD,
         "outbox_control": SIUD,
         "outbox_audit": SI,
         "dead_letters": SI,
@@ -134,6 +135,7 @@ COLUMNS: Final[dict[str, dict[tuple[str, str], tuple[str, ...]]]] = {
     "repairer": {
         ("dead_letters", "UPDATE"): ("state", "closed_at", "replay_to", "replaying_since"),
         ("outbox_stopped_keys", "UPDATE"): ("request", "requested_by"),
+        ("outbox_waiting", "UPDATE"): ("topic", "shard"),
     },
 }
 

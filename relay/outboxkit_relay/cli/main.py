@@ -39,7 +39,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "consumer": ("outboxkit_relay.cli.consumer.commands", "Rename a consumer."),
     "saga": ("outboxkit_relay.cli.saga", "See sagas; send a step again, or undo what was done."),
     "schema": ("outboxkit_relay.cli.schema.commands", "Check, compare and register Avro schemas; look into messages."),
-    "messages": ("outboxkit_relay.cli.messages", "See what waits in the outbox, and cancel what is scheduled."),
+    "messages": ("outboxkit_relay.cli.messages.commands", "See what waits in the outbox; cancel, redirect, give up."),
     "dashboard": ("outboxkit_relay.cli.dashboard.command", "Serve a page that shows what the commands show."),
     "log": ("outboxkit_relay.cli.log", "List what operators did: pauses, replays, discards, everything."),
     "prune": ("outboxkit_relay.cli.prune", "Delete what its retention no longer keeps."),

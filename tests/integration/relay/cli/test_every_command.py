@@ -66,6 +66,9 @@ LINES: dict[str, list[str]] = {
     "prune": ["--dry-run", ""],
     "log": ["", "--action dlq --since 1h", "--by ana"],
     "messages list": ["", "--state scheduled", "--topic payments --limit 1"],
+    "messages show": ["{message}", "{scheduled} --reveal"],
+    "messages redirect": ["{message} --to orders --yes --why x", "--topic payments --to orders --dry-run --why x"],
+    "messages discard": ["{message} --yes --why x", "{scheduled} --dry-run --why x"],
     "messages cancel": ["{scheduled} --yes --why x", "{scheduled} --dry-run --why x"],
 }
 
