@@ -83,7 +83,7 @@ def find(
 
 def _query(ids: Sequence[str], topic: str | None) -> Select[Any]:
     """The wanted rows, the outbox before the waiting room, each in its order."""
-    fresh = select(
+    fresh: Select[Any] = select(
         literal(0).label("room"),
         _HOT.c.position.label("at"),
         _HOT.c.message_id,
@@ -93,8 +93,10 @@ def _query(ids: Sequence[str], topic: str | None) -> Select[Any]:
     )
     waits = _WAITING.c
     is_later = func.coalesce(waits.due_at > database_now(), literal(value=False))
-    waiting = select(literal(1), waits.id, waits.message_id, waits.topic, waits.reason, is_later.label("is_later"))
-    every = union_all(fresh, waiting).subquery().c
+    waiting: Select[Any] = select(
+        literal(1), waits.id, waits.message_id, waits.topic, waits.reason, is_later.label("is_later")
+    )
+    every: Any = union_all(fresh, waiting).subquery().c
     stored = list(map(outbox.stored_id, ids))
     wanted = every.message_id.in_(stored) if topic is None else every.topic == topic
     return select(every).where(wanted).order_by(every.room, every.at)
@@ -190,8 +192,10 @@ def discard(connection: Connection, ids: Sequence[UUID], *, by: str, why: str) -
     """
     found = []
     for row in [one for table in (_HOT, _WAITING) for one in _taken(connection, table, ids, _LETTER)]:
-        stored = Row.stored(row["position"] or 0, *(row[name] for name in _LETTER[1:]), 0, None)
-        letter = dead_letters.of_row(stored, Failure.REJECTED, "an operator gave it up before it was published", 0)
+        values: list[Any] = [row["position"] or 0, *(row[name] for name in _LETTER[1:]), 0, None]
+        letter = dead_letters.of_row(
+            Row.stored(*values), Failure.REJECTED, "an operator gave it up before it was published", 0
+        )
         dead_letters.store(connection, letter)
         dead_letters.discard(connection, [letter.id], by=by, why=why)
         found.append(row)
