@@ -7,6 +7,7 @@ a row taken, which a relay that settles it at the same time waits for: each mess
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,7 +21,6 @@ from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope
 from outboxkit.policy import Failure
 from outboxkit.rows import Row, WaitReason, shard_of
-from outboxkit_relay.observe.sentences import from_text
 from outboxkit_relay.store.stopped_keys import COPIED
 
 if TYPE_CHECKING:
@@ -137,7 +137,12 @@ def _in_hand(connection: Connection, topic: str, rest: timedelta) -> str:
 
 
 def _is_missing(state: str | None, topic: str) -> bool:
-    return any(one.topic == topic and one.failure == Failure.UNKNOWN_TOPIC for one in from_text(state))
+    """True if this relay reports that there is no such destination; another version may write its report otherwise."""
+    try:
+        told = json.loads(state or "[]")
+        return any((one["topic"], one["failure"]) == (topic, Failure.UNKNOWN_TOPIC) for one in told)
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _paused_since(connection: Connection, topic: str) -> datetime | None:
