@@ -95,7 +95,7 @@ async def test_what_comes_again_and_again_has_one_effect(
     world: ConsumerFixture, server: servers.Server, scores: list[str]
 ) -> None:
     topic, redelivered = f"again-{uuid4().hex[:8]}", 0
-    billing = billing_of(world, topic, batch=50)
+    billing = billing_of(world, topic, batch=50, prefetch=MESSAGES)  # a broker hands out no more unacknowledged
     await prepared(server, billing)
     publisher = open_publisher(server.url)
     for start in range(0, MESSAGES, 1_000):

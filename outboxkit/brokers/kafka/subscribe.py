@@ -260,20 +260,20 @@ class KafkaSubscriber:
         if not offsets or self._consumer is None:
             return
         try:
-            results = self._consumer.commit(offsets=offsets, asynchronous=False)
+            # Not in blocking mode: that may wait for a rebalance, which waits for this thread to poll, for ever.
+            self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            self._commit_failed(error.args[0])
-        else:
-            for result in results or ():
-                if result.error is not None:
-                    self._commit_failed(result.error)
+            self._committed(error.args[0], ())
 
-    def _commit_failed(self, error: KafkaError) -> None:
-        if meaning_of(error) is not Meaning.MOVED:
-            self._login.is_renewable()  # while it waited, no refusal of the login was heard; the next poll renews it
-            trouble = error_of(error, self._settings.address, self._subscription.consumer)
-            raise trouble or TransientBrokerError(f"Kafka did not take the offsets: {error.str()} ({error.name()})")
-        _log.info("consumer.commit_after_rebalance", extra={"consumer": self._subscription.consumer})
+    def _committed(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
+        """Hears at a poll what came of a commit. What was not taken comes again, and the inbox knows it."""
+        for failed in filter(None, (error, *(one.error for one in offsets))):
+            if meaning_of(failed) is Meaning.MOVED:
+                _log.info("consumer.commit_after_rebalance", extra={"consumer": self._subscription.consumer})
+            else:
+                trouble = error_of(failed, self._settings.address, self._subscription.consumer)
+                words = f"Kafka did not take the offsets: {failed.str()} ({failed.name()})"
+                self._trouble = trouble or TransientBrokerError(words)
 
     def _rewind(self, deliveries: Sequence[Delivery]) -> None:
         lowest: dict[tuple[str, int], int] = {}
@@ -345,6 +345,7 @@ class KafkaSubscriber:
             "enable.auto.offset.store": False,
             "allow.auto.create.topics": False,
             "error_cb": self._on_error,
+            "on_commit": self._committed,
         }
 
     def _assigned(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
