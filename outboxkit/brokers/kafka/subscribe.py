@@ -85,7 +85,8 @@ class KafkaSubscriber:
         try:
             return await asyncio.wrap_future(taken)
         except asyncio.CancelledError:
-            self._submit(self._take_back, taken)  # nobody will ever acknowledge what this call brings
+            # Nobody will ever acknowledge what this call brings. Not before it has ended: it does jobs while it waits.
+            taken.add_done_callback(partial(self._submit, self._take_back))
             raise
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:

@@ -218,3 +218,19 @@ async def test_what_moved_to_another_member_is_not_committed_by_the_old_one(
     again = await read(successor, len(moved))
     await successor.close()
     assert {delivery.payload for delivery in again} == {delivery.payload for delivery in moved}
+
+
+async def test_a_receive_that_is_cancelled_while_it_waits_holds_nobody_up(kafka: servers.Server, topic: str) -> None:
+    create(kafka, topic)
+    subscriber = open_subscriber(kafka.url, Subscription(consumer=topic, topics=(topic,)))
+    await subscriber.receive(1, timedelta(seconds=1))
+    waiting = asyncio.create_task(subscriber.receive(1, timedelta(seconds=5)))
+    await asyncio.wait([waiting], timeout=1)
+
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    async with asyncio.timeout(60):
+        assert await subscriber.receive(1, timedelta(seconds=1)) == ()
+        await subscriber.close()
