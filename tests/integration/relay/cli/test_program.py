@@ -47,3 +47,23 @@ def test_without_an_extra_one_line_says_what_to_install(missing: str, said: str,
     )
 
     assert (done.returncode, done.stderr) == (2, f"outboxkit: {said}\n")
+
+
+PAGE = Path(__file__).parents[4] / "docs" / "reference" / "cli.md"
+TYPED = {
+    "bash": {"COMP_WORDS": "outboxkit messages re", "COMP_CWORD": "2"},
+    "zsh": {"COMP_WORDS": "outboxkit messages re", "COMP_CWORD": "2"},
+    "fish": {"COMP_WORDS": "outboxkit messages re", "COMP_CWORD": "re"},
+}
+
+
+@pytest.mark.parametrize("shell", TYPED)
+def test_each_shell_completes_commands_by_the_line_of_the_page(shell: str) -> None:
+    def said(what: str, **typed: str) -> str:
+        command = [Path(sys.executable).with_name("outboxkit")]
+        environment = os.environ | typed | {"_OUTBOXKIT_COMPLETE": f"{shell}_{what}"}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    assert f"_OUTBOXKIT_COMPLETE={shell}_source outboxkit" in PAGE.read_text()
+    assert "_outboxkit_completion" in said("source")
+    assert "redirect" in said("complete", **TYPED[shell])
