@@ -171,7 +171,7 @@ def check_grants(patient: Patient) -> Iterator[Finding]:
     relations, privileges = map(list, zip(*wanted, strict=True))
     for row in patient.connection.execute(_LACKING, {"relations": relations, "privileges": privileges}):
         seen = f"this login may not {row.privilege} on {row.relation}, which a {patient.role} does"
-        yield problem("grants", seen, f"GRANT {roles.PREFIX}{patient.role} TO it, or run create_roles again")
+        yield problem("grants", seen, f"GRANT {roles.PREFIX}{patient.role} TO it, or run `outboxkit db roles` first")
     for sentence in roles.foreign_grants(patient.connection):
         seen, _, fix = sentence.partition(": ")
         yield warning("foreign-grants", seen, fix)

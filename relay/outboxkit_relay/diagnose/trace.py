@@ -123,9 +123,13 @@ def _stored(connection: Connection, condition: Condition) -> Iterator[tuple[str,
     for table in _STORES:
         letter = [table.c.id] if table is tables.dead_letters else []
         own_id = [table.c.message_id] if "message_id" in table.c else []
-        columns: list[Any] = [table.c.topic, table.c.key, table.c.headers, *own_id, *letter]
+        times = [table.c.occurred_at] if "occurred_at" in table.c else []
+        columns: list[Any] = [table.c.topic, table.c.key, table.c.headers, *own_id, *letter, *times]
         for row in connection.execute(select(*columns).where(condition(table)).limit(_MAX_ROWS)):
-            yield str(row.id) if letter else "", _read(row, str(row.message_id) if own_id else "")
+            message = _read(row, str(row.message_id) if own_id else "")
+            if times and message.occurred_at is None:
+                message = replace(message, occurred_at=row.occurred_at)
+            yield str(row.id) if letter else "", message
 
 
 def _read(row: Any, known_id: str) -> Message:

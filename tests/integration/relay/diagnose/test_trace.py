@@ -138,6 +138,17 @@ def test_times_go_forward_and_what_is_so_now_comes_last(told: Told) -> None:
     assert set(times[len(past) :]) == {None}
 
 
+def test_what_is_stored_without_a_time_of_its_own_has_that_of_its_row(engine: Engine) -> None:
+    with engine.begin() as connection:
+        outbox.write(connection, [_message(1, occurred_at=None)])
+
+        emitted, waits = trace(connection, "42").steps
+
+    assert emitted.what == "emitted"
+    assert emitted.at is not None
+    assert waits.what == "waits"
+
+
 def test_no_payload_header_or_outcome_is_in_it(told: Told) -> None:
     found = trace(told.connection, "checkout-7")
 
