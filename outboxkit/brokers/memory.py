@@ -33,21 +33,42 @@ from outboxkit.headers import outgoing_headers
 from outboxkit.policy import Failure, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import timedelta
 
     from outboxkit.brokers import Batch, Start, Subscription
     from outboxkit.rows import Row
 
-__all__ = ["FEATURES", "Exchange", "exchange", "publisher", "subscriber"]
+__all__ = ["FEATURES", "Exchange", "Faults", "exchange", "publisher", "subscriber"]
 
 FEATURES: Final = Features(name="memory", order=Order.PIPELINED, evidence=True, max_message_bytes=1_048_588)
 _MESSAGES_IN_FLIGHT: Final = 10_000
 _PARTITION: Final = 0
+_NOWHERE: Final = -1
 _POLL_SECONDS: Final = 0.005  # publishers live in other threads and other loops: looking is simpler than waking
 
 _exchanges: dict[str, Exchange] = {}
 _exchanges_lock = threading.Lock()
+
+
+@dataclass(slots=True, kw_only=True)
+class Faults:
+    """Misbehaviour of a broker, for tests: what real ones do now and then, on demand. Nothing by default.
+
+    Attributes:
+        refuse: says of each message why the broker refuses it (``Failure.UNROUTABLE``, ``Failure.BLOCKED`` …), None
+            when it takes it; so a part of a batch can fail.
+        lost_confirms: of the next ones so many are lost: the message is stored, and its publisher cannot know.
+        lost_acknowledgements: of the next ones so many are lost: the delivery comes again.
+        copies: each message is stored so many times more.
+        disorder: keys are handed out in reverse; the order within a key is kept, as every broker keeps it.
+    """
+
+    refuse: Callable[[Row], Failure | None] = lambda _row: None
+    lost_confirms: int = 0
+    lost_acknowledgements: int = 0
+    copies: int = 0
+    disorder: bool = False
 
 
 @dataclass(slots=True)
@@ -64,11 +85,13 @@ class Exchange:
     Attributes:
         away: while True the broker refuses everything, as if it were down.
         missing: topics that are refused as unknown; every other topic exists.
+        faults: how it misbehaves.
     """
 
     def __init__(self) -> None:
         self.away = False
         self.missing: set[str] = set()
+        self.faults = Faults()
         self._lock = threading.Lock()
         self._log: dict[str, list[Delivery]] = {}  # an offset is an index
         self._consumptions: dict[tuple[str, str], _Consumption] = {}
@@ -117,6 +140,8 @@ class Exchange:
         with self._lock:
             for topic in topics:
                 view = self._view(topic, consumer)
+                if self.faults.disorder:
+                    view.ready = deque(_keys_reversed(view.ready))
                 while view.ready and len(taken) < limit:
                     delivery = replace(view.ready.popleft(), token=object())  # of this hand-out
                     view.handed[_offset(delivery)] = delivery
@@ -135,8 +160,12 @@ class Exchange:
             for delivery in deliveries:
                 handed = self._view(delivery.topic, consumer).handed
                 known = handed.get(_offset(delivery))
-                if known is not None and known.token is delivery.token:
-                    del handed[_offset(delivery)]
+                if known is None or known.token is not delivery.token:
+                    continue
+                del handed[_offset(delivery)]
+                if self._is_lost("lost_acknowledgements"):
+                    view = self._view(delivery.topic, consumer)
+                    view.ready = deque(sorted([replace(delivery, redelivered=True), *view.ready], key=_offset))
 
     def give_back(self, topics: Sequence[str], consumer: str, offsets: Mapping[str, set[int]] | None = None) -> None:
         """Makes what is handed out (all of it, or these offsets by topic) ready again, in order."""
@@ -156,6 +185,23 @@ class Exchange:
                 if view is not None and start != "earliest":
                     view.ready = deque(one for one in view.ready if start != "latest" and _is_since(one, start))
 
+    def store(self, topic: str, row: Row) -> tuple[int, Refusal | None]:
+        """Stores a row as the faults want it; returns its offset, and what its publisher is told instead of it."""
+        failure = self.faults.refuse(row)
+        if failure is not None:
+            return _NOWHERE, Refusal(-1, failure, f"the memory broker was told to refuse it: {failure.value}")
+        offset = self.append(topic, row)
+        for _ in range(self.faults.copies):
+            self.append(topic, row)
+        if self._is_lost("lost_confirms"):
+            return _NOWHERE, Refusal(-1, Failure.INDETERMINATE, "the confirm was lost")
+        return offset, None
+
+    def _is_lost(self, which: str) -> bool:
+        left: int = getattr(self.faults, which)
+        setattr(self.faults, which, max(0, left - 1))
+        return left > 0
+
     def _view(self, topic: str, consumer: str) -> _Consumption:
         place = (topic, consumer)
         if place not in self._consumptions:
@@ -171,6 +217,11 @@ def exchange(name: str) -> Exchange:
 
 def _is_since(delivery: Delivery, start: object) -> bool:
     return isinstance(start, datetime) and delivery.timestamp is not None and delivery.timestamp >= start
+
+
+def _keys_reversed(ready: Collection[Delivery]) -> list[Delivery]:
+    keys = dict.fromkeys(delivery.key for delivery in sorted(ready, key=_offset))
+    return [delivery for key in reversed(keys) for delivery in ready if delivery.key == key]
 
 
 def _offset(delivery: Delivery) -> int:
@@ -190,14 +241,14 @@ class MemoryPublisher:
 
     def publish(self, batch: Batch) -> Future[Receipts]:
         outcome: Future[Receipts] = Future()
-        offsets = [-1] * len(batch.rows)
+        offsets = [_NOWHERE] * len(batch.rows)
         refusals = []
         trouble = self._trouble(batch.destination)  # asked once: a row must not overtake one that was refused
         for index, row in enumerate(batch.rows):
             refusal = trouble or _oversize(row) or _foreign(row)
             if refusal is None:
-                offsets[index] = self._target.append(batch.destination, row)
-            else:
+                offsets[index], refusal = self._target.store(batch.destination, row)
+            if refusal is not None:
                 refusals.append(Refusal(index, refusal.failure, refusal.text))
         partitions = [-1 if offset < 0 else _PARTITION for offset in offsets]
         outcome.set_result(Receipts(partitions, offsets, tuple(refusals)))
