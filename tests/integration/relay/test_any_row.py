@@ -250,6 +250,7 @@ def test_how_far_behind_can_be_asked_whatever_stands_in_the_table(engine: Engine
         assert outbox.lag(connection) == outbox.Lag(oldest=timedelta(0), depth=1)
 
 
+@pytest.mark.timeout(2_400)  # the large count takes minutes
 def test_random_rows_beside_good_ones_hinder_none_of_them(engine: Engine) -> None:
     """Good rows have keys of their own; bad ones draw every column at random."""
     rng, wanted, within = (random.Random(4711), *((100_000, 1_200.0) if PROFILE == "full" else (400, DEADLINE)))
