@@ -28,8 +28,11 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "consume": ("outboxkit_relay.cli.consume", "Run the handlers of consumers until SIGTERM or SIGINT."),
     "status": ("outboxkit_relay.cli.status", "Is anything stuck? Exit code 3 when something is."),
     "doctor": ("outboxkit_relay.cli.diagnose.doctor", "Is this set-up right? Exit code 3 when it is not."),
-    "trace": ("outboxkit_relay.cli.diagnose.trace", "What happened to this message, key or conversation?"),
-    "audit": ("outboxkit_relay.cli.diagnose.audit", "Is every message accounted for? Exit code 3 when not."),
+    "trace": ("outboxkit_relay.cli.diagnose.trace", "Follow a message, a key or a conversation."),
+    "audit": (
+        "outboxkit_relay.cli.diagnose.audit",
+        "Is every message accounted for? Exit code 3 when something contradicts itself.",
+    ),
     "healthcheck": (
         "outboxkit_relay.cli.healthcheck",
         "Is the relay or consumer on this machine well? Exit code 3 when it is not.",
@@ -39,8 +42,14 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "consumer": ("outboxkit_relay.cli.consumer.commands", "Rename a consumer."),
     "saga": ("outboxkit_relay.cli.saga", "See sagas; send a step again, or undo what was done."),
     "schema": ("outboxkit_relay.cli.schema.commands", "Check, compare and register Avro schemas; look into messages."),
-    "messages": ("outboxkit_relay.cli.messages.commands", "See what waits in the outbox; cancel, redirect, give up."),
-    "dashboard": ("outboxkit_relay.cli.dashboard.command", "Serve a page that shows what the commands show."),
+    "messages": (
+        "outboxkit_relay.cli.messages.commands",
+        "See what waits in the outbox; cancel what is scheduled, send elsewhere or give up what is pending.",
+    ),
+    "dashboard": (
+        "outboxkit_relay.cli.dashboard.command",
+        "Serve a page that shows what the commands show, until SIGTERM or SIGINT.",
+    ),
     "log": ("outboxkit_relay.cli.log", "List what operators did: pauses, replays, discards, everything."),
     "prune": ("outboxkit_relay.cli.prune", "Delete what its retention no longer keeps."),
 }
