@@ -8,18 +8,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from sqlalchemy import create_engine, text
 
 from outboxkit_relay.diagnose.audit import Audit, audit
 from tests import servers
 from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ
-from tests.conftest import PROFILE
 from tests.deadlines import DEADLINE
 from tests.faults.brokers import on_brokers
 from tests.faults.traffic import EVIDENCED, LEFT, are_right
 
 KEYS = 20
-KILLS = 30 if PROFILE == "full" else 2
+KILLS = 10
 
 
 class Auditor:
@@ -56,6 +56,7 @@ class Auditor:
         assert not self.errors, self.errors
 
 
+@pytest.mark.full
 @on_brokers("rabbitmq")
 def test_the_audit_holds_at_every_moment_of_a_chaotic_run(
     world: AcceptanceEnvironment, reader: Kafka | RabbitMQ, broker: servers.Server, scores: list[str]

@@ -119,15 +119,13 @@ def test_an_id_tells_the_whole_way_with_what_it_caused(told: Told) -> None:
     assert found.is_whole
 
 
-@pytest.mark.parametrize("name", ["key", "correlation", "trace", "letter", "id"])
-def test_it_is_asked_by_whatever_people_have(told: Told, name: str) -> None:
-    asked = {"key": "42", "correlation": "checkout-7", "trace": TRACE, "letter": told.letter, "id": told.paid.id}
+def test_it_is_asked_by_whatever_people_have(told: Told) -> None:
+    for asked in ("42", "checkout-7", TRACE, told.letter, told.paid.id):
+        found = trace(told.connection, asked)
 
-    found = trace(told.connection, asked[name])
-
-    assert told.paid.id in {message.id for message in found.messages}
-    assert "43" not in {(message.key or b"").decode() for message in found.messages}
-    assert "died" in _words(found, told.paid)
+        assert told.paid.id in {message.id for message in found.messages}, asked
+        assert "43" not in {(message.key or b"").decode() for message in found.messages}, asked
+        assert "died" in _words(found, told.paid), asked
 
 
 def test_times_go_forward_and_what_is_so_now_comes_last(told: Told) -> None:
@@ -157,9 +155,9 @@ def test_no_payload_header_or_outcome_is_in_it(told: Told) -> None:
     assert {message.payload for message in found.messages} == {b""}
 
 
-@pytest.mark.parametrize("asked", ["1", "orders", "shop", str(uuid4()), "%", "", "\\xff", "a\udcff", "a\0b"])
-def test_a_part_of_something_leads_nowhere(told: Told, asked: str) -> None:
-    assert trace(told.connection, asked).steps == ()
+def test_a_part_of_something_leads_nowhere(told: Told) -> None:
+    for asked in ("1", "orders", "shop", str(uuid4()), "%", "", "\\xff", "a\udcff", "a\0b"):
+        assert trace(told.connection, asked).steps == (), asked
 
 
 def test_the_limit_is_said(told: Told) -> None:
