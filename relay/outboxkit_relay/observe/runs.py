@@ -14,6 +14,7 @@ from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
 from outboxkit.rows import UNREADABLE, CutOff, WaitReason, microseconds
 from outboxkit_relay.observe.sentences import ago, sentence_of_consumer
+from outboxkit_relay.words import count
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -142,7 +143,7 @@ def problems(found: Iterable[ConsumerStatus], patience: timedelta) -> Iterator[s
             )
         elif one.overdue and not alive and one.overdue_seconds > patience.total_seconds():
             yield (
-                f"{one.consumer}: {one.overdue:,} messages are due for another try, and nobody runs it: "
+                f"{one.consumer}: {count(one.overdue, 'message')} due for another try, and nobody runs it: "
                 "start it with `outboxkit consume`"
             )
 

@@ -139,7 +139,7 @@ async def test_a_letter_is_replaying_until_its_consumer_has_handled_it(world: Co
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_the_inbox_remembers_a_replay_from_its_own_end_on(world: ConsumerFixture, fails: bool) -> None:
+async def test_the_inbox_remembers_a_replay_from_its_own_end_on(world: ConsumerFixture, *, fails: bool) -> None:
     _, letter = await dead(world)
     long_ago = tables.inbox_messages.update().values(handled_at=database_now(-timedelta(days=10)))
     with world.engine.begin() as connection:

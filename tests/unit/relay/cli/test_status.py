@@ -216,7 +216,7 @@ def test_retries_that_are_due_while_nobody_runs_the_consumer_are_stuck(outboxkit
     _run(engine)
 
     assert stuck.code == 3
-    assert "billing: 1 messages are due for another try, and nobody runs it" in stuck.out
+    assert "billing: 1 message due for another try, and nobody runs it" in stuck.out
     assert outboxkit("status").code == 0
 
 
