@@ -18,6 +18,7 @@ myst_heading_anchors = 4
 exclude_patterns = ["_build", "_ext"]
 source_suffix = {".md": "markdown"}
 html_theme = "furo"
+html_show_copyright = False  # the licence stands in the repository
 html_title = "outboxkit"
 html_copy_source = True
 html_static_path = ["_static"]

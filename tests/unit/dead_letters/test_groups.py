@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -138,12 +138,13 @@ def test_a_deploy_that_moves_lines_splits_no_group(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def accounts() -> Engine:
+def accounts() -> Iterator[Engine]:
     engine = create_engine("sqlite://")
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE account (id INTEGER PRIMARY KEY, iban TEXT UNIQUE, owner TEXT NOT NULL)"))
         connection.execute(text("INSERT INTO account VALUES (1, 'DE1', 'ana')"))
-    return engine
+    yield engine
+    engine.dispose()
 
 
 def test_a_database_error_tells_its_constraint_and_no_value(accounts: Engine) -> None:
