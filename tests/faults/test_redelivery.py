@@ -50,7 +50,8 @@ class Forgetful:
     """A subscriber whose acknowledgements get lost: all that was handed out comes again to the next one."""
 
     def __init__(self, inner: Subscriber, count: int, stop: asyncio.Event) -> None:
-        self._inner, self._left, self._stop = inner, count, stop
+        self._inner, self._count, self._stop = inner, count, stop
+        self._settled: set[bytes | None] = set()
         self.features = inner.features
         self.receive, self.release = inner.receive, inner.release
         self.declare, self.close = inner.declare, inner.close
@@ -60,8 +61,8 @@ class Forgetful:
         return self._inner.assignment
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        self._left -= len(deliveries)
-        if self._left <= 0:
+        self._settled.update(delivery.payload for delivery in deliveries)  # one may come twice in a round, too
+        if len(self._settled) >= self._count:
             self._stop.set()
 
 
