@@ -40,6 +40,7 @@ _HEADERS: Final = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+_STATIC: Final = {"cache-control": "no-cache"}  # kept, and asked for again: the answer is mostly that nothing changed
 _SAFE: Final = ("GET", "HEAD")
 
 
@@ -150,9 +151,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        is_static = scope["path"].removeprefix(scope.get("root_path", "")).startswith("/static/")
+
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                MutableHeaders(scope=message).update(_HEADERS | (_STATIC if is_static else {}))
             await send(message)
 
         request = Request(scope)

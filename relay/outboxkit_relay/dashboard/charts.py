@@ -16,7 +16,7 @@ _MARGIN: Final = 3
 
 def sparkline(values: Sequence[float]) -> Markup:
     """A line over time with an area beneath, from zero to the highest value; the text beside it says the numbers."""
-    points = _points(values if len(values) > 1 else [0.0, *values, *values][-2:])
+    points = _points(values if len(values) > 1 else [*values, *values] or [0.0, 0.0])
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     base = _HEIGHT - _MARGIN
     last = points[-1]

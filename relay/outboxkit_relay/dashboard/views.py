@@ -53,7 +53,7 @@ __all__ = [
     "sagas",
 ]
 
-PAGE: Final = 100  # rows of a list
+PAGE: Final = 80  # rows of a list
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 Query = Mapping[str, str]
