@@ -48,9 +48,11 @@ FILL = {
 def filled(engine: Engine) -> Engine:
     with engine.begin() as connection:
         furnish(connection)
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         for statement in FILL.values():
             connection.execute(text(statement))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("SET statement_timeout = 0")
         for table in LARGE:
             connection.exec_driver_sql(f"VACUUM ANALYZE {table}")
     return engine
