@@ -58,7 +58,9 @@ def filled(engine: Engine) -> Engine:
     return engine
 
 
-def test_no_view_reads_a_large_table_as_a_whole(filled: Engine, record_property: Callable[[str, object], None]) -> None:
+def test_no_view_reads_a_large_table_as_a_whole(
+    filled: Engine, record_testsuite_property: Callable[[str, object], None]
+) -> None:
     """How long each took is in the report (``--junitxml``)."""
     setup = Setup(
         engine=filled,
@@ -88,7 +90,7 @@ def test_no_view_reads_a_large_table_as_a_whole(filled: Engine, record_property:
         for name, (view, query) in looks.items():
             assert scanned(_plans(connection, setup, view, query)) & LARGE == set(), name
             took = min(_seconds(connection, setup, view, query) for _ in range(3))
-            record_property(name, f"{took * 1000:.0f} ms")
+            record_testsuite_property(name, f"{took * 1000:.0f} ms")
 
 
 def _plans(connection: Connection, setup: Setup, view: Any, query: dict[str, str]) -> list[dict[str, Any]]:
