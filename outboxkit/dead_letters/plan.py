@@ -54,6 +54,7 @@ _REPLAYS: Final = tables.dead_letter_replays
 _ITEMS: Final = tables.dead_letter_replay_items
 _LETTERS: Final = tables.dead_letters
 _PORTION: Final = 500
+_FEWEST: Final = 100  # letters that are looked at together: where few are wanted, many may be refused
 _NAMED_IN_AUDIT: Final = 20
 
 
@@ -146,7 +147,7 @@ def draft(connection: Connection, which: Filter | Sequence[UUID], terms: Terms, 
     chosen: list[UUID] = []
     decisions: list[Decision] = []
     eligible = 0
-    for letters in _portions(connection, which):
+    for letters in _portions(connection, which, _PORTION if limit is None else min(_PORTION, max(limit, _FEWEST))):
         for letter, decision in zip(letters, preflight.decide(connection, letters, terms), strict=True):
             if limit is not None and eligible >= limit:
                 return Draft(tuple(chosen), tuple(decisions))
@@ -296,12 +297,12 @@ def health(connection: Connection, replay_id: UUID) -> Health:
 # --- parts -------------------------------------------------------------------------------------------------------
 
 
-def _portions(connection: Connection, which: Filter | Sequence[UUID]) -> Iterator[list[DeadLetter]]:
+def _portions(connection: Connection, which: Filter | Sequence[UUID], size: int) -> Iterator[list[DeadLetter]]:
     """Yields the letters in the original order of each key, some at a time: payloads are large, ids are not."""
     chosen = which.clause() if isinstance(which, Filter) else _LETTERS.c.id.in_(list(which))
     ids = connection.execute(select(_LETTERS.c.id).where(chosen).order_by(*IN_ORDER)).scalars().all()
-    for start in range(0, len(ids), _PORTION):
-        yield in_order(connection, ids[start : start + _PORTION])
+    for start in range(0, len(ids), size):
+        yield in_order(connection, ids[start : start + size])
 
 
 def _carry_out(

@@ -82,7 +82,7 @@ def find(
         limit: at most so many.
         among: looks only among so many of the newest in that state, whatever the table holds.
     """
-    where = _chosen(which, among)
+    where = _chosen(connection, which, among)
     query = select(_LETTERS).where(where).order_by(_LETTERS.c.died_at.desc(), _LETTERS.c.id).limit(limit)
     return [letter_of(row._asdict()) for row in connection.execute(query)]
 
@@ -98,7 +98,7 @@ def ids(connection: Connection, which: Filter, *, among: int | None = None) -> l
         which: a choice of letters.
         among: as in `find`.
     """
-    return list(connection.scalars(select(_LETTERS.c.id).where(_chosen(which, among)).order_by(*IN_ORDER)))
+    return list(connection.scalars(select(_LETTERS.c.id).where(_chosen(connection, which, among)).order_by(*IN_ORDER)))
 
 
 @naming_missing_tables()
@@ -159,7 +159,7 @@ def groups(connection: Connection, which: Filter, *, limit: int = 100, among: in
             # Of a group all these are the same, but for words and lines of code, which any letter may tell.
             *(func.max(_LETTERS.c[name]).label(name) for name in _SAME),
         )
-        .where(_chosen(which, among))
+        .where(_chosen(connection, which, among))
         .group_by(_LETTERS.c.group)
         .subquery()
     )
@@ -174,12 +174,17 @@ def groups(connection: Connection, which: Filter, *, limit: int = 100, among: in
     return [Group(**row) for row in connection.execute(query).mappings()]
 
 
-def _chosen(which: Filter, among: int | None) -> ColumnElement[bool]:
-    """The condition of a filter, or of a filter among the newest letters in its state, found through their index."""
+def _chosen(connection: Connection, which: Filter, among: int | None) -> ColumnElement[bool]:
+    """The condition of a filter, or of a filter among the newest letters in its state.
+
+    Those are bounded by the time of the oldest of them, which the index on state and time tells: a list of their ids
+    would be joined, over a scan of all letters.
+    """
     if among is None:
         return which.clause()
-    newest = select(_LETTERS.c.id).where(Filter(state=which.state).clause())
-    return and_(_LETTERS.c.id.in_(newest.order_by(_LETTERS.c.died_at.desc()).limit(among)), which.clause())
+    newest = select(_LETTERS.c.died_at).where(Filter(state=which.state).clause()).order_by(_LETTERS.c.died_at.desc())
+    since = connection.execute(newest.offset(among - 1).limit(1)).scalar_one_or_none()
+    return which.clause() if since is None else and_(which.clause(), _LETTERS.c.died_at >= since)
 
 
 @naming_missing_tables()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from outboxkit import saga
 from outboxkit.dead_letters import Filter, Group
 from outboxkit.errors import ConfigurationError
+from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Pause
 from outboxkit.saga import SagaRow, Status
 from outboxkit_relay.dashboard import reading
@@ -91,7 +92,7 @@ class Overview:
 
 def overview(connection: Connection, setup: Setup, _: Query) -> Overview:
     """Looks whether anything is stuck, in the words of ``outboxkit status``."""
-    found = situation.look(connection, setup.patience)
+    found = situation.look(connection, setup.patience, handled=False)
     setup.history.add(found.pending, found.oldest.total_seconds())
     sent, deaths = reading.sent(connection, found.now), reading.deaths(connection, found.now)
     letters = reading.open_letters(connection)
@@ -266,17 +267,15 @@ def saga_instance(connection: Connection, _: Setup, given: Query) -> SagaPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlPage:
-    """Pauses of operators, and the relays that obey."""
+    """Pauses of operators."""
 
     pauses: Sequence[Pause]
-    relays: Sequence[Mapping[str, Any]]
     now: datetime
 
 
-def control(connection: Connection, setup: Setup, _: Query) -> ControlPage:
-    """Lists pauses and relays."""
-    found = situation.look(connection, setup.patience)
-    return ControlPage(pauses=found.pauses, relays=found.relays, now=found.now)
+def control(connection: Connection, _: Setup, __: Query) -> ControlPage:
+    """Lists pauses."""
+    return ControlPage(pauses=pauses.pauses(connection), now=reading.now(connection))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,13 +95,18 @@ class ConsumerStatus:
     runs: tuple[Run, ...]
 
 
-def consumers(connection: Connection, now: datetime) -> list[ConsumerStatus]:
+def consumers(connection: Connection, now: datetime, *, handled: bool = True) -> list[ConsumerStatus]:
     """Reads all consumers that the database knows, by their names.
 
     Transaction: joins the caller's; only reads.
+
+    Args:
+        connection: the caller's.
+        now: by the database's clock.
+        handled: also count what their inboxes remember, which reads all of them.
     """
     marks, room = tables.inbox_batches.c, _ROOM.c
-    known = (marks.consumer, room.consumer, _HANDLED.consumer, _RUNS.c.consumer)
+    known = (marks.consumer, room.consumer, _RUNS.c.consumer, *((_HANDLED.consumer,) if handled else ()))
     names = union_all(*(select(column) for column in known)).subquery()
     found, waiting = _runs(connection, now), _waiting(connection, now)
     statuses = []
@@ -111,7 +116,7 @@ def consumers(connection: Connection, now: datetime) -> list[ConsumerStatus]:
         statuses.append(
             ConsumerStatus(
                 consumer=name,
-                handled=_count(connection, _HANDLED.consumer == name, ~_of_a_dead_message()),
+                handled=_count(connection, _HANDLED.consumer == name, ~_of_a_dead_message()) if handled else 0,
                 busy=_count(connection, marks.consumer == name, marks.host != "", marks.expires_at > now),
                 lag=sum(lags) if lags else None,
                 runs=runs,

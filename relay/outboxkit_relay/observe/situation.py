@@ -87,14 +87,19 @@ class Situation:
         return f"{self.pending:,} pending, the oldest for {ago(self.oldest)}" if self.pending else "nothing is pending"
 
 
-def look(connection: Connection, patience: timedelta) -> Situation:
+def look(connection: Connection, patience: timedelta, *, handled: bool = True) -> Situation:
     """Reads what is pending, who publishes and handles, and what is held back; what takes longer is stuck.
 
     Transaction: joins the caller's; reads only.
+
+    Args:
+        connection: the caller's.
+        patience: what takes longer is stuck.
+        handled: also count what inboxes remember, which reads all of them; no problem depends on it.
     """
     now = connection.execute(select(database_now())).scalar_one()
     topics, relays, parked = _topics(connection, now), _relays(connection, now), _parked(connection)
-    in_force, consumers = pauses.pauses(connection), runs.consumers(connection, now)
+    in_force, consumers = pauses.pauses(connection), runs.consumers(connection, now, handled=handled)
     inside = _parked_at_consumers(connection) if any(one.parked for one in consumers) else []
     paused = {one.target.name for one in in_force if one.target.scope is Scope.DESTINATION}
     going = [topic for topic in topics if topic.topic not in paused]

@@ -49,6 +49,7 @@ def looked_at_in_vain(plans: list[dict[str, Any]]) -> int:
 
 
 def scanned(plans: list[dict[str, Any]]) -> set[str]:
-    """Tables that were read from their first row to the last."""
-    found = {str(plan["Relation Name"]) for plan in plans if plan["Node Type"] == "Seq Scan"}
+    """Tables that were read from their first row to the last; a part of a plan that never ran reads nothing."""
+    read = (plan for plan in plans if plan["Node Type"] == "Seq Scan" and plan["Actual Loops"])
+    found = {str(plan["Relation Name"]) for plan in read}
     return found.union(*(scanned(plan.get("Plans", [])) for plan in plans))
