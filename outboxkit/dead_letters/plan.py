@@ -154,7 +154,8 @@ def draft(connection: Connection, which: Filter | Sequence[UUID], terms: Terms, 
             chosen.append(letter.id)
             decisions.append(decision)
             eligible += decision.action != "none"
-    missing = [] if isinstance(which, Filter) else [one for one in dict.fromkeys(which) if one not in set(chosen)]
+    found = set(chosen)
+    missing = [] if isinstance(which, Filter) else [one for one in dict.fromkeys(which) if one not in found]
     decisions += [_missing(one) for one in missing]
     return Draft((*chosen, *missing), tuple(decisions))
 
