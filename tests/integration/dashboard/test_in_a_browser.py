@@ -28,6 +28,7 @@ BARRIERS = "axe.run().then(found => found.violations.map(one => [one.id, one.imp
 TOUR = {
     "overview": "/",
     "messages": "/messages",
+    "trace": "/trace?q=order-9",
     "failures": "/failures",
     "replays": "/replays",
     "quarantine": "/quarantine",
