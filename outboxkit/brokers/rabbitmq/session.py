@@ -20,7 +20,6 @@ __all__ = ["Session", "token_of"]
 
 _PARTITION_KEY = "ce_partitionkey"
 _LAG_SECONDS: Final = 5.0  # between two looks at the queues
-_ANSWER_SECONDS: Final = 5.0
 
 
 class _Token(NamedTuple):
@@ -73,8 +72,9 @@ class Session:
         """Counts what the queues hold, until the channel is lost."""
         with suppress(*TROUBLE):
             while not self.lost:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    found = [await self.channel.get_queue(name) for name in queues]
+                # Without a time limit: a question that is given up costs the channel, and all that it handed out comes
+                # again. The answer stands behind every message that is on its way.
+                found = [await self.channel.get_queue(name) for name in queues]
                 self._queued = sum(queue.declaration_result.message_count or 0 for queue in found)
                 await asyncio.sleep(_LAG_SECONDS)
 
