@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit import tables
-from outboxkit.brokers import Batch, Login, open_publisher, open_subscriber
+from outboxkit.brokers import Batch, Login, Subscription, open_publisher, open_subscriber
 from outboxkit.consumer import Consumer
 from outboxkit.consumer.handlers import MessageContext
 from outboxkit.message import Message
@@ -47,6 +47,12 @@ def publish(url: str, topic: str, messages: list[Message]) -> None:
     assert not receipts.refusals
 
 
+async def declare(url: str, subscription: Subscription) -> None:
+    subscriber = open_subscriber(url, subscription)
+    await subscriber.declare(subscription)
+    await subscriber.close()
+
+
 async def run(world: ConsumerFixture, consumer: Consumer, url: str, fact: Callable[[], bool]) -> Until:
     stop = asyncio.Event()
     settled = lambda: world.count(tables.inbox_waiting) == 0 and fact()  # noqa: E731
@@ -59,7 +65,7 @@ async def run(world: ConsumerFixture, consumer: Consumer, url: str, fact: Callab
 async def test_each_message_takes_effect_once_and_in_order_of_its_key(world: ConsumerFixture, broker: Server) -> None:
     topic = f"orders-{uuid4().hex[:8]}"
     billing = billing_of(world, topic)
-    await open_subscriber(broker.url, billing.subscription).declare(billing.subscription)
+    await declare(broker.url, billing.subscription)
     messages = [order(n, key=f"k{n % 2}", topic=topic, message_id=f"m{n}") for n in range(10)]
 
     await asyncio.to_thread(publish, broker.url, topic, [*messages, *messages])
@@ -74,7 +80,7 @@ async def test_each_message_takes_effect_once_and_in_order_of_its_key(world: Con
 async def test_credentials_give_the_login_of_each_connection(world: ConsumerFixture, rabbitmq: Server) -> None:
     topic, asked = f"orders-{uuid4().hex[:8]}", []
     billing = billing_of(world, topic)
-    await open_subscriber(rabbitmq.url, billing.subscription).declare(billing.subscription)
+    await declare(rabbitmq.url, billing.subscription)
     address = make_url(rabbitmq.url)
 
     def login() -> Login:
@@ -100,7 +106,7 @@ async def test_what_was_acknowledged_does_not_come_again_and_the_rest_does(
 ) -> None:
     topic = f"orders-{uuid4().hex[:8]}"
     billing = billing_of(world, topic)
-    await open_subscriber(broker.url, billing.subscription).declare(billing.subscription)
+    await declare(broker.url, billing.subscription)
 
     await asyncio.to_thread(publish, broker.url, topic, [order(1, topic=topic)])
     first = await run(world, billing, broker.url, lambda: bool(world.effects()))
@@ -113,7 +119,7 @@ async def test_what_was_acknowledged_does_not_come_again_and_the_rest_does(
 async def test_poison_becomes_a_letter_with_the_same_bytes(world: ConsumerFixture, broker: Server) -> None:
     topic = f"orders-{uuid4().hex[:8]}"
     billing = billing_of(world, topic)
-    await open_subscriber(broker.url, billing.subscription).declare(billing.subscription)
+    await declare(broker.url, billing.subscription)
     poison = order(1, topic=topic, payload=bytes(range(256)), headers=(("x", b"\x00\xff"),))
 
     await asyncio.to_thread(publish, broker.url, topic, [poison, order(2, topic=topic)])
