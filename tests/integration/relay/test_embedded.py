@@ -46,6 +46,7 @@ def threads() -> set[str]:
 async def test_it_publishes_while_the_block_runs_and_gives_everything_back(
     loaded: Settings, engine: Engine, name: str
 ) -> None:
+    before = threads()  # a client of an earlier test may take a moment to end
     async with Relay(loaded) as relay:
         end = commit_hooks.on_commit(engine, relay.wake)
         write(engine, message(1))
@@ -55,7 +56,7 @@ async def test_it_publishes_while_the_block_runs_and_gives_everything_back(
 
     assert [one.payload for one in exchange(name).messages("orders")] == [b"1"]
     assert count(engine, tables.outbox_relays) == 0
-    assert threads() == set()
+    assert threads() <= before
 
 
 def test_a_plain_block_works_too(loaded: Settings, engine: Engine, name: str) -> None:
