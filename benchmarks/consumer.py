@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -47,60 +48,62 @@ def subscription(variant: str) -> Any:
 # --- one variant, in a process of its own ------------------------------------------------------------------------
 
 
-async def by_hand(broker: str, database: str, variant: str, count: int) -> float:
-    """The loop that people write; `e` writes effects in batches of 100 and has no inbox."""
-    import psycopg
-
+async def looped(broker: str, variant: str, count: int, write: Callable[[Sequence[Any]], object]) -> float:
+    """The loop that people write: what `write` has committed is acknowledged."""
     from outboxkit.brokers import open_subscriber
 
     subscriber, began, done = open_subscriber(broker, subscription(variant)), 0.0, 0
-    size = 100 if variant.startswith("e") else 1
+    while done < count:
+        deliveries = await subscriber.receive(500, timedelta(seconds=1))
+        began = began or (time.perf_counter() if deliveries else 0.0)
+        write(deliveries)
+        await subscriber.acknowledge(deliveries)
+        done += len(deliveries)
+    ended = time.perf_counter()
+    await subscriber.close()
+    return ended - began
+
+
+async def by_hand(broker: str, database: str, variant: str, count: int) -> float:
+    """On psycopg; `e` writes effects in batches of 100 and has no inbox."""
+    import psycopg
+
+    size, has_inbox = (1, True) if variant.startswith("a") else (100, False)
     with psycopg.connect(database.replace("+psycopg", ""), prepare_threshold=1) as connection:
-        while done < count:
-            deliveries = await subscriber.receive(500, timedelta(seconds=1))
-            began = began or time.perf_counter()
+
+        def write(deliveries: Sequence[Any]) -> None:
             for start in range(0, len(deliveries), size):
                 for delivery in deliveries[start : start + size]:
-                    headers = dict(delivery.headers)
-                    if variant.startswith("a"):
+                    if has_inbox:
+                        headers = dict(delivery.headers)
                         row = (variant, headers["ce_source"].decode(), headers["ce_id"].decode())
                         connection.execute(CLAIM, row)
                     connection.execute(EFFECT, (variant, json.loads(delivery.payload or b"")["number"]))
                 connection.commit()
-            await subscriber.acknowledge(deliveries)
-            done += len(deliveries)
-        ended = time.perf_counter()
-    await subscriber.close()
-    return ended - began
+
+        return await looped(broker, variant, count, write)
 
 
 async def by_hand_on_core(broker: str, database: str, variant: str, count: int) -> float:
-    """The same loop, as users of SQLAlchemy write it."""
+    """The same, as users of SQLAlchemy write it."""
     from sqlalchemy import create_engine, insert
     from sqlalchemy.dialects.postgresql import insert as insert_ignoring
 
     from outboxkit import tables
-    from outboxkit.brokers import open_subscriber
 
-    subscriber, began, done = open_subscriber(broker, subscription(variant)), 0.0, 0
     claim, effect = insert_ignoring(tables.inbox_messages).on_conflict_do_nothing(), insert(effects_table())
     with create_engine(database).connect() as connection:
-        while done < count:
-            deliveries = await subscriber.receive(500, timedelta(seconds=1))
-            began = began or time.perf_counter()
+
+        def write(deliveries: Sequence[Any]) -> None:
             for delivery in deliveries:
                 headers = dict(delivery.headers)
                 row = {"source": headers["ce_source"].decode(), "message_id": headers["ce_id"].decode()}
                 connection.execute(claim, {"consumer": variant, **row})
-                connection.execute(
-                    effect, {"variant": variant, "number": json.loads(delivery.payload or b"")["number"]}
-                )
+                number = json.loads(delivery.payload or b"")["number"]
+                connection.execute(effect, {"variant": variant, "number": number})
                 connection.commit()
-            await subscriber.acknowledge(deliveries)
-            done += len(deliveries)
-        ended = time.perf_counter()
-    await subscriber.close()
-    return ended - began
+
+        return await looped(broker, variant, count, write)
 
 
 async def by_consumer(broker: str, database: str, variant: str, count: int) -> float:

@@ -57,7 +57,7 @@ def licences() -> Iterator[str]:
     yield "| package | version | licence |"
     yield "|---|---|---|"
     for one in packages():
-        yield f"| [{one.name}](https://pypi.org/project/{one.name}/) | {one.version} | {one.licence} |"
+        yield f"| {one.name} | {one.version} | {one.licence} |"
 
 
 def sbom() -> dict[str, Any]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -24,16 +23,17 @@ from outboxkit_relay.observe.consumer import OUTCOMES, ProbedConsumers
 from outboxkit_relay.settings import ProbeSettings
 from tests.consumer_fixture import ConsumerFixture, handles, impatient, order
 from tests.deadlines import DEADLINE
+from tests.probes import ask
 
 
 class Probe:
     """Asks one consumer."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self.port = port
 
     async def get(self, path: str) -> tuple[int, str]:
-        return await asyncio.to_thread(self._get, path)
+        return await asyncio.to_thread(ask, self.port, path)
 
     async def ready(self) -> tuple[int, dict[str, Any]]:
         status, body = await self.get("/readyz")
@@ -56,15 +56,6 @@ class Probe:
             if fact(status, body):
                 return body
             assert time.monotonic() < deadline, body
-
-    def _get(self, path: str) -> tuple[int, str]:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=DEADLINE)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
 
 
 @asynccontextmanager
@@ -207,7 +198,7 @@ async def test_an_event_loop_that_does_not_turn_is_not_alive(
         def block(number: int, _ctx: Any) -> None:
             deadline = time.monotonic() + DEADLINE
             while not answers or answers[-1][0] == 200:
-                answers.append(probe._get("/livez"))
+                answers.append(ask(probe.port, "/livez"))
                 assert time.monotonic() < deadline
 
         handles(billing, block)

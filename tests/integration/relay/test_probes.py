@@ -42,6 +42,7 @@ from outboxkit_relay.observe.stats import MAX_TOPICS, OTHER_TOPICS, RelayStats, 
 from outboxkit_relay.settings import ProbeSettings
 from tests.deadlines import DEADLINE
 from tests.integration.relay.world import count, engine_for, message, relaying, until, write
+from tests.probes import ask
 
 LEASE = timedelta(seconds=2)
 HEALTHY = RelayStats(
@@ -65,19 +66,9 @@ def _serving(engine: Engine, look: Callable[[], RelayStats | None], **changes: A
         yield port
 
 
-def _get(port: int, path: str) -> tuple[int, str]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
-
-
 def _metrics(port: int) -> dict[tuple[str, ...], float]:
     """Values by name and the values of its labels, sorted."""
-    families = text_string_to_metric_families(_get(port, "/metrics")[1])
+    families = text_string_to_metric_families(ask(port, "/metrics")[1])
     return {(s.name, *sorted(s.labels.values())): s.value for family in families for s in family.samples}
 
 
@@ -93,8 +84,8 @@ def test_a_relay_that_publishes_is_alive_and_ready_and_counts(engine: Engine, mo
         _serving(engine, lambda: relay.stats) as port,
     ):
         until(lambda: count(engine, tables.outbox_messages) == 0)
-        until(lambda: _get(port, "/readyz")[0] == 200)
-        assert _get(port, "/livez") == (200, '{"ok": true}\n')
+        until(lambda: ask(port, "/readyz")[0] == 200)
+        assert ask(port, "/livez") == (200, '{"ok": true}\n')
         until(lambda: _metrics(port).get(("outboxkit_relay_published_total", "memory", "orders")) == 5)
         found = _metrics(port)
 
@@ -138,8 +129,8 @@ def test_a_paused_destination_is_named_with_its_reason_and_the_relay_stays_ready
         relaying(engine, open_publisher(f"memory://{name}", {})) as relay,
         _serving(engine, lambda: relay.stats) as port,
     ):
-        until(lambda: "payments" in _get(port, "/readyz")[1])
-        status, body = _get(port, "/readyz")
+        until(lambda: "payments" in ask(port, "/readyz")[1])
+        status, body = ask(port, "/readyz")
         found = _metrics(port)
 
     (paused,) = json.loads(body)["paused"]
@@ -160,20 +151,20 @@ def test_a_relay_whose_database_is_away_is_alive_but_not_ready(engine: Engine, t
         relaying(engine, open_publisher(f"memory://{uuid4().hex}", {})) as relay,
         _serving(engine, lambda: relay.stats) as port,
     ):
-        until(lambda: _get(port, "/readyz")[0] == 200)
+        until(lambda: ask(port, "/readyz")[0] == 200)
         with engine.connect() as connection:
             connection.exec_driver_sql("ALTER TABLE outbox_relays RENAME TO gone")
             connection.commit()
 
-        until(lambda: _get(port, "/readyz")[0] == 503)
+        until(lambda: ask(port, "/readyz")[0] == 503)
 
-        assert json.loads(_get(port, "/readyz")[1])["reason"] == "the database cannot be reached"
-        assert _get(port, "/livez")[0] == 200
+        assert json.loads(ask(port, "/readyz")[1])["reason"] == "the database cannot be reached"
+        assert ask(port, "/livez")[0] == 200
         assert _metrics(port)["outboxkit_relay_ready",] == 0
         with engine.connect() as connection:
             connection.exec_driver_sql("ALTER TABLE gone RENAME TO outbox_relays")
             connection.commit()
-        until(lambda: _get(port, "/readyz")[0] == 200)
+        until(lambda: ask(port, "/readyz")[0] == 200)
 
 
 def test_a_relay_that_has_left_is_not_ready(engine: Engine) -> None:
@@ -181,16 +172,16 @@ def test_a_relay_that_has_left_is_not_ready(engine: Engine) -> None:
         until(lambda: relay.stats and relay.stats.joined)
 
     with _serving(engine, lambda: relay.stats) as port:
-        assert json.loads(_get(port, "/readyz")[1]) == {"ok": False, "reason": "stopping", "paused": []}
+        assert json.loads(ask(port, "/readyz")[1]) == {"ok": False, "reason": "stopping", "paused": []}
 
 
 def test_before_its_first_turn_a_relay_is_alive_and_not_ready(engine: Engine) -> None:
     relay = RelayDaemon(engine, open_publisher(f"memory://{uuid4().hex}", {}), RelayConfig())
 
     with _serving(engine, lambda: relay.stats) as port:
-        assert _get(port, "/livez")[0] == 200
-        assert _get(port, "/readyz")[0] == 503
-        assert _get(port, "/metrics")[0] == 200
+        assert ask(port, "/livez")[0] == 200
+        assert ask(port, "/readyz")[0] == 503
+        assert ask(port, "/metrics")[0] == 200
 
 
 def test_the_daemon_answers_when_a_port_is_set_and_ends_well(tmp_path: Path) -> None:
@@ -203,8 +194,8 @@ def test_the_daemon_answers_when_a_port_is_set_and_ends_well(tmp_path: Path) -> 
     daemon = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=tmp_path)
     try:
         until(lambda: _status(port, "/readyz") == 200)
-        assert _get(port, "/livez")[0] == 200
-        assert "outboxkit_build_info" in _get(port, "/metrics")[1]
+        assert ask(port, "/livez")[0] == 200
+        assert "outboxkit_build_info" in ask(port, "/metrics")[1]
         os.kill(daemon.pid, signal.SIGTERM)
         _, said = daemon.communicate(timeout=DEADLINE)
     finally:
@@ -217,7 +208,7 @@ def test_the_daemon_answers_when_a_port_is_set_and_ends_well(tmp_path: Path) -> 
 
 def _status(port: int, path: str) -> int:
     try:
-        return _get(port, path)[0]
+        return ask(port, path)[0]
     except OSError:
         return 0
 
@@ -238,8 +229,8 @@ def _status(port: int, path: str) -> int:
 )
 def test_what_makes_a_relay_unready(engine: Engine, changes: dict[str, Any], ready: bool, words: str) -> None:  # noqa: FBT001
     with _serving(engine, lambda: _now(**changes)) as port:
-        status, body = _get(port, "/readyz")
-        alive, _ = _get(port, "/livez")
+        status, body = ask(port, "/readyz")
+        alive, _ = ask(port, "/livez")
 
     assert (status == 200) is ready
     assert words in body
@@ -248,7 +239,7 @@ def test_what_makes_a_relay_unready(engine: Engine, changes: dict[str, Any], rea
 
 def test_a_dispatcher_that_does_not_move_is_not_alive(engine: Engine) -> None:
     with _serving(engine, lambda: _now(at=-61.0)) as port:
-        status, body = _get(port, "/livez")
+        status, body = ask(port, "/livez")
 
     assert status == 503
     assert "the dispatcher has not moved for 61 s" in body
@@ -279,7 +270,7 @@ def test_an_address_that_others_reach_is_refused_unless_a_setting_allows_it(engi
 
 def test_an_address_that_others_reach_can_be_allowed(engine: Engine) -> None:
     with _serving(engine, _now, host="0.0.0.0", allow_remote=True) as port:
-        assert _get(port, "/livez")[0] == 200
+        assert ask(port, "/livez")[0] == 200
 
 
 def test_a_port_that_is_taken_is_one_line(engine: Engine) -> None:
@@ -304,8 +295,8 @@ def test_the_daemon_refuses_to_start_where_others_could_read(tmp_path: Path) -> 
 
 def test_unknown_paths_and_methods_change_nothing(engine: Engine) -> None:
     with _serving(engine, _now) as port:
-        assert _get(port, "/")[0] == _get(port, "/livez/x")[0] == 404
-        assert _get(port, "/livez?verbose")[0] == 200
+        assert ask(port, "/")[0] == ask(port, "/livez/x")[0] == 404
+        assert ask(port, "/livez?verbose")[0] == 200
         connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
         connection.request("POST", "/readyz", body=b"{}")
         assert connection.getresponse().status == 501
@@ -318,7 +309,7 @@ def test_clients_that_say_nothing_are_cut_and_never_stand_in_the_way(engine: Eng
         for one in silent[::2]:
             one.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")
 
-        assert {_get(port, path)[0] for path in ("/livez", "/readyz") for _ in range(20)} == {200}
+        assert {ask(port, path)[0] for path in ("/livez", "/readyz") for _ in range(20)} == {200}
 
         for one in silent:
             one.settimeout(DEADLINE)
@@ -333,7 +324,7 @@ def test_a_request_without_an_end_is_cut(engine: Engine) -> None:
         with contextlib.suppress(ConnectionError):
             client.sendall(b"GET /livez HTTP/1.1\r\n" + b"X-More: header\r\n" * 10_000)
             assert client.recv(1) == b""
-        assert _get(port, "/livez")[0] == 200
+        assert ask(port, "/livez")[0] == 200
 
 
 def test_probes_do_not_wait_for_scrapes_of_a_database_that_does_not_answer() -> None:
@@ -346,7 +337,7 @@ def test_probes_do_not_wait_for_scrapes_of_a_database_that_does_not_answer() -> 
             for one in scraping:
                 one.start()
 
-            assert {_get(port, path)[0] for path in ("/livez", "/readyz") for _ in range(20)} == {200}
+            assert {ask(port, path)[0] for path in ("/livez", "/readyz") for _ in range(20)} == {200}
 
             for one in scraping:
                 one.join()
@@ -362,7 +353,7 @@ def test_metrics_have_no_key_no_id_and_no_payload(engine: Engine) -> None:
     write(engine, secret)
 
     with _serving(engine, _now) as port:
-        text = _get(port, "/metrics")[1]
+        text = ask(port, "/metrics")[1]
 
     assert 'outboxkit_outbox_pending_messages{topic="orders"} 1.0' in text
     assert not [word for word in ("CANARY", "4711", secret.id) if word in text]
@@ -385,7 +376,7 @@ def test_every_metric_is_documented_with_its_labels(engine: Engine) -> None:
         connection.execute(tables.outbox_stopped_keys.insert().values(**row))
         dead_letters.bury(connection, dead_letters.of_row(_row(connection), Failure.REJECTED, "no", 1))
     with _serving(engine, lambda: found) as port:
-        families = list(text_string_to_metric_families(_get(port, "/metrics")[1]))
+        families = list(text_string_to_metric_families(ask(port, "/metrics")[1]))
 
     told = {family.name: {name for one in family.samples for name in one.labels} - {"le"} for family in families}
     assert told == documented

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, select
@@ -11,11 +12,11 @@ from outboxkit import dead_letters, tables
 from outboxkit._sql import database_now
 from outboxkit.brokers import Delivery
 from outboxkit.dead_letters import DeadLetter, Stage
-from outboxkit.headers import from_wire, wire_headers
+from outboxkit.headers import from_wire, pack_headers, wire_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure
 
-__all__ = ["CANARY", "STOPPED", "audit_of", "bury", "requests_of", "state_of", "stop_key"]
+__all__ = ["CANARY", "STOPPED", "audit_of", "bury", "hold_key", "requests_of", "state_of", "stop_key"]
 
 CANARY = "card 4711 \x1b[2J"
 STOPPED = tables.outbox_stopped_keys
@@ -90,3 +91,17 @@ def _wait(connection: Connection, key: bytes, position: int, **values: object) -
 def requests_of(engine: Engine) -> dict[bytes, str | None]:
     with engine.connect() as connection:
         return {bytes(row.key): row.request for row in connection.execute(select(STOPPED))}
+
+
+def hold_key(engine: Engine, key: bytes = b"7", *, reason: str = "retry", followers: int = 2) -> None:
+    """A key that billing holds, with messages behind its head."""
+    place = {"consumer": "billing", "topic": "orders", "key": key, "origin": "orders[0]@1", "partition": 0, "offset": 1}
+    headers = pack_headers((("ce_specversion", b"1.0"), ("ce_id", b"m-1"), ("ce_type", b"order.placed")))
+    due = database_now(timedelta(minutes=2)) if reason == "retry" else None
+    error = "KeyError at bill.py:4 in bill \x1b[2J"
+    head: dict[str, Any] = {"reason": reason, "due_at": due, "attempts": 3, "error": error}
+    with engine.begin() as connection:
+        for values in (head, *[{"reason": "follower"}] * followers):
+            connection.execute(
+                tables.inbox_waiting.insert().values(**place, headers=headers, payload=b"CANARY", **values)
+            )

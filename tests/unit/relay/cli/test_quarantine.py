@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
@@ -12,9 +10,8 @@ from sqlalchemy import Engine, select
 from outboxkit import tables
 from outboxkit._sql import database_now
 from outboxkit.consumer import quarantine
-from outboxkit.headers import pack_headers
 from outboxkit.inbox import held
-from tests.unit.relay.cli.builders import STOPPED, requests_of, stop_key
+from tests.unit.relay.cli.builders import STOPPED, hold_key, requests_of, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
 
 
@@ -156,18 +153,6 @@ def test_a_key_is_written_as_the_list_shows_it(outboxkit: Outboxkit, engine: Eng
 ROOM = tables.inbox_waiting
 
 
-def _held(engine: Engine, key: bytes = b"7", *, reason: str = "retry", followers: int = 2) -> None:
-    """A key that billing holds, with messages behind its head."""
-    place = {"consumer": "billing", "topic": "orders", "key": key, "origin": "orders[0]@1", "partition": 0, "offset": 1}
-    headers = pack_headers((("ce_specversion", b"1.0"), ("ce_id", b"m-1"), ("ce_type", b"order.placed")))
-    due = database_now(timedelta(minutes=2)) if reason == "retry" else None
-    error = "KeyError at bill.py:4 in bill \x1b[2J"
-    head: dict[str, Any] = {"reason": reason, "due_at": due, "attempts": 3, "error": error}
-    with engine.begin() as connection:
-        for values in (head, *[{"reason": "follower"}] * followers):
-            connection.execute(ROOM.insert().values(**place, headers=headers, payload=b"CANARY", **values))
-
-
 def _rows(engine: Engine) -> list[tuple[str, bool]]:
     with engine.connect() as connection:
         query = select(ROOM.c.reason, ROOM.c.due_at <= database_now()).order_by(ROOM.c.id)
@@ -176,8 +161,8 @@ def _rows(engine: Engine) -> list[tuple[str, bool]]:
 
 def test_the_list_of_a_consumer_shows_its_keys_and_not_those_of_relays(outboxkit: Outboxkit, engine: Engine) -> None:
     stop_key(engine, b"of-relay")
-    _held(engine)
-    _held(engine, b"8", reason="parked", followers=0)
+    hold_key(engine)
+    hold_key(engine, b"8", reason="parked", followers=0)
 
     done = outboxkit("quarantine", "list", "--consumer", "billing")
     (first, *_) = [
@@ -195,7 +180,7 @@ def test_the_list_of_a_consumer_shows_its_keys_and_not_those_of_relays(outboxkit
 
 @pytest.mark.parametrize("verb", ["release", "skip"])
 def test_a_dry_run_of_a_consumer_changes_nothing(outboxkit: Outboxkit, engine: Engine, verb: str) -> None:
-    _held(engine)
+    hold_key(engine)
 
     done = outboxkit("quarantine", verb, "orders", "7", "--consumer", "billing", "--dry-run")
 
@@ -206,7 +191,7 @@ def test_a_dry_run_of_a_consumer_changes_nothing(outboxkit: Outboxkit, engine: E
 
 
 def test_a_waiting_head_of_a_consumer_is_released_at_once(outboxkit: Outboxkit, engine: Engine) -> None:
-    _held(engine)
+    hold_key(engine)
 
     done = outboxkit("quarantine", "release", "orders", "7", "--consumer", "billing", "--yes", "--why", "it is back")
 
@@ -218,7 +203,7 @@ def test_a_waiting_head_of_a_consumer_is_released_at_once(outboxkit: Outboxkit, 
 def test_a_waiting_head_of_a_consumer_that_is_skipped_is_a_dead_letter_and_the_next_one_is_due(
     outboxkit: Outboxkit, engine: Engine
 ) -> None:
-    _held(engine)
+    hold_key(engine)
 
     done = outboxkit("quarantine", "skip", "orders", "7", "--consumer", "billing", "--yes")
 
@@ -233,7 +218,7 @@ def test_a_waiting_head_of_a_consumer_that_is_skipped_is_a_dead_letter_and_the_n
 
 
 def test_behind_a_dead_head_of_a_consumer_the_others_go_on(outboxkit: Outboxkit, engine: Engine) -> None:
-    _held(engine, reason="parked")
+    hold_key(engine, reason="parked")
 
     done = outboxkit("quarantine", "release", "orders", "7", "8", "--consumer", "billing", "--yes")
 
@@ -244,7 +229,7 @@ def test_behind_a_dead_head_of_a_consumer_the_others_go_on(outboxkit: Outboxkit,
 
 
 def test_a_head_that_was_handled_since_it_was_looked_at_is_left_alone(engine: Engine) -> None:
-    _held(engine, followers=0)
+    hold_key(engine, followers=0)
     with engine.begin() as connection:
         (seen,) = held.held(connection, "billing")
         connection.execute(ROOM.update().values(attempts=4))
