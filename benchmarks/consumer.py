@@ -303,11 +303,11 @@ def report(arguments: Any, postgres: Any, broker: Any, found: dict[str, list[dic
         variant: {name: statistics.median(one[name] for one in rounds) for name in ("per_second", "processor_us")}
         for variant, rounds in found.items()
     }
-    base = medians.get("a-core") or medians.get("a") or {"per_second": 1.0, "processor_us": 1.0}
-    print(f"{'variant':<10}{'messages/s':>12}{'of loop':>9}{'processor us':>14}{'of loop':>9}")
+    base = medians.get("a-core") or {"per_second": 1.0, "processor_us": 1.0}
+    print(f"{'variant':<10}{'messages/s':>12}{'x a-core':>10}{'processor us':>14}{'x a-core':>10}")
     for variant, one in medians.items():
         speed, cost = one["per_second"] / base["per_second"], one["processor_us"] / base["processor_us"]
-        print(f"{variant:<10}{one['per_second']:>12,.0f}{speed:>9.2f}{one['processor_us']:>14,.0f}{cost:>9.2f}")
+        print(f"{variant:<10}{one['per_second']:>12,.0f}{speed:>10.2f}{one['processor_us']:>14,.0f}{cost:>10.2f}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result | medians, indent=1))
 

@@ -13,7 +13,7 @@ from sqlalchemy import case, exists, func, select, union_all
 from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
 from outboxkit.rows import UNREADABLE, CutOff, WaitReason, microseconds
-from outboxkit_relay.observe.sentences import ago, sentence_of_consumer
+from outboxkit_relay.observe.sentences import rounded, sentence_of_consumer
 from outboxkit_relay.words import count
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def problems(found: Iterable[ConsumerStatus], patience: timedelta) -> Iterator[s
                 yield run.trouble
         lost = next((run for run in one.runs if run.state is RunState.LOST), None)
         if lost is not None and lost.heard_seconds < _MISSED.total_seconds():
-            since = ago(timedelta(seconds=lost.heard_seconds))
+            since = rounded(timedelta(seconds=lost.heard_seconds))
             yield (
                 f"{one.consumer}: nobody runs it; the run on {lost.host} vanished {since} ago: "
                 "start it with `outboxkit consume`, and look at its log"

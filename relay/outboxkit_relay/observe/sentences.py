@@ -15,7 +15,7 @@ from outboxkit.policy import Failure
 from outboxkit.rows import CutOff, Dependency
 from outboxkit_relay.observe.stats import Unavailable
 
-__all__ = ["ago", "from_text", "sentence", "sentence_of_consumer", "to_text"]
+__all__ = ["from_text", "rounded", "sentence", "sentence_of_consumer", "to_text"]
 
 _WHAT_TO_DO: Final = {
     Failure.BROKER_DOWN: "start the broker, or mend the way to it: the relay tries again by itself",
@@ -39,20 +39,21 @@ _HOUR: Final = timedelta(hours=2)
 def sentence(found: Unavailable, now: datetime) -> str:
     """One line for a person: ``orders: Kafka at … did not answer; for 40 s, 7 tries; start the broker, …``."""
     tries = "1 try" if found.tries == 1 else f"{found.tries:,} tries"
-    known = {failure.value: advice for failure, advice in _WHAT_TO_DO.items()}
-    return f"{found.topic}: {found.reason}; for {ago(now - found.since)}, {tries}; {known.get(found.failure, _LOOK)}"
+    known = {failure.value: text for failure, text in _WHAT_TO_DO.items()}
+    age, advice = rounded(now - found.since), known.get(found.failure, _LOOK)
+    return f"{found.topic}: {found.reason}; for {age}, {tries}; {advice}"
 
 
 def sentence_of_consumer(name: str, found: CutOff, now: datetime) -> str:
     """One line for a person: ``billing: RabbitMQ at … is away; for 40 s; start the broker, …``."""
     if found.is_new and not found.reason:
-        return f"{name}: starting for {ago(now - found.since)}; it waits for its first partitions or queues"
+        return f"{name}: starting for {rounded(now - found.since)}; it waits for its first partitions or queues"
     is_starting = "starting; " if found.is_new else ""
-    return f"{name}: {is_starting}{found.reason}; for {ago(now - found.since)}; {_WITHOUT[found.of]}"
+    return f"{name}: {is_starting}{found.reason}; for {rounded(now - found.since)}; {_WITHOUT[found.of]}"
 
 
-def ago(time: timedelta) -> str:
-    """Returns an age in one unit: ``40 s``, ``12 min``, ``3 h``."""
+def rounded(time: timedelta) -> str:
+    """An age in one unit, so that a sentence stays the same for a while: ``40 s``, ``12 min``, ``3 h``."""
     seconds = max(0, int(time.total_seconds()))
     if time < _MINUTE:
         return f"{seconds} s"

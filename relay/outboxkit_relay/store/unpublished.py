@@ -2,7 +2,8 @@
 
 A row of the outbox may be in a relay's hands, and then at the broker. It is not while no relay is alive, while every
 relay reports that the destination does not exist, or once its destination has been paused for long enough. Only then is
-a row taken, which a relay that settles it at the same time waits for: each message goes to one destination.
+a row taken, which a relay that settles it at the same time waits for: each message goes to one destination, unless a
+relay died after it had sent it and before it could settle it.
 """
 
 from __future__ import annotations
