@@ -67,6 +67,7 @@ def command(invocation: Invocation, port: int, access: str, limit: str) -> None:
             lifespan="on",
         )
         listener = config.bind_socket()
+        listener.listen(config.backlog)  # whoever opens the address at once waits for the page, and is not turned away
         click.echo(f"http://{_HOST}:{listener.getsockname()[1]}/enter?token={token}")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="outboxkit-page")
