@@ -26,7 +26,7 @@ from outboxkit.policy import Failure
 from tests.conftest import PROFILE
 from tests.consumer_fixture import order
 
-LETTERS, KEYS = (5_000, 500) if PROFILE == "full" else (120, 20)
+LETTERS, KEYS = (5_000, 500) if PROFILE == "full" else (240, 40)
 POINTS = ["planned", "written", "claimed", "decided", "advanced"]
 
 
