@@ -51,13 +51,21 @@ def run(program: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_importing_the_root_costs_little_beyond_sqlalchemy() -> None:
-    """Processor time, so that a loaded machine makes no difference; the best of three: the first may compile."""
-    for what in ("import outboxkit", "from outboxkit import Outbox, OutboxMixin, event, publish, send"):
-        program = (
-            f"import time\n{SQLALCHEMY}\nbefore = time.process_time()\n{what}\nprint(time.process_time() - before)"
-        )
-        assert min(run(program) for _ in range(3)) <= 0.2, what
+def test_importing_the_root_costs_little_beside_sqlalchemy() -> None:
+    """A ratio of processor times, so that a slow or loaded machine makes no difference; the first run may compile."""
+    for what, share in (
+        ("import outboxkit", 0.1),
+        ("from outboxkit import Outbox, OutboxMixin, event, publish, send", 0.8),
+    ):
+        program = f"""
+import json, time
+began = time.process_time()
+{SQLALCHEMY}
+between = time.process_time()
+{what}
+print(json.dumps((time.process_time() - between) / (between - began)))
+"""
+        assert min(run(program) for _ in range(3)) <= share, what
 
 
 def test_importing_the_root_loads_no_module_that_nobody_asked_for() -> None:
