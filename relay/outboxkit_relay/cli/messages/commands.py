@@ -192,6 +192,9 @@ def _mend(invocation: Invocation, verb: _Verb, ids: Sequence[str], options: dict
 
     with database.reading(invocation) as connection:
         found = look(connection)
+    if topic is not None and not found:
+        click.echo(f"no unpublished message goes to {output.safe(topic)}: nothing to do", err=True)
+        return Exit.OK
     wanted = [one.id for one in found if not one.refusal]
     unknown = [one for one in dict.fromkeys(ids) if outbox.stored_id(one) not in {each.id for each in found}]
 

@@ -132,6 +132,15 @@ def test_what_waits_behind_a_failed_head_is_for_the_quarantine(outboxkit: Outbox
     assert "quarantine skip" in done.out
 
 
+@pytest.mark.parametrize("verb", [("redirect", "--to", "orders"), ("discard",)])
+def test_a_destination_that_nothing_goes_to_is_told(
+    outboxkit: Outboxkit, engine: Engine, verb: tuple[str, ...]
+) -> None:
+    done = outboxkit("messages", *verb, "--topic", "ordres", "--why", "x", "--yes")
+
+    assert (done.code, done.out, done.err) == (0, "", "no unpublished message goes to ordres: nothing to do\n")
+
+
 def test_ids_or_a_destination_are_wanted(outboxkit: Outboxkit, engine: Engine) -> None:
     assert outboxkit("messages", "discard", "--why", "x").code == 2
     assert outboxkit("messages", "discard", "a", "--topic", "b", "--why", "x").code == 2
