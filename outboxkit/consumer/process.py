@@ -225,6 +225,10 @@ class MessageTransaction:
                     outcome = await_only(_in_time(outcome, self.timeout))
         except SystemExit as error:
             raise _Left("the handler called sys.exit(): an exception says what is wrong") from error
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            raise _Left("the handler was cancelled from inside") from error
         except TransactionEnded as error:
             raise OutboxKitError(f"{error.message} ({place_of(error)})") from error
         except Exception as error:
@@ -362,8 +366,12 @@ async def _in_time(work: Awaitable[Any], timeout: timedelta) -> Any:
         if scope.expired():
             raise _OutOfTime(f"the handler did not end within {timeout}") from error
         raise
-    except asyncio.CancelledError as error:
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels the attempt; a thread cannot be."""
+    try:
         task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise _Left("the handler was cancelled from inside") from error
+    except RuntimeError:  # no event loop here
+        return False
+    return task is not None and task.cancelling() > 0

@@ -128,7 +128,8 @@ class Transactions:
         """Runs a unit in a transaction of its own and commits.
 
         Transaction: opens its own.
-        Guarantee: when it raises or is cancelled, the unit had no effect, except when the commit's answer was lost.
+        Guarantee: when it raises, the unit had no effect, except when the commit's answer was lost. Cancelled, a unit
+            that awaits has none either; one in a thread goes on to its end.
         """
         if isinstance(self._sessions, async_sessionmaker):
             async with self._sessions() as session:
@@ -221,6 +222,10 @@ class Threads:
 def _done(work: _Work) -> _Done:
     try:
         return _Done(work.outcome, work.function(), None)
+    except (StopIteration, asyncio.CancelledError) as error:  # a future takes neither as what it is: an error
+        told = RuntimeError(f"{type(error).__name__} was raised, which means something else to an event loop")
+        told.__cause__ = error
+        return _Done(work.outcome, None, told)
     except BaseException as error:  # noqa: BLE001  it belongs to the caller, who waits in the event loop
         return _Done(work.outcome, None, error)
 

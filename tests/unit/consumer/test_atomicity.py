@@ -271,6 +271,28 @@ async def test_a_handler_that_exits_has_failed(world: ConsumerFixture) -> None:
     assert world.effects() == [2]
 
 
+@pytest.mark.parametrize("error", [StopIteration, asyncio.CancelledError])
+@pytest.mark.parametrize("awaits", [False, True])
+async def test_a_handler_that_raises_what_means_something_else_to_an_event_loop_has_failed(
+    world: ConsumerFixture, *, error: type[BaseException], awaits: bool
+) -> None:
+    sessions = world.asynchronous if awaits else world.plain
+    billing = Consumer("billing", sessions=sessions, retry=impatient(delayed=1))
+
+    @billing.on(OrderPlaced, topic="orders")
+    def bill(placed: OrderPlaced, ctx: MessageContext, session: Session) -> None:
+        if placed.number == 1:
+            raise error
+        session.add(Effect(message_id=ctx.id, number=placed.number))
+
+    world.send(order(1), order(2))
+    await world.run(billing)
+
+    (letter,) = letters(world)
+    assert (letter.failure, letter.attempts) == (Failure.HANDLER, 2)
+    assert world.effects() == [2]
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outboxkit.consumer.run.IDLE", timedelta(milliseconds=5))

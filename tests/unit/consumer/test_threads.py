@@ -26,6 +26,24 @@ async def test_results_and_errors_reach_those_who_wait() -> None:
     threads.close()
 
 
+@pytest.mark.parametrize("error", [StopIteration, asyncio.CancelledError])
+async def test_what_no_future_can_carry_reaches_who_waits_as_an_error_and_nobody_else(
+    error: type[BaseException],
+) -> None:
+    threads, both = Threads(2, "t"), threading.Barrier(2)
+
+    def fail() -> None:
+        both.wait()
+        raise error
+
+    failed, good = threads.run(fail), threads.run(both.wait)
+    with pytest.raises(RuntimeError, match=error.__name__) as raised:
+        await failed
+    assert isinstance(raised.value.__cause__, error)
+    assert await good in (0, 1)
+    threads.close()
+
+
 async def test_as_many_run_side_by_side_as_are_allowed_and_no_more_are_started_than_are_needed() -> None:
     threads, together = Threads(3, "side-by-side"), threading.Barrier(3)
 
