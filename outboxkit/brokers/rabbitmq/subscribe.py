@@ -197,11 +197,10 @@ class RabbitSubscriber:
         if now - self._began > _PROVEN_SECONDS:
             self._reconnects.succeeded()
         self._reconnects.failed(now)
-        if self._reconnects.failures > 1:
-            self._why = (
-                f"RabbitMQ at {self._settings.address} ended the channel {self._reconnects.failures} times "
-                "before a message was settled"
-            )
+        times = self._reconnects.failures
+        often = f" {times} times before a message was settled" if times > 1 else ""
+        self._why = f"RabbitMQ at {self._settings.address} ended the channel{often}"
+        if often:
             raise TransientBrokerError(self._why)
 
     async def _back_off(self, deadline: float) -> None:
