@@ -1,7 +1,7 @@
 """Dialects: what differs between databases, behind one contract.
 
-**Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str``, ``hidden(connection)
--> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]``, ``stored_bytes(column)``,
+**Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str``, ``hidden(connection,
+names) -> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]``, ``stored_bytes(column)``,
 ``takes_no_writes(connection) -> str`` and ``lock_patience(connection, time)``, a context manager, and one entry point
 in the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
 ``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
@@ -63,6 +63,7 @@ __all__ = [
 
 
 _GROUP: Final = "outboxkit.dialects"
+_PUBLISHED: Final = ("outbox_messages", "outbox_waiting", "outbox_stopped_keys")
 
 # SQLSTATE classes and codes, as the standard and appendix A of PostgreSQL's manual have them: serialization failure,
 # deadlock, lock not available …
@@ -365,9 +366,9 @@ def _sqlite_code(error: DBAPIError) -> int | None:
     return found
 
 
-def hidden(connection: Connection) -> list[str]:
-    """Lists the relay's tables of which this login sees a part only: what it does not see is not published."""
-    found: list[str] = _module(connection.dialect.name).hidden(connection)
+def hidden(connection: Connection, names: Sequence[str] = _PUBLISHED) -> list[str]:
+    """Lists those of these tables, the relay's by default, of which this login may see a part only."""
+    found: list[str] = _module(connection.dialect.name).hidden(connection, names)
     return found
 
 

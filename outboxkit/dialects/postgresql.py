@@ -144,8 +144,7 @@ WHERE position = ANY(ARRAY(SELECT position FROM acknowledged))
 
 
 _ROW_SECURITY: Final = text(
-    "SELECT name, row_security_active(name) "
-    "FROM (VALUES ('outbox_messages'), ('outbox_waiting'), ('outbox_stopped_keys')) AS read (name)"
+    "SELECT name FROM unnest(CAST(:names AS text[])) AS read (name) WHERE row_security_active(name)"
 )
 _READ_ONLY: Final = text(
     "SELECT CASE WHEN pg_is_in_recovery() THEN 'a standby' "
@@ -340,9 +339,9 @@ def dialect() -> PostgreSQL:
     return PostgreSQL()
 
 
-def hidden(connection: Connection) -> list[str]:
+def hidden(connection: Connection, names: Sequence[str]) -> list[str]:
     """See `outboxkit.dialects.hidden`: row-level security is active for this role."""
-    return [name for name, active in connection.execute(_ROW_SECURITY) if active]
+    return list(connection.scalars(_ROW_SECURITY, {"names": list(names)}))
 
 
 def takes_no_writes(connection: Connection) -> str:

@@ -191,7 +191,7 @@ def dialect() -> SQLite:
     return SQLite()
 
 
-def hidden(_connection: Connection) -> list[str]:
+def hidden(_connection: Connection, _names: Sequence[str]) -> list[str]:
     """See `outboxkit.dialects.hidden`. A file has no logins."""
     return []
 

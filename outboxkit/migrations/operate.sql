@@ -1,6 +1,6 @@
 -- What operators do who may not see what messages hold. SECURITY DEFINER: each of these is one decision, checked, and
--- written to outbox_audit under the name of the login, which nobody chooses; the last one is a relay's. {schema} is where our tables are; pg_temp is
--- named last, so that no temporary table of the caller's takes their place.
+-- written to outbox_audit under the name of the login, which nobody chooses; the last two are a relay's and a consumer's.
+-- {schema} is where our tables are; pg_temp is named last, so that no temporary table of the caller's takes their place.
 
 CREATE OR REPLACE FUNCTION outboxkit_pause(scope text, target text, reason text, lasts interval DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
@@ -136,4 +136,17 @@ BEGIN
     GET DIAGNOSTICS deleted = ROW_COUNT;
     RETURN deleted;
 END
+$$;
+
+-- Whether a message is the replay of a letter, for a consumer that may not see the letters of others: who asks knows the
+-- letter's number and the whole message already. Names are bytes, because a header may hold what is no text.
+CREATE OR REPLACE FUNCTION outboxkit_is_replay(letter uuid, receiver bytea, topic bytea, payload bytea) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM dead_letters AS d
+        WHERE d.id = outboxkit_is_replay.letter AND d.state IN ('replaying', 'replayed')
+            AND convert_to(coalesce(d.replay_to, d.consumer), 'UTF8') = outboxkit_is_replay.receiver
+            AND convert_to(d.topic, 'UTF8') = outboxkit_is_replay.topic
+            AND coalesce(d.payload, '') = outboxkit_is_replay.payload
+    )
 $$;

@@ -58,6 +58,7 @@ FUNCTIONS: Final[dict[str, dict[str, str]]] = {
         "outboxkit_replay": "uuid, text",
     },
     "relay": {"outboxkit_prune": "text, interval, integer"},
+    "consumer": {"outboxkit_is_replay": "uuid, bytea, bytea, bytea"},
 }
 
 S, SD, SI, SU, SID, SIU, SIUD = (

@@ -279,6 +279,7 @@ def test_only_operators_have_the_views_and_each_role_has_its_functions(
         "outboxkit_discard": f"'{LETTER}', 'why'",
         "outboxkit_replay": f"'{LETTER}', 'why'",
         "outboxkit_prune": "'outbox_audit', '1 year', 1",
+        "outboxkit_is_replay": f"'{LETTER}', '', '', ''",
     }
     assert set(calls) == {name for functions in FUNCTIONS.values() for name in functions}
     with postgres_engine.connect() as connection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -12,10 +12,11 @@ from sqlalchemy import Connection, Engine, Table, func, insert, select, update
 from sqlalchemy.exc import ProgrammingError
 
 from outboxkit import tables
-from outboxkit.dead_letters import Filter, find
+from outboxkit.dead_letters import Terms, repair_and_replay
+from outboxkit.headers import LETTER, REPLAY_FOR
 from outboxkit.migrations.roles import GRANTS, create_roles
 from outboxkit.migrations.row_policies import separate_consumers
-from tests.consumer_fixture import ConsumerFixture, consumer, handles, order
+from tests.consumer_fixture import ConsumerFixture, consumer, handles, letters, order
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 ROWS: dict[str, dict[str, Any]] = {
@@ -125,12 +126,33 @@ def test_an_application_records_writers_and_no_reader(postgres_engine: Engine, r
         assert list(connection.scalars(select(schemas.c.role))) == ["writer"]
 
 
-async def test_a_consumer_works_as_a_login_of_its_own(postgres_engine: Engine, roles: str) -> None:
-    url = postgres_engine.url.update_query_dict({"options": f"-crole={roles}billing"})
-    owner = ConsumerFixture(postgres_engine.url.render_as_string(hide_password=False))  # makes the application's tables
+@pytest.fixture
+async def owner(postgres_engine: Engine, roles: str) -> AsyncIterator[ConsumerFixture]:
+    """The world as the owner of the tables sees it, with tables of the application."""
+    owner = ConsumerFixture(postgres_engine.url.render_as_string(hide_password=False))
     with owner.engine.begin() as connection:
         connection.exec_driver_sql(f"GRANT ALL ON effects, effects_id_seq TO {roles}consumer")
-    world = ConsumerFixture(url.render_as_string(hide_password=False), has_tables=True)
+    yield owner
+    await owner.close()
+
+
+@pytest.fixture
+async def logins(owner: ConsumerFixture, roles: str) -> AsyncIterator[dict[str, ConsumerFixture]]:
+    """The same world, as each login sees it."""
+    worlds = {}
+    for name in ("billing", "shipping"):
+        url = owner.engine.url.update_query_dict({"options": f"-crole={roles}{name}"})
+        worlds[name] = ConsumerFixture(url.render_as_string(hide_password=False), has_tables=True)
+        worlds[name].exchange_name = owner.exchange_name
+    yield worlds
+    for world in worlds.values():
+        await world.close()
+
+
+async def test_a_consumer_works_as_a_login_of_its_own(
+    owner: ConsumerFixture, logins: dict[str, ConsumerFixture]
+) -> None:
+    world = logins["billing"]
     billing, tries = consumer(world), list[int]()
 
     def fails(number: int, ctx: Any) -> None:
@@ -143,8 +165,50 @@ async def test_a_consumer_works_as_a_login_of_its_own(postgres_engine: Engine, r
     await world.run(billing)
 
     assert sorted(world.effects()) == [1, 2]
-    with owner.engine.connect() as connection:
-        (letter,) = find(connection, Filter())
+    (letter,) = letters(owner)
     assert (letter.consumer, letter.key) == ("billing", b"c")
-    await world.close()
-    await owner.close()
+
+
+@pytest.mark.parametrize("receiver", ["billing", "shipping"])
+async def test_a_replay_has_one_receiver_although_the_other_does_not_see_the_letter(
+    owner: ConsumerFixture, logins: dict[str, ConsumerFixture], receiver: str
+) -> None:
+    consumers = {name: consumer(world, name) for name, world in logins.items()}
+    calls = {
+        "billing": handles(consumers["billing"], lambda number, ctx: ctx.dead_letter("no") if number == 13 else None),
+        "shipping": handles(consumers["shipping"]),
+    }
+    owner.send(order(13))
+    for name, world in logins.items():
+        await world.run(consumers[name])
+    (letter,) = letters(owner)
+
+    with owner.engine.begin() as connection:
+        terms = Terms(to=None if receiver == "billing" else receiver)
+        repair_and_replay(connection, {letter.id: b'{"number": 14}'}, terms, by="ops", why="repaired")
+    assert owner.relay() == 1
+    for name, world in logins.items():
+        await world.run(consumers[name])
+
+    got = {name: [number for number, _ in made] for name, made in calls.items()}
+    assert got == {"billing": [13], "shipping": [13]} | {receiver: [13, 14]}
+    assert consumers["billing" if receiver == "shipping" else "shipping"].counts["ignored"] == 1
+
+
+@pytest.mark.parametrize("claim", ["no letter", "other content", "other receiver", "no name"])
+async def test_a_forged_replay_commands_nothing_where_the_letter_is_hidden(
+    owner: ConsumerFixture, logins: dict[str, ConsumerFixture], claim: str
+) -> None:
+    with owner.engine.begin() as connection:
+        letter = row(tables.dead_letters, "billing") | {"topic": "orders", "payload": b'{"number": 1}'}
+        connection.execute(insert(tables.dead_letters).values(letter | {"state": "replaying"}))
+    named = str(uuid4() if claim == "no letter" else letter["id"]).encode()
+    receiver = {"other receiver": b"returns", "no name": b"billing\0"}.get(claim, b"billing")
+    world = logins["shipping"]
+    shipping = consumer(world, "shipping")
+    handles(shipping)
+
+    owner.send(order(2 if claim == "other content" else 1, headers=((REPLAY_FOR, receiver), (LETTER, named))))
+    await world.run(shipping)
+
+    assert owner.effects() == [2 if claim == "other content" else 1]
