@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -28,13 +29,14 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from outboxkit.dialects import is_about_the_row, trouble_of
 from outboxkit.errors import OutboxKitError
 from outboxkit_relay.dashboard import failures, replays, views
 from outboxkit_relay.dashboard.access import FIELD, Access, Guard, Resolver, Visitor, is_token_of, level_of
 from outboxkit_relay.dashboard.actions import ACTIONS, Shown
 from outboxkit_relay.dashboard.rendering import rendered
 from outboxkit_relay.dashboard.runs import Runs
-from outboxkit_relay.dashboard.setup import NotFound, Setup
+from outboxkit_relay.dashboard.setup import Malformed, NotFound, Setup
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -46,6 +48,7 @@ __all__ = ["Access", "Visitor", "dashboard"]
 _HERE: Final = Path(__file__).parent
 _MAX_FORM: Final = 1_000_000  # bytes
 _MAX_FIELDS: Final = 50
+_STATUS: Final = {NotFound: HTTPStatus.NOT_FOUND, Malformed: HTTPStatus.BAD_REQUEST}  # else 409
 _PAGES: Final[Mapping[str, tuple[str, Callable[..., Any]]]] = {
     "/": ("overview.html", views.overview),
     "/messages": ("messages.html", views.messages),
@@ -100,7 +103,7 @@ def dashboard(
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ],
         middleware=[Middleware(Guard, resolve=access, hosts=hosts)],
-        exception_handlers={OutboxKitError: _fault, DBAPIError: _away},
+        exception_handlers={OutboxKitError: _fault, DBAPIError: _of_database, PoolTimeout: _away},
         lifespan=lifespan,
     )
 
@@ -109,8 +112,9 @@ def _showing(setup: Setup, template: str, view: Callable[..., Any]) -> Callable[
     """The endpoint of a page: one connection that only reads; starlette runs it in a thread."""
 
     def show(request: Request) -> Response:
+        given = _possible({**request.query_params, **request.path_params})
         with setup.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            page = view(connection, setup, {**request.query_params, **request.path_params})
+            page = view(connection, setup, given)
         return rendered(request, template, page)
 
     return show
@@ -132,7 +136,7 @@ def _doing(setup: Setup) -> Callable[..., Any]:
         if not is_token_of(request, form.get(FIELD, "")):
             return PlainTextResponse("this form was not made for you: load the page again\n", HTTPStatus.FORBIDDEN)
         try:
-            result = await run_in_threadpool(ACTIONS[name], setup, form, visitor.name)
+            result = await run_in_threadpool(ACTIONS[name], setup, _possible(form), visitor.name)
         except (KeyError, ValueError) as error:
             return _bad_request(request, error)
         if isinstance(result, Shown):
@@ -155,6 +159,14 @@ async def _form(request: Request) -> dict[str, str] | None:
         return None
 
 
+def _possible(given: Mapping[str, str]) -> Mapping[str, str]:
+    """Refuses what no text of a database can hold, before one database takes it and another does not."""
+    for name, value in given.items():
+        if "\0" in value:
+            raise Malformed(f"{name} holds a NUL character, which is in no name or text here")
+    return given
+
+
 def _bad_request(request: Request, error: Exception) -> Response:
     if isinstance(error, OutboxKitError):
         return _fault(request, error)
@@ -163,9 +175,16 @@ def _bad_request(request: Request, error: Exception) -> Response:
 
 def _fault(request: Request, error: Exception) -> Response:
     """A refusal, told where the change was asked for."""
-    status = HTTPStatus.NOT_FOUND if isinstance(error, NotFound) else HTTPStatus.CONFLICT
+    status = next((told for kind, told in _STATUS.items() if isinstance(error, kind)), HTTPStatus.CONFLICT)
     text = error.message if isinstance(error, OutboxKitError) else ""
     return rendered(request, "fault.html", text, status=status)
+
+
+def _of_database(request: Request, error: Exception) -> Response:
+    """A value that the database refuses is the visitor's; everything else keeps the page from being shown at all."""
+    if trouble_of(error) is None and (isinstance(error, DataError) or is_about_the_row(error)):
+        return _fault(request, Malformed("a value is too large, or too long, for the database"))
+    return _away(request, error)
 
 
 def _away(request: Request, _: Exception) -> Response:

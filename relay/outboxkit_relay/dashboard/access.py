@@ -91,10 +91,20 @@ def why_not_host(host: str, allowed: Collection[str]) -> str:
 
     Another site can make a browser believe that its own name leads to this machine; it cannot change the Host header.
     """
-    name = urlsplit(f"//{host}").hostname or ""
+    name = _name_in(host)
     if host in allowed or name in allowed or is_loopback(name):
         return ""
     return f"this page does not answer to the host {name!r}: give dashboard(hosts=[…]) the names that lead to it"
+
+
+def _name_in(host: str) -> str:
+    """The name or address in a Host header; empty when it names none, or a port that is none."""
+    try:
+        parts = urlsplit(f"//{host}")
+        is_one = parts.port != 0
+    except ValueError:
+        return ""
+    return (parts.hostname or "") if is_one else ""
 
 
 def why_not_origin(host: str, origin: str | None, site: str | None) -> str:
@@ -111,7 +121,7 @@ def why_not_origin(host: str, origin: str | None, site: str | None) -> str:
         return (
             "" if site == "same-origin" else "this change does not say where it comes from: use the page, or a command"
         )
-    return "" if urlsplit(origin).netloc == host else "this change comes from another site"
+    return "" if origin.partition("://")[2] == host else "this change comes from another site"
 
 
 def is_loopback(host: str) -> bool:

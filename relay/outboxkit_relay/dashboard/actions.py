@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy.exc import IntegrityError
 
 from outboxkit import dead_letters, outbox, saga, schema_store, tables
-from outboxkit.dead_letters import DeadLetter, State, plan, repair
+from outboxkit.dead_letters import DeadLetter, plan, repair
 from outboxkit.dead_letters.pace import Pace
 from outboxkit.errors import ConfigurationError, OutboxKitError, ReplayError
 from outboxkit.outbox import pauses
@@ -26,6 +26,7 @@ from outboxkit.policy import duration
 from outboxkit.rows import Request
 from outboxkit_relay.dashboard.failures import LetterPage, id_of, letter_named, letter_page
 from outboxkit_relay.dashboard.replays import MAX_CHOSEN
+from outboxkit_relay.dashboard.setup import Malformed
 from outboxkit_relay.store import operator_requests, stopped_keys
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from outboxkit_relay.dashboard.setup import Setup
 
 __all__ = ["ACTIONS", "Action", "Shown"]
+
+_MAX_POSITION: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,7 @@ Action = Callable[["Setup", Mapping[str, str], str], str | Shown]
 
 def replay(setup: Setup, form: Form, by: str) -> str:
     """Replays the letters that the form names; its number makes it one replay, however often the form is sent."""
-    number, ids = id_of(form["number"]), [UUID(one) for one in form["ids"].split()]
-    if not 0 < len(ids) <= MAX_CHOSEN:
-        raise ConfigurationError(f"the page replays 1 to {MAX_CHOSEN:,} letters at once, `outboxkit dlq replay` all")
+    number, ids = id_of(form["number"]), _letters(form, "replay")
     pace, terms = _pace(form), setup.terms(force=form.get("force") == "on")
     try:
         with setup.engine.begin() as connection:
@@ -81,9 +82,9 @@ def stop(setup: Setup, form: Form, by: str) -> str:
     """Stops a replay where it is, whoever carries it out."""
     number = id_of(form["number"])
     with setup.engine.begin() as connection:
-        plan.stop(connection, number, by=by, why=form.get("why", "") or "stopped on the page")
+        was = plan.stop(connection, number, by=by, why=form.get("why", "") or "stopped on the page")
     setup.runs.end(number)
-    return f"/replays/{number}"
+    return f"/replays/{number}{'' if was else '?done=moved'}"
 
 
 def _pace(form: Form) -> Pace:
@@ -92,8 +93,10 @@ def _pace(form: Form) -> Pace:
         pace = Pace(rate=float(rate) if rate else None, first=int(first or 0))
     except ValueError:
         raise ConfigurationError("rate and canary are numbers: letters a second, and letters that go first") from None
-    if pace.first < 0 or (pace.rate is not None and not 0 < pace.rate < MAX_CHOSEN**2):
-        raise ConfigurationError("the rate is more than 0 letters a second, and the canary 0 letters or more")
+    if not 0 <= pace.first <= MAX_CHOSEN or (pace.rate is not None and not 0 < pace.rate < MAX_CHOSEN**2):
+        raise ConfigurationError(
+            f"the rate is more than 0 letters a second, and the canary 0 to {MAX_CHOSEN:,} letters"
+        )
     return pace
 
 
@@ -102,14 +105,19 @@ def _pace(form: Form) -> Pace:
 
 def discard(setup: Setup, form: Form, by: str) -> str:
     """Closes letters without sending them again; what is parked behind them goes on."""
-    why = _reason(form, "to discard")
+    why, ids = _reason(form, "to discard"), _letters(form, "discard")
     with setup.engine.begin() as connection:
-        found = dead_letters.in_order(connection, [id_of(one) for one in form["ids"].split()[:MAX_CHOSEN]], lock=True)
-        dead = [letter for letter in found if letter.state is State.DEAD]
-        if dead:
-            dead_letters.discard(connection, [letter.id for letter in dead], by=by, why=why)
-            operator_requests.release_behind(connection, dead, by=by)
-    return f"/letters/{found[0].id}?done=discarded" if len(found) == 1 else "/failures?done=discarded"
+        done = len(operator_requests.discard_letters(connection, ids, by=by, why=why))
+    told = {"done": "discarded", "number": done, "left": len(ids) - done} if done else {"done": "moved"}
+    return f"{f'/letters/{ids[0]}' if len(ids) == 1 else '/failures'}?{urlencode(told)}"
+
+
+def _letters(form: Form, what: str) -> list[UUID]:
+    """The letters that a form names, each once."""
+    ids = list(dict.fromkeys(UUID(one) for one in form["ids"].split()))
+    if not 0 < len(ids) <= MAX_CHOSEN:
+        raise ConfigurationError(f"the page can {what} 1 to {MAX_CHOSEN:,} letters at once, `outboxkit dlq {what}` all")
+    return ids
 
 
 def note(setup: Setup, form: Form, by: str) -> str:
@@ -182,6 +190,8 @@ def skip(setup: Setup, form: Form, by: str) -> str:
 
 def _ask(setup: Setup, form: Form, by: str, what: Request) -> str:
     key, position = bytes.fromhex(form["key"]), int(form["position"])
+    if abs(position) > _MAX_POSITION:
+        raise Malformed(f"the position {position:,} is larger than any")
     with setup.engine.begin() as connection:
         asked = stopped_keys.request(
             connection, form["topic"], key, what, by=by, why=form.get("why", ""), position=position

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -20,11 +22,12 @@ __all__ = ["FRAGMENT", "rendered"]
 
 FRAGMENT: Final = "x-fragment"  #: header: only the part that changes is wanted
 _HERE: Final = Path(__file__).parent
+_NUMBER: Final = re.compile("[0-9]{1,4}")
 #: what was done; an address names it, so that no text of an address is shown
 _DONE: Final = {
     "asked": "Asked. It is done within seconds.",
     "cancelled": "Cancelled.",
-    "discarded": "Discarded.",
+    "discarded": "Discarded: {number}.{left}",
     "moved": "Nothing was changed: it is no longer as it was shown.",
     "noted": "Noted.",
     "paused": "Paused. Relays obey within seconds.",
@@ -48,7 +51,7 @@ def rendered(request: Request, template: str, page: Any, *, status: int = 200) -
             visitor=request.state.visitor,
             Access=Access,
             csrf=token,
-            done=_DONE.get(request.query_params.get("done", ""), ""),
+            done=_done(request.query_params),
             now=datetime.now(UTC),
         )
     )
@@ -57,6 +60,13 @@ def rendered(request: Request, template: str, page: Any, *, status: int = 200) -
         is_secure = request.url.scheme == "https"
         answer.set_cookie(COOKIE, token, path=root or "/", httponly=True, samesite="strict", secure=is_secure)
     return answer
+
+
+def _done(query: Mapping[str, str]) -> str:
+    """Tells what was done, as the address names it: only numbers of an address are shown."""
+    number, left = (int(text) if _NUMBER.fullmatch(text := query.get(name, "")) else 0 for name in ("number", "left"))
+    others = f" {words.count(left, 'letter')} left alone: no longer as shown." if left else ""
+    return _DONE.get(query.get("done", ""), "").format(number=words.count(number, "letter"), left=others)
 
 
 @cache

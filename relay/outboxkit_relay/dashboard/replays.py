@@ -27,6 +27,7 @@ __all__ = ["MAX_CHOSEN", "PreflightPage", "ReplayPage", "ReplaysPage", "prefligh
 MAX_CHOSEN: Final = 1000  #: letters of one replay of the page; more of them are for the command
 _CHOSEN: Final = 100
 _SHOWN: Final = 100
+_DIGITS: Final = 9  # of a number in an address: whatever comes after them, it is too large
 
 Query = Mapping[str, str]
 
@@ -97,7 +98,7 @@ def _chosen(connection: Connection, given: Query) -> tuple[list[UUID], str, str]
 
 
 def _limit(text: str) -> int:
-    return max(1, min(MAX_CHOSEN, int(text))) if text.isascii() and text.isdigit() else _CHOSEN
+    return max(1, min(MAX_CHOSEN, int(text[:_DIGITS]))) if text.isascii() and text.isdigit() else _CHOSEN
 
 
 def _by_number(names: Iterable[str]) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from outboxkit_relay.dashboard.runs import Runs
 
-__all__ = ["History", "NotFound", "Setup"]
+__all__ = ["History", "Malformed", "NotFound", "Setup"]
 
 _SAMPLES: Final = 120
 _APART: Final = 2.0  # seconds: several visitors do not make the line run faster
@@ -26,6 +26,10 @@ _APART: Final = 2.0  # seconds: several visitors do not make the line run faster
 
 class NotFound(ConfigurationError):
     """Nothing is at this address."""
+
+
+class Malformed(ConfigurationError):
+    """A field or an address holds a value that it can never have."""
 
 
 class History:

@@ -21,11 +21,12 @@ from outboxkit.rows import Request, StopReason
 from outboxkit_relay.store import stopped_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
+    from uuid import UUID
 
     from sqlalchemy import Connection, Row
 
-__all__ = ["carry_out_requests", "release_behind"]
+__all__ = ["carry_out_requests", "discard_letters"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -68,11 +69,22 @@ def carry_out_requests(connection: Connection, shards: Collection[int]) -> None:
                 _log.info("key.released", extra=told)
 
 
-def release_behind(connection: Connection, discarded: Iterable[DeadLetter], *, by: str) -> None:
-    """Asks the relay to let the messages go on that are parked behind discarded letters.
+def discard_letters(connection: Connection, ids: Sequence[UUID], *, by: str, why: str) -> set[UUID]:
+    """Closes dead letters without a replay, and asks the relay to let go on what is parked behind them.
 
-    Transaction: joins the caller's; does not commit.
+    Transaction: joins the caller's; does not commit. Locks: the letters.
+
+    Returns:
+        Those that were dead until now. Where none was, nothing is changed, and nothing in the audit log.
     """
+    dead = [one for one in dead_letters.in_order(connection, ids, lock=True) if one.state is State.DEAD]
+    if dead:
+        dead_letters.discard(connection, [one.id for one in dead], by=by, why=why)
+        _release_behind(connection, dead, by=by)
+    return {one.id for one in dead}
+
+
+def _release_behind(connection: Connection, discarded: Iterable[DeadLetter], *, by: str) -> None:
     for letter in discarded:
         head = and_(
             _STOPPED.c.topic == letter.topic,

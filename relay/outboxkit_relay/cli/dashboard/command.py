@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from outboxkit_relay.cli.main import Invocation
     from outboxkit_relay.dashboard import Visitor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "page"]
 
 _HOST: Final = "127.0.0.1"
+_COOKIE: Final = "outboxkit-page"
 _LEVELS: Final = ("read", "operate", "all")
 
 
@@ -77,47 +79,62 @@ def command(invocation: Invocation, port: int, access: str, limit: str) -> None:
 
 
 def page(engine: Engine, settings: Settings, *, token: str, access: str, limit: str) -> Starlette:
-    """The page behind its entrance: ``/enter`` changes the token of the address for a cookie."""
+    """The page behind its entrance: ``/enter`` changes the token of the address for a cookie.
+
+    The page stands under a path that nobody can guess, and its cookies are for that path: a browser sends cookies of
+    this machine to whatever listens on any of its ports.
+    """
     from starlette.applications import Starlette
     from starlette.routing import Mount, Route
 
     from outboxkit_relay.dashboard import Access, Visitor, dashboard
 
     visitor = Visitor(name=f"{who()} (page)", access=Access[access.upper()])
+    session, place = secrets.token_urlsafe(24), f"/{secrets.token_urlsafe(12)}"
     inner = dashboard(
         engine,
-        access=_holder(token, visitor),
+        access=_holder(session, visitor),
         patience=duration(limit),
         inbox_retention=settings.retention.inbox,
         resolve=resolver(settings),
     )
     return Starlette(
-        routes=[Route("/enter", _entrance(token)), Mount("/", inner)], lifespan=inner.router.lifespan_context
+        routes=[
+            Route("/enter", _entrance(token, session, place)),
+            Mount(place, inner),
+            Route("/{elsewhere:path}", _closed),
+        ],
+        lifespan=inner.router.lifespan_context,
     )
 
 
-def _cookie(request: Request) -> str:
-    return f"outboxkit-{request.url.port}"  # cookies do not know ports, and there may be several pages
-
-
-def _holder(token: str, visitor: Visitor) -> Callable[[Request], Visitor | None]:
+def _holder(session: str, visitor: Visitor) -> Callable[[Request], Visitor | None]:
     def resolve(request: Request) -> Visitor | None:
-        given = request.cookies.get(_cookie(request), "")
-        return visitor if hmac.compare_digest(given.encode(), token.encode()) else None
+        given = request.cookies.get(_COOKIE, "")
+        return visitor if hmac.compare_digest(given.encode(), session.encode()) else None
 
     return resolve
 
 
-def _entrance(token: str) -> Callable[[Request], object]:
-    from starlette.responses import PlainTextResponse, RedirectResponse
+def _entrance(token: str, session: str, place: str) -> Callable[[Request], Response]:
+    from starlette.responses import RedirectResponse
 
-    def enter(request: Request) -> object:
+    from outboxkit_relay.dashboard.access import why_not_host
+
+    def enter(request: Request) -> Response:
         given = request.query_params.get("token", "")
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            why = "this is not the address that `outboxkit dashboard` has printed\n"
-            return PlainTextResponse(why, HTTPStatus.UNAUTHORIZED)
-        answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
-        answer.set_cookie(_cookie(request), token, httponly=True, samesite="strict")
+        is_ours = not why_not_host(request.headers.get("host", ""), ())
+        if not is_ours or not hmac.compare_digest(given.encode(), token.encode()):
+            return _closed(request)
+        answer = RedirectResponse(f"{place}/", HTTPStatus.SEE_OTHER)
+        answer.set_cookie(_COOKIE, session, path=place, httponly=True, samesite="strict")
         return answer
 
     return enter
+
+
+def _closed(_: Request) -> Response:
+    from starlette.responses import PlainTextResponse
+
+    why = "this is not the address that `outboxkit dashboard` has printed: open that one\n"
+    return PlainTextResponse(why, HTTPStatus.UNAUTHORIZED)

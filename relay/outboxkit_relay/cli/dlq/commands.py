@@ -155,20 +155,20 @@ def discard(invocation: Invocation, /, choice: select.Choice, *, why: str, **opt
 
     def apply() -> list[Result]:
         with database.writing(invocation) as connection:
-            now = {one.id: one for one in (dead_letters.get(connection, letter.id) for letter in found) if one}
-            going = [letter for letter in dead if now.get(letter.id, letter).state is State.DEAD]
-            dead_letters.discard(connection, [letter.id for letter in going], by=who(), why=why)
-            operator_requests.release_behind(connection, going, by=who())
-        return [_discarded(now.get(letter.id, letter), "discarded") for letter in found]
+            done = operator_requests.discard_letters(connection, [letter.id for letter in dead], by=who(), why=why)
+            now = dead_letters.in_order(connection, [letter.id for letter in found])
+        states = {letter.id: letter.state for letter in now} | dict.fromkeys(done, State.DEAD)
+        return [_discarded(letter, "discarded", states.get(letter.id)) for letter in found]
 
-    expected = [_discarded(letter, "would discard") for letter in found]
+    expected = [_discarded(letter, "would discard", letter.state) for letter in found]
     change = Change(expected=expected, question=f"Discard {goals(dead)}?", apply=apply)
     return confirm_and_apply(change, **options)
 
 
-def _discarded(letter: DeadLetter, outcome: str) -> Result:
-    facts, is_dead = {"id": letter.id, "action": "discard"}, letter.state is State.DEAD
-    reason = "" if is_dead else f"it is {letter.state.value}"
+def _discarded(letter: DeadLetter, outcome: str, state: State | None) -> Result:
+    """The result for a letter that was in this state, None: that was not there any more."""
+    facts, is_dead = {"id": letter.id, "action": "discard"}, state is State.DEAD
+    reason = "" if is_dead else f"it is {state.value if state else 'gone'}"
     return Result(
         name=str(letter.id)[:8], outcome=outcome if is_dead else "refused", done=is_dead, reason=reason, facts=facts
     )

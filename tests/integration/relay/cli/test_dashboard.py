@@ -50,8 +50,11 @@ def test_it_answers_to_its_address_alone_and_ends_with_zero(engine: Engine, numb
         assert "Healthy" in page.text
         assert "may read" in page.text
         assert "token" not in str(page.url)
+        place = str(page.url).rstrip("/")
         form = {"scope": "destination", "name": "orders", "why": "x", FIELD: client.cookies[COOKIE]}
-        assert client.post(f"{root}/do/pause", data=form, headers={"origin": root}).status_code == 403
+        assert client.post(f"{place}/do/pause", data=form, headers={"origin": root}).status_code == 403
+        stranger = httpx2.get(f"{place}/")
+        assert stranger.status_code == 401, "the path is no secret that would do"
 
         process.send_signal(number)
         assert process.wait(DEADLINE) == 0
@@ -59,12 +62,28 @@ def test_it_answers_to_its_address_alone_and_ends_with_zero(engine: Engine, numb
         assert "token" not in err
 
 
+def test_its_cookies_are_not_for_other_ports_and_do_not_hold_the_token(engine: Engine) -> None:
+    """A browser sends the cookies of this machine to every port of it, with the paths for which they are."""
+    with serving() as (address, _), httpx2.Client(follow_redirects=True) as client:
+        place = client.get(address).url.path.rstrip("/")
+
+        cookies = {cookie.name: cookie for cookie in client.cookies.jar}
+        assert len(cookies) == 2
+        assert {cookie.path.rstrip("/") for cookie in cookies.values()} == {place}
+        assert len(place) > 16
+        assert address.partition("token=")[2] not in {cookie.value for cookie in cookies.values()}
+        assert client.get(address.replace("127.0.0.1", "localhost")).status_code == 200
+        for host in ("[::1", "127.0.0.1:abc", "evil.example"):
+            assert httpx2.get(address, headers={"host": host}).status_code == 401
+            assert client.get(f"{address.partition('/enter')[0]}{place}/", headers={"host": host}).status_code == 421
+
+
 def test_what_is_done_there_is_in_the_audit_log_under_the_name_of_who_started_it(engine: Engine) -> None:
     with serving("--access", "operate") as (address, _), httpx2.Client(follow_redirects=True) as client:
         root = address.partition("/enter")[0]
-        client.get(address)
+        place = str(client.get(address).url).rstrip("/")
         form = {"scope": "destination", "name": "orders", "why": "night", "lasts": "", FIELD: client.cookies[COOKIE]}
-        assert client.post(f"{root}/do/pause", data=form, headers={"origin": root}).status_code == 200
+        assert client.post(f"{place}/do/pause", data=form, headers={"origin": root}).status_code == 200
 
     with engine.connect() as connection:
         (entry,) = connection.execute(select(tables.outbox_audit)).all()

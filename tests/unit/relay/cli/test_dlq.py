@@ -181,6 +181,33 @@ def test_discard_closes_a_letter_and_says_why(outboxkit: Outboxkit, engine: Engi
     assert outboxkit("dlq", "list").out == ""
 
 
+def test_letters_that_were_closed_while_the_person_thought_are_told_and_not_counted(
+    outboxkit: Outboxkit, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, replayed, deleted = bury(engine, key=b"1"), bury(engine, key=b"2"), bury(engine, key=b"3")
+    letters = tables.dead_letters
+
+    def think(question: str, *, yes: bool) -> bool:
+        with engine.begin() as connection:
+            connection.execute(letters.update().where(letters.c.id == replayed.id).values(state="replayed"))
+            connection.execute(letters.delete().where(letters.c.id == deleted.id))
+        return True
+
+    monkeypatch.setattr("outboxkit_relay.cli.console.output.confirmed", think)
+
+    done = outboxkit("dlq", "discard", "--all", "--why", "x")
+
+    assert done.code == 4
+    assert sorted(done.out.splitlines()) == sorted(
+        f"{str(letter.id)[:8]}  {told}"
+        for letter, told in (
+            (dead, "discarded"),
+            (replayed, "refused: it is replayed"),
+            (deleted, "refused: it is gone"),
+        )
+    )
+
+
 def test_a_repaired_payload_goes_out_under_a_new_id(outboxkit: Outboxkit, engine: Engine) -> None:
     letter = bury(engine)
     Path("repaired.json").write_text('{"card": "none"}')

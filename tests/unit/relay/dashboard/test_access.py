@@ -19,6 +19,8 @@ from outboxkit.outbox import pauses
 from outboxkit_relay.dashboard import Access, Visitor, dashboard
 from outboxkit_relay.dashboard.access import COOKIE, FIELD, level_of
 from outboxkit_relay.dashboard.actions import ACTIONS
+from tests.conftest import PROFILE
+from tests.unit.relay.dashboard.odd_values import outages
 from tests.unit.relay.dashboard.world import HERE, HOSTILE, Browser, plant, rows
 
 CHANGED = [table for table in tables.METADATA.sorted_tables if table.name != "outbox_version"]
@@ -135,6 +137,10 @@ def test_a_name_of_another_site_is_not_answered(furnished: Engine) -> None:
 
     assert look("evil.example") == 421
     assert look("127.0.0.1.evil.example") == 421
+    for odd in ("[::1", "127.0.0.1:abc", "127.0.0.1:0", "]", "::1]"):
+        headers = {"host": odd}
+        app = dashboard(furnished, access=lambda _: Visitor(name="ana"))
+        assert TestClient(app, base_url=HERE).get("/", headers=headers).status_code == 421, odd
     assert look("localhost:8080") == look("[::1]:8080") == look("127.0.0.1") == 200
     assert look("ops.example.org", "ops.example.org") == look("ops.example.org:8443", "ops.example.org") == 200
 
@@ -187,6 +193,10 @@ def test_a_form_has_a_bound(browser: Browser) -> None:
     answer = browser.send("repair", letter=str(uuid4()), text="x" * 1_000_001)
 
     assert answer.status_code == 413
+
+
+def test_no_value_of_an_address_a_field_or_a_header_is_an_outage(furnished: Engine) -> None:
+    assert outages(furnished, every=1 if PROFILE == "full" else 11) == []
 
 
 # --- hostile text ------------------------------------------------------------------------------------------------

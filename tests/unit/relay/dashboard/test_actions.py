@@ -135,11 +135,14 @@ def test_a_replay_stops_where_it_is_and_goes_on(browser: Browser) -> None:
     number = uuid_of(answer.url)
     wait_for(engine, number, lambda one: one.queued == 1)
 
-    page = browser.press(f"/replays/{number}", "stop").text
+    form = browser.fields(f"/replays/{number}", "stop")
+    page = browser.send("stop", **form).text
+    assert "no longer as it was shown" not in page
     assert "11 letters were not sent" in page
     assert replay_of(engine, number).state == "stopped"
     browser.press(f"/replays/{number}", "go-on")
     assert wait_for(engine, number, lambda one: not one.waiting).queued == 12
+    assert "no longer as it was shown" in browser.send("stop", **form).text
     assert [told(engine, f"dlq.replay.{what}")[0][0] for what in ("stop", "resume")] == ["ana", "ana"]
 
 
@@ -244,6 +247,42 @@ def test_all_letters_of_a_page_are_discarded_and_no_other(browser: Browser) -> N
     states = Counter((row["error_class"], row["state"]) for row in rows(engine, tables.dead_letters))
     assert states["StockUnknown", "discarded"] == 3
     assert states["KeyError", "dead"] == 12
+
+
+def test_what_was_discarded_is_counted_and_what_was_not_is_told(browser: Browser) -> None:
+    engine, (first, second, third) = (
+        browser.engine,
+        [str(row["id"]) for row in rows(browser.engine, tables.dead_letters)[:3]],
+    )
+    form = browser.fields(f"/letters/{first}", "discard")
+
+    def discard(*letters: str) -> Any:
+        return browser.send("discard", **{**form, "ids": " ".join(letters), "why": "x"})
+
+    assert "Discarded: 1 letter.<" in discard(first).text
+    again = discard(first)
+    assert "no longer as it was shown" in again.text
+    assert "Discarded" not in again.text
+    assert "Discarded: 1 letter. 2 letters left alone: no longer as shown." in discard(first, second, str(uuid4())).text
+    with engine.begin() as connection:
+        connection.execute(update(tables.dead_letters).where(LETTERS.id == UUID(third)).values(state="replaying"))
+    assert "no longer as it was shown" in discard(first, third).text
+    assert state_of(engine, third) == "replaying"
+    assert discard(str(uuid4())).status_code == 404
+    assert told(engine, "dlq.discard") == [("ana", "x")] * 2
+
+
+def test_more_letters_than_a_page_takes_are_refused_and_none_is_discarded(browser: Browser) -> None:
+    letter = letter_of(browser.engine)
+    form = browser.fields(f"/letters/{letter}", "discard")
+
+    answer = browser.send(
+        "discard", **{**form, "ids": " ".join([letter, *(str(uuid4()) for _ in range(1_000))])}, why="x"
+    )
+
+    assert answer.status_code == 409
+    assert "1 to 1,000 letters at once" in answer.text
+    assert state_of(browser.engine, letter) == "dead"
 
 
 def test_a_note_is_kept_with_its_cause(browser: Browser) -> None:
