@@ -203,11 +203,49 @@ BEGIN
 END
 $$;
 
+-- What a relay may delete counts from these times: whoever ends a letter or a saga does not choose when that was. And a
+-- letter is decided about by those who may send it anywhere; the others close the ones whose replay has ended.
+CREATE OR REPLACE FUNCTION {at}outboxkit_closed() RETURNS trigger
+LANGUAGE plpgsql SET search_path {path} AS $$
+BEGIN
+    IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'MEMBER') THEN
+        RETURN NEW;
+    END IF;
+    IF NEW.state = OLD.state THEN
+        NEW.closed_at := OLD.closed_at;
+        RETURN NEW;
+    END IF;
+    IF (OLD.state, NEW.state) <> ('replaying', 'replayed')
+       AND NOT has_column_privilege(current_user, TG_RELID, 'replay_to', 'UPDATE') THEN
+        RAISE EXCEPTION 'the dead letter % is %; % may not decide that it is %', OLD.id, OLD.state, current_user, NEW.state
+            USING ERRCODE = '42501', HINT = 'outboxkit dlq does it: role repairer, or outboxkit_discard: role operator';
+    END IF;
+    NEW.closed_at := CASE WHEN NEW.state IN ('replayed', 'discarded') THEN clock_timestamp() END;
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION {at}outboxkit_updated() RETURNS trigger
+LANGUAGE plpgsql SET search_path {path} AS $$
+BEGIN
+    IF NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'MEMBER') THEN
+        NEW.updated_at := clock_timestamp();
+    END IF;
+    RETURN NEW;
+END
+$$;
+
 DO $$
 BEGIN
     DROP TRIGGER IF EXISTS outboxkit_audit ON {at}outbox_audit;
     CREATE TRIGGER outboxkit_audit BEFORE INSERT ON {at}outbox_audit
         FOR EACH ROW EXECUTE FUNCTION {at}outboxkit_audit();
+    DROP TRIGGER IF EXISTS outboxkit_closed ON {at}dead_letters;
+    CREATE TRIGGER outboxkit_closed BEFORE UPDATE ON {at}dead_letters
+        FOR EACH ROW EXECUTE FUNCTION {at}outboxkit_closed();
+    DROP TRIGGER IF EXISTS outboxkit_updated ON {at}outbox_sagas;
+    CREATE TRIGGER outboxkit_updated BEFORE UPDATE ON {at}outbox_sagas
+        FOR EACH ROW EXECUTE FUNCTION {at}outboxkit_updated();
 END
 $$;
 
@@ -218,6 +256,8 @@ BEGIN
     EXECUTE format('ALTER FUNCTION outboxkit_plain SET search_path = %I, pg_temp', current_schema());
     EXECUTE format('ALTER FUNCTION outboxkit_row SET search_path = %I, pg_temp', current_schema());
     EXECUTE format('ALTER FUNCTION outboxkit_audit SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION outboxkit_closed SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION outboxkit_updated SET search_path = %I, pg_temp', current_schema());
     EXECUTE format('ALTER FUNCTION outboxkit_capture SET search_path = %I, pg_temp', current_schema());
 END
 $$;

@@ -129,6 +129,9 @@ BEGIN
             outboxkit_prune.relation, at_least, outboxkit_prune.kept
             USING ERRCODE = '42501', HINT = 'raise its retention, or run outboxkit prune as the owner of the tables';
     END IF;
+    IF outboxkit_prune.at_most BETWEEN 1 AND 100000 IS NOT TRUE THEN
+        RAISE EXCEPTION 'a portion has 1 to 100000 rows; asked for %', outboxkit_prune.at_most USING ERRCODE = '22023';
+    END IF;
     EXECUTE format(
         'DELETE FROM %1$I WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM %1$I AS r WHERE %2$s LIMIT $2 FOR UPDATE SKIP LOCKED))',
         outboxkit_prune.relation, is_old

@@ -249,27 +249,33 @@ def check_sequence(patient: Patient) -> Iterator[Finding]:
 
 _TRIGGERS: Final = text(
     """
-    SELECT c.relname AS relation, t.tgname AS name, t.tgenabled AS enabled
-    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-    WHERE NOT t.tgisinternal AND pg_table_is_visible(c.oid) AND c.relname IN ('outbox_messages', 'outbox_audit')
-    ORDER BY 1, 2
+    SELECT c.relname AS relation, t.tgname AS name, t.tgenabled <> 'D' AS enabled
+    FROM pg_class c LEFT JOIN pg_trigger t ON c.oid = t.tgrelid AND NOT t.tgisinternal
+    WHERE pg_table_is_visible(c.oid) AND c.relkind IN ('r', 'p') AND c.relname = ANY(:tables) ORDER BY 1, 2
     """
 )
+#: table -> its trigger of ours, the code of its finding, and what its absence means.
+_OWN_TRIGGERS: Final = {
+    "outbox_audit": ("outboxkit_audit", "audit-trigger", "operators can write any name and time there"),
+    "dead_letters": ("outboxkit_closed", "time-trigger", "who closes a letter says when, and may have it deleted"),
+    "outbox_sagas": ("outboxkit_updated", "time-trigger", "who ends a saga says when, and may have it deleted"),
+}
 
 
 def check_triggers(patient: Patient) -> Iterator[Finding]:
-    """Whether others have a hand in what is inserted, and the audit writes down the login."""
-    found = {(row.relation, row.name): row.enabled for row in patient.connection.execute(_TRIGGERS)}
-    for relation, name in found:
-        if relation == "outbox_messages":
-            seen = f"the trigger {name} on outbox_messages may change or swallow messages, and slows each one down"
-            yield warning("foreign-trigger", seen, f"DROP TRIGGER {name} ON outbox_messages")
-    has_audit = patient.connection.scalar(text("SELECT to_regclass('outbox_audit') IS NOT NULL"))
-    if has_audit and found.get(("outbox_audit", "outboxkit_audit"), "D") == "D":
-        seen = "the trigger of outbox_audit is missing or disabled: operators can write any name and time there"
-        yield warning(
-            "audit-trigger", seen, "outboxkit db upgrade, or ALTER TABLE outbox_audit ENABLE TRIGGER outboxkit_audit"
-        )
+    """Whether others have a hand in what is inserted, and ours write down logins and times."""
+    asked = {"tables": ["outbox_messages", *_OWN_TRIGGERS]}
+    found: dict[str, dict[str, bool]] = {}
+    for relation, name, enabled in patient.connection.execute(_TRIGGERS, asked):
+        found.setdefault(relation, {})[name] = enabled
+    for name in filter(None, found.pop("outbox_messages", {})):
+        seen = f"the trigger {name} on outbox_messages may change or swallow messages, and slows each one down"
+        yield warning("foreign-trigger", seen, f"DROP TRIGGER {name} ON outbox_messages")
+    for relation, triggers in found.items():
+        name, code, means = _OWN_TRIGGERS[relation]
+        if not triggers.get(name):
+            seen = f"the trigger of {relation} is missing or disabled: {means}"
+            yield warning(code, seen, f"outboxkit db upgrade, or ALTER TABLE {relation} ENABLE TRIGGER {name}")
 
 
 # --- what keeps vacuum from working ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text, update
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DataError, ProgrammingError
 
 from outboxkit import outbox, tables
 from outboxkit.migrations.roles import GRANTS, create_roles
@@ -128,6 +128,69 @@ def test_no_relay_deletes_what_is_young_or_on_its_way(
     _filled(owner[0])
     with restricted.begin() as connection, pytest.raises(ProgrammingError, match="a relay does not delete"):
         connection.execute(text("SELECT outboxkit_prune(:relation, :kept, 9)"), {"relation": relation, "kept": kept})
+
+
+@pytest.mark.parametrize("at_most", [None, 0, -1, 100_001])
+def test_a_relay_deletes_in_portions(owner: tuple[Engine, str], restricted: Engine, at_most: int | None) -> None:
+    with restricted.begin() as connection, pytest.raises(DataError, match="portion"):
+        connection.execute(text("SELECT outboxkit_prune('outbox_audit', '1 year', :at_most)"), {"at_most": at_most})
+
+
+@pytest.mark.parametrize("role", ["relay", "consumer"])
+def test_nobody_erases_an_open_letter_by_closing_it_in_the_past(
+    owner: tuple[Engine, str], restricted: Engine, role: str
+) -> None:
+    engine, prefix = owner
+    _filled(engine)
+    dated = "UPDATE dead_letters SET state = '{}', closed_at = '2000-01-01' WHERE closed_at IS NULL"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"SET LOCAL ROLE {prefix}{role}")
+        for state in ("discarded", "replaying", "replayed"):
+            with pytest.raises(ProgrammingError, match="decide"), connection.begin_nested():
+                connection.exec_driver_sql(dated.format(state))
+        assert connection.exec_driver_sql(dated.format("dead")).rowcount == 6, "nothing changes"
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM dead_letters WHERE closed_at IS NULL")) == 6
+
+
+@pytest.mark.parametrize(
+    ("role", "states"),
+    [
+        ("relay", ("replaying", "replayed")),
+        ("consumer", ("replaying", "replayed")),
+        ("repairer", ("dead", "discarded")),
+        ("repairer", ("dead", "replayed")),
+    ],
+)
+def test_when_a_letter_was_closed_is_told_by_the_database(
+    owner: tuple[Engine, str], restricted: Engine, role: str, states: tuple[str, str]
+) -> None:
+    engine, prefix = owner
+    _filled(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE dead_letters SET state = '{states[0]}', closed_at = NULL")
+        connection.exec_driver_sql(f"SET LOCAL ROLE {prefix}{role}")
+        connection.exec_driver_sql(f"UPDATE dead_letters SET state = '{states[1]}', closed_at = '2000-01-01'")
+    with restricted.begin() as connection:
+        assert connection.scalar(text("SELECT outboxkit_prune('dead_letters', '1 day', 100)")) == 0
+    with engine.begin() as connection:
+        assert (
+            connection.scalar(text("SELECT count(*) FROM dead_letters WHERE closed_at > now() - interval '1 h'")) == 12
+        )
+        connection.exec_driver_sql(f"SET LOCAL ROLE {prefix}repairer")
+        connection.exec_driver_sql("UPDATE dead_letters SET state = 'dead', closed_at = '2000-01-01'")
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(closed_at) FROM dead_letters")) == 0, "an open one has no time"
+
+
+def test_no_consumer_erases_a_saga_by_ending_it_in_the_past(owner: tuple[Engine, str], restricted: Engine) -> None:
+    engine, prefix = owner
+    _filled(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"SET LOCAL ROLE {prefix}consumer")
+        connection.exec_driver_sql("UPDATE outbox_sagas SET status = 'completed', updated_at = '2000-01-01'")
+    with restricted.begin() as connection:
+        assert connection.scalar(text("SELECT outboxkit_prune('outbox_sagas', '1 day', 100)")) == 0
 
 
 def test_a_relay_publishes_retries_buries_and_releases_as_its_role(

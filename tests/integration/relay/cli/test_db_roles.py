@@ -56,3 +56,22 @@ def test_a_login_without_the_right_is_told_which_right_in_one_line(
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert "the database login lacks a right: permission denied for table dead_letters" in done.err
+
+
+def test_the_log_shows_the_login_beside_any_other_name_that_was_given(
+    outboxkit: Outboxkit, engine: Engine, prefix: str
+) -> None:
+    outboxkit("db", "roles", "--prefix", prefix)
+    entry = text(
+        "INSERT INTO outbox_audit (who, action, target) SELECT coalesce(:who, session_user), 'dlq.discard', 'x'"
+    )
+    with engine.begin() as connection:
+        login = connection.scalar(text("SELECT session_user"))
+        connection.execute(entry, {"who": None})
+        connection.exec_driver_sql(f"SET LOCAL ROLE {prefix}relay")
+        connection.execute(entry, {"who": "alice"})
+
+    shown = outboxkit("log", "--action", "dlq").out.splitlines()[1:]
+    assert [line.split("  ")[1] for line in shown] == [f"alice as {login}", login]
+    assert len(outboxkit("log", "--by", login, "--action", "dlq").out.splitlines()) == 1 + 2
+    assert "alice" in outboxkit("log", "--by", "alice").out

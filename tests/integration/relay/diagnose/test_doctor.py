@@ -135,6 +135,7 @@ BROKEN: dict[str, Callable[[Connection], None]] = {
         "CREATE TRIGGER swallow BEFORE INSERT ON outbox_messages FOR EACH ROW EXECUTE FUNCTION swallow()",
     ),
     "audit-trigger": _sql("ALTER TABLE outbox_audit DISABLE TRIGGER outboxkit_audit"),
+    "time-trigger": _sql("DROP TRIGGER outboxkit_closed ON dead_letters"),
     "schemas": _sql("CREATE SCHEMA other", "CREATE TABLE other.outbox_version (id int)"),
     "commit-durability": _lax,
     "row-security": _row_security,
