@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, delete, exists, func, insert, or_, select
+from sqlalchemy import and_, delete, exists, func, insert, or_, select, union_all
 
 from outboxkit import tables
 from outboxkit._sql import any_of, database_now
@@ -19,7 +19,7 @@ from outboxkit_relay.store.stopped_keys import COPIED, row_columns
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from sqlalchemy import Connection, Select
+    from sqlalchemy import CTE, Connection, Select
 
 __all__ = ["due_rows", "enqueue_scheduled", "is_due"]
 
@@ -73,33 +73,27 @@ def _stored(connection: Connection, ids: Sequence[int]) -> list[Row]:
 
 def _due(shards: Collection[int], without: Collection[str], paused: PauseSet, *, whenever: bool) -> Select[Any]:
     """Selects id and size of due rows, in order."""
-    waits = _WAITING.c
-    ahead = _WAITING.alias()
-    is_head = ~exists().where(
-        ahead.c.topic == waits.topic,
-        ahead.c.key == waits.key,
-        ahead.c.reason != WaitReason.SCHEDULED,
-        ahead.c.position < waits.position,
+    waits, now_due = _WAITING.c, [] if whenever else [_WAITING.c.due_at <= database_now()]
+    mine = [any_of(waits.shard, shards), waits.topic.not_in(sorted(without)), *_not_paused(paused)]
+    columns = (waits.id, func.length(waits.payload).label("size"), waits.position)
+    alone = select(*columns).where(waits.key.is_(None), waits.reason == WaitReason.RETRY, *now_due, *mine)
+    heads = _heads(whenever=whenever)
+    due = union_all(select(*columns).join(heads, heads.c.id == waits.id).where(*mine), alone).subquery()
+    return select(due.c.id, due.c.size).order_by(due.c.position)
+
+
+def _heads(*, whenever: bool) -> CTE:
+    """Selects the first waiting row of every key that is due: asked key by key, whatever waits behind it."""
+    line, stopped = _WAITING.alias(), _STOPPED.c
+    first = (
+        select(line.c.id)
+        .where(line.c.topic == stopped.topic, line.c.key == stopped.key, line.c.reason != WaitReason.SCHEDULED)
+        .order_by(line.c.position)
+        .limit(1)
+        .scalar_subquery()
     )
-    key_is_due = and_(
-        _STOPPED.c.topic == waits.topic,
-        _STOPPED.c.key == waits.key,
-        _STOPPED.c.reason == StopReason.RETRY,
-        *([] if whenever else [_STOPPED.c.due_at <= database_now()]),
-    )
-    now_due = [] if whenever else [waits.due_at <= database_now()]
-    alone = and_(waits.key.is_(None), waits.reason == WaitReason.RETRY, *now_due)
-    return (
-        select(waits.id, func.length(waits.payload))
-        .outerjoin(_STOPPED, key_is_due)
-        .where(
-            any_of(waits.shard, shards),
-            waits.topic.not_in(sorted(without)),
-            or_(alone, and_(_STOPPED.c.topic.is_not(None), waits.reason != WaitReason.SCHEDULED, is_head)),
-            *_not_paused(paused),
-        )
-        .order_by(waits.position)
-    )
+    is_due = [] if whenever else [stopped.due_at <= database_now()]
+    return select(first.label("id")).where(stopped.reason == StopReason.RETRY, *is_due).cte("heads")
 
 
 def _within(sized: Iterable[Any], max_bytes: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, exists, literal, not_, or_, select, update
+from sqlalchemy import and_, exists, func, literal, not_, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit import dead_letters, dialects, tables
@@ -91,22 +91,17 @@ def _wake_without_time(connection: Connection) -> int:
 
 def _stop_orphaned_keys(connection: Connection, mine: Collection[int]) -> int:
     """Stops the keys of rows that wait behind nobody, so that they leave in order."""
-    waits, ahead = _WAITING.c, _WAITING.alias()
+    waits = _WAITING.c
     stopped = exists().where(_STOPPED.c.topic == waits.topic, _STOPPED.c.key == waits.key)
-    is_first = ~exists().where(
-        ahead.c.topic == waits.topic,
-        ahead.c.key == waits.key,
-        ahead.c.reason != WaitReason.SCHEDULED,
-        ahead.c.position < waits.position,
-    )
     waiting = and_(
         any_of(waits.shard, mine),
         waits.key.is_not(None),
         waits.position.is_not(None),
         waits.reason != WaitReason.SCHEDULED,
     )
-    heads = select(waits.topic, waits.key, waits.shard, waits.position).distinct()
-    found = connection.execute(heads.where(waiting, not_(stopped), is_first).limit(_AT_ONCE)).all()
+    keys = select(waits.topic, waits.key, func.min(waits.shard), func.min(waits.position))
+    orphaned = keys.where(waiting, not_(stopped)).group_by(waits.topic, waits.key)
+    found = connection.execute(orphaned.limit(_AT_ONCE)).all()
     for topic, key, shard, position in found:
         values = {"topic": topic, "key": key, "shard": shard, "position": position, "reason": StopReason.RETRY}
         connection.execute(dialects.insert_ignoring(connection, _STOPPED).values(**values, due_at=database_now()))

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from outboxkit import dead_letters, outbox, tables
 from outboxkit.consumer import retries
 from outboxkit.rows import Evidence, Part, Reading, Row
+from outboxkit_relay.store import due, mending, stopped_keys
 from tests.integration.relay.plans import explained, looked_at_in_vain
 from tests.integration.relay.world import engine_for
 
@@ -40,6 +41,17 @@ WAITING = f"""
     INSERT INTO inbox_waiting (consumer, topic, key, headers, origin, partition, "offset", reason)
     SELECT 'billing', 'orders', convert_to('key ' || n, 'UTF8'), '', '', 0, n, 'follower'
     FROM generate_series(1, {MANY}) AS n
+"""
+FOLLOWERS = f"""
+    INSERT INTO outbox_waiting (shard, message_id, topic, key, type, kind, payload, headers, content_type, occurred_at,
+        position, reason)
+    SELECT 0, gen_random_uuid(), 'orders', convert_to('key ' || mod(n, 2), 'UTF8'), 'order.placed', 'event', '{{}}', '',
+        'application/json', now(), n, 'follower'
+    FROM generate_series(1, {MANY}) AS n
+"""
+STOPPED = """
+    INSERT INTO outbox_stopped_keys (topic, key, shard, position, reason, due_at)
+    SELECT topic, key, shard, min(position), 'retry', now() FROM outbox_waiting GROUP BY topic, key, shard
 """
 STATISTICS = {
     "of an empty table": ["VACUUM ANALYZE outbox_messages", FILL],
@@ -92,6 +104,28 @@ def test_letters_are_found_by_their_id_and_waiting_deliveries_by_their_key(engin
 
     assert letter.message_id == "id 77"
     assert looked_at_in_vain(plans) < MANY // 100
+
+
+def test_the_heads_of_keys_are_found_without_looking_at_what_waits_behind_them(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for statement in (FOLLOWERS, STOPPED, "ANALYZE"):
+            connection.exec_driver_sql(statement)
+        with explained(connection) as plans:
+            heads, _ = due.due_rows(connection, READING.shards, without=(), limit=TAKEN)
+
+    assert [head.position for head in heads] == [1, 2]
+    assert looked_at_in_vain(plans) < MANY // 100
+
+
+def test_a_key_that_nobody_stopped_is_stopped_by_one_look_at_what_waits(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(FOLLOWERS)
+        with explained(connection) as plans:
+            assert mending.mend(connection, READING.shards) == 2
+        heads = {stop.position for stop in stopped_keys.list_stopped(connection)}
+
+    assert heads == {1, 2}
+    assert looked_at_in_vain(plans) <= 4 * MANY  # each of its statements reads the table once
 
 
 def _next(last: int, snapshot: str) -> Reading:
