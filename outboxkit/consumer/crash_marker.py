@@ -24,6 +24,8 @@ from sqlalchemy import and_, delete, select, update
 from outboxkit import tables
 from outboxkit._sql import database_now
 from outboxkit.dialects import insert_ignoring
+from outboxkit.errors import ConfigurationError
+from outboxkit.inbox.rename import new_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -92,11 +94,19 @@ class Owner:
 def began(session: Session, owner: Owner, trouble: str | None) -> None:
     """Records the start of a run, and forgets those that nobody needs to know any more.
 
-    Transaction: joins the caller's; does not commit. Writes: ``inbox_consumers``.
+    Transaction: joins the caller's short one, because other runs that begin wait for it; does not commit. Writes:
+    ``inbox_consumers``.
+
+    Raises:
+        ConfigurationError: the consumer has another name now.
     """
-    connection = session.connection()
-    old = and_(_starts.c.consumer == owner.consumer, _starts.c.expires_at < database_now(-_REMEMBERED))
+    connection, name = session.connection(), owner.consumer
+    old = and_(_starts.c.consumer == name, _starts.c.expires_at < database_now(-_REMEMBERED))
     connection.execute(delete(_starts).where(old))
+    if now := new_name(connection, name):
+        raise ConfigurationError(
+            f"{name} was renamed to {now}, which knows what {name} has handled: start it as {now}, or rename it back"
+        )
     values = {"id": owner.ids[0], "consumer": owner.consumer, "host": owner.host, "trouble": trouble}
     connection.execute(insert_ignoring(connection, _starts).values(expires_at=database_now(owner.lease), **values))
 

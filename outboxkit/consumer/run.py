@@ -92,7 +92,7 @@ class Run:
         """Runs until stopped.
 
         Raises:
-            ConfigurationError: the tables are missing, or the connection commits by itself.
+            ConfigurationError: the tables are missing, the connection commits by itself, or the consumer was renamed.
         """
         drain = timedelta(0)  # who is cancelled, or fails, does not wait
         self._tally.began()
@@ -117,7 +117,7 @@ class Run:
     async def _start(self) -> None:
         name, handlers = self._config.name, self._config.handlers
 
-        def start(given: TransactionScope) -> dict[str, Reader]:
+        def enter(given: TransactionScope) -> None:
             connection = given.session.connection()
             if commits_by_itself(connection):
                 raise ConfigurationError(
@@ -126,10 +126,13 @@ class Run:
                 )
             outbox.shards_of(connection)
             crash_marker.began(given.session, self._owner, self._cut_off_text())
+
+        def start(given: TransactionScope) -> dict[str, Reader]:
             crash_marker.suspects(given.session, self._owner, starting=True)
             retries.sweep(given.session, name)
-            return schema_store.record(connection, name, handlers.contracts)
+            return schema_store.record(given.session.connection(), name, handlers.contracts)
 
+        await self._patience.run(enter)
         self._settling.readers = await self._patience.run(start)
         self._tally.phase, self._tally.heard = Phase.RUNNING, time.monotonic()
         _log.info("consumer.started", extra={"consumer": name, "topics": self._config.topics})

@@ -204,7 +204,8 @@ def _gone(connection: Connection, names: set[str], absence: timedelta) -> dict[s
     """Says for each consumer that nobody has seen so. Where no start is recorded at all, nothing is known."""
     consumers = tables.inbox_consumers.c
     latest = func.max(consumers.expires_at, type_=Instant())
-    rows = connection.execute(select(consumers.consumer, latest.label("seen")).group_by(consumers.consumer)).all()
+    lately = select(consumers.consumer, latest.label("seen")).where(consumers.renamed_to.is_(None))
+    rows = connection.execute(lately.group_by(consumers.consumer)).all()
     seen: dict[str, datetime] = {row.consumer: row.seen for row in rows}
     recent = connection.execute(select(database_now(-absence))).scalar_one()
     here = ", ".join(sorted(name for name, at in seen.items() if at >= recent)) or "none"

@@ -288,8 +288,9 @@ inbox_consumers = Table(
     Column("in_hand", Integer, nullable=False, server_default="0"),
     Column("lag", BigInteger),
     Column("trouble", Text),
+    Column("renamed_to", Text),
     Index("inbox_consumers_consumer", "consumer", "started_at"),
-    comment="starts of consumer processes: who runs now (expires_at is a heartbeat), and who ran lately",
+    comment="starts of consumer processes: who runs now (expires_at is a heartbeat), and who ran lately or was renamed",
 )
 
 # --- what failed, and what schemas are in use --------------------------------------------------------------------

@@ -257,7 +257,7 @@ def consumers(connection: Connection, now: datetime) -> list[ConsumerRow]:
             func.sum(case((runs, starts.lag))).label("lag"),
             func.max(case((runs, starts.trouble))).label("trouble"),
         )
-        .where(starts.expires_at > now - timedelta(days=1))
+        .where(starts.expires_at > now - timedelta(days=1), starts.renamed_to.is_(None))
         .group_by(starts.consumer)
         .order_by(starts.consumer)
     )

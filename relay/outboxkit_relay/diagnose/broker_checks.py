@@ -69,7 +69,10 @@ def _used(patient: Patient) -> dict[str, int]:
 
 
 def _consumers(patient: Patient) -> tuple[str, ...]:
-    started = patient.connection.execute(select(tables.inbox_consumers.c.consumer).distinct()).scalars()
+    starts = tables.inbox_consumers.c
+    started = patient.connection.execute(
+        select(starts.consumer).where(starts.renamed_to.is_(None)).distinct()
+    ).scalars()
     return tuple(sorted({*started, *(one.consumer for one in patient.subscriptions if one.consumer)}))
 
 

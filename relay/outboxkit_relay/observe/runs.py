@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ConsumerStatus", "Run", "RunState", "consumers", "problems"]
 
 _RUNS: Final = tables.inbox_consumers
+_IS_RUN: Final = _RUNS.c.renamed_to.is_(None)
 _ROOM: Final = tables.inbox_waiting
 _HANDLED: Final = tables.inbox_messages.c
 _LETTERS: Final = tables.dead_letters.c
@@ -106,8 +107,9 @@ def consumers(connection: Connection, now: datetime, *, handled: bool = True) ->
         handled: also count what their inboxes remember, which reads all of them.
     """
     marks, room = tables.inbox_batches.c, _ROOM.c
-    known = (marks.consumer, room.consumer, _RUNS.c.consumer, *((_HANDLED.consumer,) if handled else ()))
-    names = union_all(*(select(column) for column in known)).subquery()
+    known = (marks.consumer, room.consumer, *((_HANDLED.consumer,) if handled else ()))
+    started = select(_RUNS.c.consumer).where(_IS_RUN)
+    names = union_all(started, *(select(column) for column in known)).subquery()
     found, waiting = _runs(connection, now), _waiting(connection, now)
     statuses = []
     for name in connection.scalars(select(names.c.consumer).distinct().order_by(names.c.consumer)):
@@ -194,7 +196,7 @@ def _waiting(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]
 
 def _runs(connection: Connection, now: datetime) -> dict[str, list[Run]]:
     found: dict[str, list[Run]] = {}
-    for row in connection.execute(select(_RUNS).order_by(_RUNS.c.consumer, _RUNS.c.started_at)):
+    for row in connection.execute(select(_RUNS).where(_IS_RUN).order_by(_RUNS.c.consumer, _RUNS.c.started_at)):
         cut_off = CutOff.from_text(row.trouble, row.started_at)
         run = Run(
             host=row.host,

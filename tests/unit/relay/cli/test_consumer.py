@@ -12,11 +12,14 @@ from sqlalchemy.orm import Session
 
 from outboxkit import inbox, tables
 from outboxkit._sql import database_now
+from outboxkit.consumer import crash_marker
+from outboxkit.consumer.crash_marker import Owner
 from outboxkit.errors import ConfigurationError
 from outboxkit.inbox import rename
 from tests.unit.relay.cli.builders import bury
 from tests.unit.relay.cli.conftest import Outboxkit
 
+RUNS = tables.inbox_consumers.c
 NAMED = [table for table in tables.METADATA.sorted_tables if "consumer" in table.c]
 
 
@@ -39,8 +42,16 @@ def _fill(engine: Engine, name: str = "billing") -> None:
 
 
 def _names(engine: Engine) -> dict[str, set[str]]:
+    """The names in each table, but for what says that a consumer has another one now."""
+    queries = {table.name: select(table.c.consumer) for table in NAMED}
+    queries["inbox_consumers"] = queries["inbox_consumers"].where(RUNS.renamed_to.is_(None))
     with engine.connect() as connection:
-        return {table.name: set(connection.scalars(select(table.c.consumer))) for table in NAMED}
+        return {name: set(connection.scalars(query)) for name, query in queries.items()}
+
+
+def _begins(engine: Engine, name: str) -> None:
+    with Session(engine) as session, session.begin():
+        crash_marker.began(session, Owner(name, timedelta(seconds=-1), [uuid4()]), None)
 
 
 def test_everything_of_a_consumer_goes_along(outboxkit: Outboxkit, engine: Engine) -> None:
@@ -156,3 +167,47 @@ def test_a_run_that_begins_while_the_rows_are_renamed_undoes_it(
     assert _names(engine)["inbox_messages"] == {"billing"}
     with engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(tables.outbox_audit)) == 0
+
+
+def test_the_old_name_does_not_start_again_by_mistake(outboxkit: Outboxkit, engine: Engine) -> None:
+    _fill(engine)
+    assert outboxkit("consumer", "rename", "billing", "invoicing", "--yes").code == 0
+    assert outboxkit("consumer", "rename", "invoicing", "charging", "--yes").code == 0
+
+    for name in ("billing", "invoicing"):
+        with pytest.raises(ConfigurationError, match=f"{name} was renamed to charging.*: start it as charging"):
+            _begins(engine, name)
+        assert f"{name} was renamed to charging" in outboxkit("consumer", "rename", name, "other", "--yes").out
+    _begins(engine, "charging")
+    told = outboxkit("status", "--json").out
+    assert "charging" in told
+    assert not any(f'"{name}"' in told for name in ("billing", "invoicing")), "nobody looks for a run of it"
+
+
+def test_a_consumer_is_renamed_back(outboxkit: Outboxkit, engine: Engine) -> None:
+    _fill(engine)
+
+    for names in (
+        ("billing", "invoicing"),
+        ("invoicing", "billing"),
+        ("billing", "invoicing"),
+        ("invoicing", "billing"),
+    ):
+        assert outboxkit("consumer", "rename", *names, "--yes").code == 0
+
+    _begins(engine, "billing")
+    assert _names(engine)["inbox_messages"] == {"billing"}
+    with pytest.raises(ConfigurationError, match="invoicing was renamed to billing"):
+        _begins(engine, "invoicing")
+
+
+def test_an_old_name_is_free_after_a_month(outboxkit: Outboxkit, engine: Engine) -> None:
+    _fill(engine)
+    assert outboxkit("consumer", "rename", "billing", "invoicing", "--yes").code == 0
+    with engine.begin() as connection:
+        long_ago = database_now(timedelta(days=-31))
+        connection.execute(tables.inbox_consumers.update().values(expires_at=long_ago))
+
+    _begins(engine, "billing")
+
+    assert _names(engine)["inbox_consumers"] == {"billing", "invoicing"}
