@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from sqlalchemy import and_, bindparam, select
+from sqlalchemy import and_, bindparam, case, func, literal, select
 
 from outboxkit import tables
 from outboxkit._failpoints import failpoint
@@ -19,7 +19,7 @@ from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit.message import content_hash
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Executable
+    from sqlalchemy import ColumnElement, Connection, Executable
     from sqlalchemy.orm import Session, SessionTransaction
 
     from outboxkit.message import Message
@@ -37,6 +37,7 @@ __all__ = [
     "Admission",
     "Admitted",
     "Entry",
+    "Standing",
     "admit",
     "bounded",
     "entry_of",
@@ -44,6 +45,7 @@ __all__ = [
     "is_duplicate",
     "mark_of",
     "refuse_autocommit",
+    "standing",
 ]
 
 MAX_OUTCOME_BYTES: Final = 64 * 1024  # an outcome is an answer to repeat, not a place to store documents
@@ -64,6 +66,14 @@ class Admitted(StrEnum):
     FIRST = "first"  #: nobody handled it: go on, in this transaction
     DUPLICATE = "duplicate"  #: its effect is committed
     CONFLICT = "conflict"  #: its id is taken by other content
+
+
+class Standing(StrEnum):
+    """A message by its row in an inbox: only one that was handled had an effect."""
+
+    HANDLED = "handled"
+    DEAD = "dead"  #: it became a dead letter
+    OPEN = "open"  #: claimed and not finished: its replay is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,15 @@ def _claim(dialect: str) -> Executable:
     values = {name: bindparam(given, type_=_row[name].type) for name, given in columns.items()}
     insert = dialect_named(dialect).insert(tables.inbox_messages).on_conflict_do_nothing()
     return insert.values(**values, outcome=_MARK).returning(_row.message_id)
+
+
+def standing() -> ColumnElement[str]:
+    """Returns the `Standing` of a row in ``inbox_messages`` as a column."""
+    return case(
+        (_row.outcome == literal(DEAD), Standing.DEAD.value),
+        (func.substr(_row.outcome, 1, len(UNFINISHED)) == UNFINISHED, Standing.OPEN.value),
+        else_=Standing.HANDLED.value,
+    )
 
 
 def entry_of(consumer: str, message: Message) -> Entry:

@@ -48,6 +48,5 @@ def examine(
 
 def _resolved(url: str) -> str:
     scheme, _, rest = url.partition("://")
-    if rest.partition("?")[0].rstrip("/") != EMBEDDED:
-        return url
-    return f"{scheme}://{rest.replace(EMBEDDED, embedded.shared_address(), 1)}"
+    hosts, _, query = rest.partition("?")
+    return f"{scheme}://{embedded.shared(query)}" if hosts.rstrip("/") == EMBEDDED else url

@@ -1,7 +1,8 @@
 """A Kafka-protocol cluster inside this process: librdkafka's mock cluster. For demos and quick tests only.
 
 It lives as long as the handle that owns it, keeps little, and creates a topic when a producer asks for its metadata.
-Other processes reach it by its port on loopback.
+Other processes reach it by its port on loopback. When a member leaves its group, the cluster gives its partitions to
+nobody before that member's session would have timed out: sessions are short here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from confluent_kafka import Producer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["embedded_cluster", "shared_address"]
+__all__ = ["embedded_cluster", "shared"]
 
 _TIMEOUT_SECONDS: Final = 10.0
+_SESSIONS: Final = "session.timeout.ms=3000&heartbeat.interval.ms=300"
 
 
 @contextmanager
@@ -29,14 +31,16 @@ def embedded_cluster(topics: Iterable[str] = ()) -> Iterator[str]:
     owner = _start()
     for topic in topics:
         owner.list_topics(topic, timeout=_TIMEOUT_SECONDS)
-    yield f"kafka://{_address(owner)}"
+    yield f"kafka://{_address(owner)}?{_SESSIONS}"
     owner.purge()
 
 
-@functools.cache
-def shared_address() -> str:
-    """The address of the one cluster behind ``kafka://embedded``, started at the first call, until the process ends."""
-    return _address(_shared())
+def shared(query: str) -> str:
+    """Returns hosts and settings of the one cluster behind ``kafka://embedded``; the query's settings win over ours.
+
+    It is started at the first call, and lives until the process ends.
+    """
+    return f"{_address(_shared())}?{_SESSIONS}&{query}"
 
 
 @functools.cache

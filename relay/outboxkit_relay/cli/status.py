@@ -16,6 +16,7 @@ from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.diagnose import find_message
 from outboxkit_relay.exit_codes import Exit
 from outboxkit_relay.observe import situation
+from outboxkit_relay.observe.runs import RunState
 from outboxkit_relay.observe.situation import Topic
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def _show(report: Report) -> None:
             output.verdict("STUCK", problem, "red")
     else:
         output.verdict("Healthy", report.summary, "green")
+    for run in _starting(report):
+        output.verdict("Starting", run.trouble, "yellow")
     for held in report.pauses:
         output.verdict("Paused", _of_pause(held), "yellow")
     if dead:
@@ -139,6 +142,12 @@ def _show(report: Report) -> None:
     _section("RUNS", ["HOST", "STATE", "IN HAND", "LAG", "UP"], found)
     letters = [[row["consumer"] or "(relay)", row["state"], row["count"]] for row in report.dead_letters]
     _section("DEAD LETTERS", ["STATE", "COUNT"], letters)
+
+
+def _starting(report: Report) -> list[Run]:
+    """Runs that wait for their first messages, and for no longer than a start may take."""
+    runs = [run for consumer in report.consumers for run in consumer.runs if run.state is RunState.STARTING]
+    return [run for run in runs if run.trouble not in report.problems]
 
 
 def _of_pause(pause: dict[str, Any]) -> str:

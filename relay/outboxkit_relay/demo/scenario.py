@@ -36,8 +36,6 @@ __all__ = ["Plan", "run"]
 _FLOW: Final = "outboxkit_relay.demo.order_flow"
 _TOPICS: Final = ("orders", "stock", "payments", "shipments")
 _CONSUMERS: Final = ("inventory", "payments", "shipping", "confirmation")
-# The in-process cluster takes no notice when a member leaves its group: it waits until the session has timed out.
-_GROUP_OPTIONS: Final = "?session.timeout.ms=3000&heartbeat.interval.ms=300"
 _OUTAGE_SECONDS: Final = 1.5
 _OPENING_SECONDS: Final = 2  # orders come one by one, so that there are many batches
 _MID_BATCH: Final = "settle.before_commit=stop:3"  # so that the kill never comes a moment too late
@@ -149,7 +147,7 @@ class _Scenario:
                 self._put_a_proxy_before_it(stack)
             else:
                 cluster, url = self.processes.serve("cluster", "outboxkit_relay.demo.cluster", *self.topics)
-                self.processes.settings["broker_url"] = url + _GROUP_OPTIONS
+                self.processes.settings["broker_url"] = url
                 self.outage = Outage(
                     lambda: cluster.send(signal.SIGSTOP),
                     lambda: cluster.send(signal.SIGCONT),

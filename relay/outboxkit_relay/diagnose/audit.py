@@ -17,7 +17,7 @@ from sqlalchemy import Select, case, func, literal, select, union_all
 from outboxkit import tables
 from outboxkit._sql import Instant, database_now
 from outboxkit.dead_letters import Side, State
-from outboxkit.inbox.rows import DEAD, UNFINISHED
+from outboxkit.inbox.rows import Standing, standing
 from outboxkit.rows import WaitReason
 from outboxkit_relay.diagnose.contradictions import Contradiction, contradictions, id_text, ledger_ids
 
@@ -122,13 +122,7 @@ def _rank(column: Any, otherwise: str) -> Any:
 
 
 def _inbox(connection: Connection) -> dict[str, dict[str, int]]:
-    outcome = _INBOX.outcome
-    kind = case(
-        (outcome == literal(DEAD), "dead"),
-        (func.substr(outcome, 1, len(UNFINISHED)) == UNFINISHED, "open"),
-        else_="handled",
-    )
-    rows = select(_INBOX.consumer, kind.label("kind")).subquery().c
+    rows = select(_INBOX.consumer, standing().label("kind")).subquery().c
     room = tables.inbox_waiting.c
     counted = union_all(
         select(rows.consumer, rows.kind, func.count()).group_by(rows.consumer, rows.kind),
@@ -136,5 +130,5 @@ def _inbox(connection: Connection) -> dict[str, dict[str, int]]:
     )
     found: dict[str, dict[str, int]] = {}
     for consumer, name, number in connection.execute(counted):
-        found.setdefault(consumer, {"handled": 0, "dead": 0, "open": 0, "waiting": 0})[name] = number
+        found.setdefault(consumer, dict.fromkeys((*Standing, "waiting"), 0))[name] = number
     return dict(sorted(found.items()))

@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import case, exists, func, select, union_all
+from sqlalchemy import case, func, select, union_all
 
 from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
+from outboxkit.inbox.rows import Standing, standing
 from outboxkit.rows import UNREADABLE, CutOff, WaitReason, microseconds
 from outboxkit_relay.observe.sentences import rounded, sentence_of_consumer
 from outboxkit_relay.words import count
@@ -25,7 +26,6 @@ _RUNS: Final = tables.inbox_consumers
 _IS_RUN: Final = _RUNS.c.renamed_to.is_(None)
 _ROOM: Final = tables.inbox_waiting
 _HANDLED: Final = tables.inbox_messages.c
-_LETTERS: Final = tables.dead_letters.c
 _MISSED: Final = timedelta(days=1)  # a run that vanished longer ago is history
 
 
@@ -73,7 +73,7 @@ class ConsumerStatus:
 
     Attributes:
         consumer: its name.
-        handled: messages that its inbox remembers.
+        handled: messages whose effect its inbox remembers.
         waiting: deliveries in its waiting room.
         busy: runs that are handling something.
         parked: keys whose dead head waits for an operator.
@@ -118,7 +118,7 @@ def consumers(connection: Connection, now: datetime, *, handled: bool = True) ->
         statuses.append(
             ConsumerStatus(
                 consumer=name,
-                handled=_count(connection, _HANDLED.consumer == name, ~_of_a_dead_message()) if handled else 0,
+                handled=_count(connection, _HANDLED.consumer == name, standing() == Standing.HANDLED) if handled else 0,
                 busy=_count(connection, marks.consumer == name, marks.host != "", marks.expires_at > now),
                 lag=sum(lags) if lags else None,
                 runs=runs,
@@ -224,12 +224,6 @@ def _state(row: Any, cut_off: CutOff | None, now: datetime) -> RunState:
 def _of_interest(runs: Iterable[Run]) -> tuple[Run, ...]:
     known = tuple(runs)
     return tuple(run for run in known if run.is_alive) or known[-1:]
-
-
-def _of_a_dead_message() -> ColumnElement[bool]:
-    """An inbox row that stands for a message which had no effect, so that a redelivery has none either."""
-    same = (_LETTERS.consumer == _HANDLED.consumer, _LETTERS.source == _HANDLED.source)
-    return exists().where(*same, _LETTERS.message_id == _HANDLED.message_id, _LETTERS.state.in_(["dead", "discarded"]))
 
 
 def _count(connection: Connection, *of: ColumnElement[bool]) -> int:
