@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from sqlalchemy import Engine
 
 from outboxkit import tables
-from outboxkit.brokers import Batch, Publisher, Subscriber, Subscription, open_publisher, open_subscriber
+from outboxkit.brokers import Batch, Delivery, Publisher, Subscriber, Subscription, open_publisher, open_subscriber
 from outboxkit.errors import TransientBrokerError
 from outboxkit.policy import Failure, RetryPolicy, full_jitter
 from outboxkit.testing.broker_conformance import make_row
@@ -44,6 +45,15 @@ def publisher(rabbitmq: servers.Server) -> Iterator[Publisher]:
     opened.close()
 
 
+@pytest.fixture
+async def subscriber(rabbitmq: servers.Server, topic: str) -> AsyncIterator[Subscriber]:
+    subscription = Subscription(consumer="c", topics=(topic,))
+    opened = open_subscriber(rabbitmq.url, subscription)
+    await opened.declare(subscription)
+    yield opened
+    await opened.close()
+
+
 @contextmanager
 def alarm(rabbitmq: servers.Server) -> Iterator[None]:
     """The broker says that it is short of memory, and takes no message from anybody."""
@@ -54,16 +64,24 @@ def alarm(rabbitmq: servers.Server) -> Iterator[None]:
         control(rabbitmq, "set_vm_memory_high_watermark", "0.6")
 
 
-@contextmanager
-def short_consumer_timeout(rabbitmq: servers.Server) -> Iterator[None]:
-    """The broker ends channels that hold a message for half a second."""
-    for setting, value in (("consumer_timeout", 500), ("channel_tick_interval", 200)):
-        control(rabbitmq, "eval", f"application:set_env(rabbit, {setting}, {value}).")
+@asynccontextmanager
+async def short_consumer_timeout(rabbitmq: servers.Server) -> AsyncIterator[None]:
+    """The broker ends channels that hold a message for half a second.
+
+    It is told from a thread: the loop answers heartbeats meanwhile, however long a busy machine takes.
+    """
+    for_now, as_before = (_timeouts(milliseconds, tick) for milliseconds, tick in ((500, 200), (1_800_000, 60_000)))
+    await asyncio.to_thread(control, rabbitmq, "eval", for_now)
     try:
         yield
     finally:
-        for setting, value in (("consumer_timeout", 1_800_000), ("channel_tick_interval", 60_000)):
-            control(rabbitmq, "eval", f"application:set_env(rabbit, {setting}, {value}).")
+        await asyncio.to_thread(control, rabbitmq, "eval", as_before)
+
+
+def _timeouts(held_for: int, tick: int) -> str:
+    """Milliseconds for which a message may be held, and between two looks at that, as the broker's own statement."""
+    settings = {"consumer_timeout": held_for, "channel_tick_interval": tick}
+    return ", ".join(f"application:set_env(rabbit, {name}, {value})" for name, value in settings.items()) + "."
 
 
 def drained(channel: BlockingChannel, queue: str) -> list[bytes]:
@@ -215,16 +233,13 @@ async def test_e90_a_message_that_is_given_back_again_and_again_is_not_dropped_b
 
 
 async def test_e92_when_the_broker_ends_a_channel_that_held_a_message_too_long_the_message_comes_again(
-    rabbitmq: servers.Server, publisher: Publisher, topic: str
+    rabbitmq: servers.Server, publisher: Publisher, subscriber: Subscriber, topic: str
 ) -> None:
-    subscription = Subscription(consumer="c", topics=(topic,))
-    subscriber = open_subscriber(rabbitmq.url, subscription)
-    await subscriber.declare(subscription)
-    publisher.publish(Batch(topic, [make_row(topic, b"%d" % number) for number in range(3)])).result(60)
-    with short_consumer_timeout(rabbitmq):
-        held = list(await subscriber.receive(1, SOON * 5))
-        patience = Patience()
-        while held[-1].payload != b"0" or len(held) < 2:  # a handler is at work all the time
+    rows = [make_row(topic, b"%d" % number) for number in range(3)]
+    await asyncio.wrap_future(publisher.publish(Batch(topic, rows)))
+    held, patience = list[Delivery](), Patience()
+    async with short_consumer_timeout(rabbitmq):
+        while len(held) < 2 or held[-1].payload != b"0":  # a handler is at work all the time
             patience.wait_for_more(len(held), "it did not come again")
             with suppress(TransientBrokerError):  # on a busy machine the next channel is ended, too, and that is told
                 held += await subscriber.receive(1, SOON)
@@ -232,20 +247,15 @@ async def test_e92_when_the_broker_ends_a_channel_that_held_a_message_too_long_t
         await subscriber.acknowledge(held[-1:])
 
     assert held[-1].redelivered
-    await subscriber.close()
 
 
 async def test_a_channel_that_ends_again_and_again_before_anything_is_settled_is_told(
-    rabbitmq: servers.Server, publisher: Publisher, topic: str
+    rabbitmq: servers.Server, publisher: Publisher, subscriber: Subscriber, topic: str
 ) -> None:
     """It connects every time, so connecting is no success: what counts is what was settled."""
-    subscription = Subscription(consumer="c", topics=(topic,))
-    subscriber = open_subscriber(rabbitmq.url, subscription)
-    await subscriber.declare(subscription)
-    publisher.publish(Batch(topic, [make_row(topic)])).result(60)
-
+    await asyncio.wrap_future(publisher.publish(Batch(topic, [make_row(topic)])))
     told, patience = [""], Patience()
-    with short_consumer_timeout(rabbitmq):
+    async with short_consumer_timeout(rabbitmq):
         while not told[-1].endswith("times before a message was settled"):
             patience.wait_for_more(len(told), told[-1])
             try:
@@ -254,8 +264,6 @@ async def test_a_channel_that_ends_again_and_again_before_anything_is_settled_is
                 told.append(error.message)
 
     assert not [line for line in told if "is away" in line]  # it is there, and answers
-
-    await subscriber.close()
 
 
 async def test_e93_a_consumer_whose_broker_is_away_knocks_more_and_more_rarely() -> None:
