@@ -73,6 +73,14 @@ class Pending:
         for index in range(len(self._is_settled)):
             self.refuse(index, failure, text)
 
+    def has(self, failure: Failure) -> bool:
+        """Whether a row was refused for this reason."""
+        return any(refusal.failure is failure for refusal in self._refusals)
+
+    def restate(self, failure: Failure, truth: Failure, text: str) -> None:
+        """Corrects the reason of every row that was refused for another."""
+        self._refusals = [Refusal(one.index, truth, text) if one.failure is failure else one for one in self._refusals]
+
     def resolve(self) -> None:
         """Ends the future."""
         refusals = tuple(sorted(self._refusals, key=_INDEX))

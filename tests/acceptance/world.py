@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,10 @@ class Seen:
     body: bytes
 
 
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "backslashreplace")
+
+
 class Kafka:
     """Reads the topic with aiokafka."""
 
@@ -79,7 +83,7 @@ class Kafka:
             while any([await consumer.position(place) < ends[place] for place in partitions]):
                 for records in (await consumer.getmany(timeout_ms=1000)).values():
                     found += [
-                        Seen(dict(record.headers)["ce_id"].decode(), (record.key or b"").decode(), record.value)
+                        Seen(_text(dict(record.headers).get("ce_id")), _text(record.key), record.value)
                         for record in records
                     ]
         finally:
@@ -105,7 +109,7 @@ class RabbitMQ:
                 method, properties, body = channel.basic_get(self._queue)
                 if method is None:
                     return list(self._found)
-                key = str(properties.headers["cloudEvents:partitionkey"])
+                key = str(properties.headers.get("cloudEvents:partitionkey", ""))
                 self._found.append(Seen(str(properties.message_id), key, body))
                 channel.basic_ack(method.delivery_tag)
 
@@ -153,8 +157,8 @@ class AcceptanceEnvironment:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._writers: list[Writer] = []
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command that ends by itself; its failure fails the test."""
+    def run(self, *arguments: str, codes: Collection[int] = (0,)) -> subprocess.CompletedProcess[str]:
+        """A command that ends by itself; its failure fails the test, other ``codes`` excepted."""
         done = subprocess.run(
             _command(*arguments),
             env=self.environment,
@@ -164,7 +168,7 @@ class AcceptanceEnvironment:
             timeout=DEADLINE,
             check=False,
         )
-        assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode in codes, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:

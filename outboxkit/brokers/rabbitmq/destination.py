@@ -25,6 +25,13 @@ _CANCEL_SECONDS: Final = 0.1
 _BLINK_SECONDS: Final = 0.01  # a look at what is known; no time at all would never see it
 
 
+#: Whether it is a command -> words for a message whose destination is of the other kind.
+_MISTAKEN: Final = {
+    True: "a command needs a queue of this name, and there is only an exchange, which takes events",
+    False: "an event needs an exchange of this name, and there is only a queue, which takes commands",
+}
+
+
 class Owner(Protocol):
     """The publisher, as far as a destination knows it."""
 
@@ -53,6 +60,8 @@ class DestinationTask:
         self._destination = destination
         self._connection: Connection | None = None
         self._channel: ConfirmChannel | None = None
+        self._kinds: set[bool] = set()  # which the channel was opened for: events (False), commands (True)
+        self._telling: set[asyncio.Task[None]] = set()
         self._asked_at = 0.0
         self._task = asyncio.create_task(self._serve())
 
@@ -62,29 +71,61 @@ class DestinationTask:
             if pending.left == 0:
                 continue  # refused while it waited
             try:
-                channel = await self._open_channel(command=pending.batch.rows[0].kind == Kind.COMMAND)
+                channel = await self._open_channel(command=_is_command(pending))
                 await channel.send(pending, self._owner.settings.max_message_bytes)
             except ChannelError as trouble:
-                self._refuse_unsent(trouble)
+                await self._refuse(pending, trouble)
             except Exception as defect:  # noqa: BLE001  a dead task would stop the destination in silence
                 self._owner.failed(self._destination, defect)
 
     async def _open_channel(self, *, command: bool) -> ConfirmChannel:
         connection = await self._owner.connection()
         await until_ready(connection, self._owner.settings.blocked_seconds)
-        if self._channel is None or self._channel.is_closed:
+        channel = None if self._channel is None or self._channel.is_closed else self._channel
+        if channel is None or command not in self._kinds:
             trouble = await _trouble_with_kind(connection, self._destination, command=command)
             if trouble:
                 raise trouble
+        if channel is None:
             try:
-                self._channel = await ConfirmChannel.opened(beneath(connection), self)
-                self._connection = connection
+                self._channel = channel = await ConfirmChannel.opened(beneath(connection), self)
             except TROUBLE as error:
                 raise trouble_of(error, "the channel") from error
-        return self._channel
+            self._connection, self._kinds = connection, set()
+        self._kinds.add(command)
+        return channel
+
+    async def _refuse(self, pending: Pending, trouble: ChannelError) -> None:
+        """Refuses a batch and what waits behind it; only the batch when the name is right for the other kind."""
+        if trouble.failure is Failure.UNKNOWN_TOPIC and await self._takes(command=not _is_command(pending)):
+            self._owner.book.refuse(pending, Failure.REJECTED, _MISTAKEN[_is_command(pending)])
+        else:
+            self._refuse_unsent(trouble)
+
+    async def _takes(self, *, command: bool) -> bool:
+        """Whether it takes messages of a kind, as far as the broker answers."""
+        try:
+            connection = await self._owner.connection()
+        except ChannelError:
+            return False
+        return await _trouble_with_kind(connection, self._destination, command=command) is None
 
     def complete(self, pending: Pending) -> None:
-        self._owner.book.finish(pending)
+        if pending.has(Failure.UNROUTABLE) and _is_command(pending):
+            telling = asyncio.create_task(self._tell_mistaken(pending))
+            self._telling.add(telling)  # the loop itself does not hold it
+            telling.add_done_callback(self._telling.discard)
+        else:
+            self._owner.book.finish(pending)
+
+    async def _tell_mistaken(self, pending: Pending) -> None:
+        """Ends a batch of commands of which no queue has taken all: that hinders no events of the same name."""
+        try:
+            self._kinds.discard(True)  # the next command asks first
+            if await self._takes(command=False):
+                pending.restate(Failure.UNROUTABLE, Failure.REJECTED, _MISTAKEN[True])
+        finally:
+            self._owner.book.finish(pending)
 
     def lost(self, text: str) -> None:
         self._refuse_unsent(ChannelError(Failure.BROKER_DOWN, text))
@@ -133,6 +174,11 @@ class DestinationTask:
             await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS)
         with suppress(asyncio.CancelledError):
             self._task.result()
+
+
+def _is_command(pending: Pending) -> bool:
+    """The relay makes a batch of one kind."""
+    return pending.batch.rows[0].kind == Kind.COMMAND
 
 
 async def trouble_with(connection: Connection, name: str) -> ChannelError | None:
