@@ -22,6 +22,7 @@ __all__ = [
     "CutOff",
     "Dependency",
     "Evidence",
+    "NoText",
     "Page",
     "Part",
     "PauseSet",
@@ -30,6 +31,7 @@ __all__ = [
     "Row",
     "StopReason",
     "WaitReason",
+    "exact",
     "microseconds",
     "shard_of",
 ]
@@ -103,6 +105,30 @@ class Request(StrEnum):
     RELEASE = "release"  #: try the waiting head at once; behind a dead head the followers go on
     SKIP = "skip"  #: a waiting head becomes a dead letter; the followers go on
     REPAIR = "repair"  #: the dead head that is being replayed returns to its old position
+
+
+class NoText(str):
+    """Stored bytes that are no text, made readable: good to be shown, never to be sent, for others look the same."""
+
+    __slots__ = ("fault",)
+    fault: UnicodeDecodeError
+
+    def __new__(cls, fault: UnicodeDecodeError) -> Self:
+        """Made of what decoding them raised."""
+        made = super().__new__(cls, fault.object.decode(errors="replace"))
+        made.fault = fault
+        return made
+
+
+def exact(text: str) -> str:
+    """The text as it is stored.
+
+    Raises:
+        UnicodeDecodeError: it is none.
+    """
+    if isinstance(text, NoText):
+        raise text.fault
+    return text
 
 
 class Row(NamedTuple):

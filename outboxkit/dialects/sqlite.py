@@ -5,7 +5,6 @@ One writer at a time, so positions commit in order.
 
 from __future__ import annotations
 
-import functools
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -38,7 +37,7 @@ from outboxkit import tables
 from outboxkit._sql import microseconds_of
 from outboxkit.dialects import Features
 from outboxkit.errors import ConfigurationError
-from outboxkit.rows import LARGE, UNREADABLE, Page, Part, Reading, Row
+from outboxkit.rows import LARGE, UNREADABLE, NoText, Page, Part, Reading, Row, exact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -150,12 +149,16 @@ def _row(position: int, message_id: object, *values: Any) -> Row:
         raw_id = UUID(str(message_id)).bytes
     except ValueError:
         raw_id, recorded_us = bytes(16), UNREADABLE
-    texts = str(topic), None if key is None else _bytes(key), str(kind_of_event), str(kind)
+    texts = _text(topic), None if key is None else _bytes(key), _text(kind_of_event), _text(kind)
     return Row(position, raw_id, *texts, _bytes(payload), _bytes(headers), recorded_us, expires_us)
 
 
+def _text(value: object) -> str:
+    return exact(value) if isinstance(value, str) else str(value)
+
+
 def _bytes(value: object) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
+    return value if isinstance(value, bytes) else _text(value).encode()
 
 
 def _of(reading: Reading) -> Callable[[Part], ColumnElement[bool]]:
@@ -173,10 +176,17 @@ def _of(reading: Reading) -> Callable[[Part], ColumnElement[bool]]:
 def _prepare(connection: Any, _record: object) -> None:
     # The driver must not begin transactions by itself: it would begin them too late and as readers.
     connection.isolation_level = None
-    # Else one text that is no UTF-8 would end every read that meets it.
-    connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
+    connection.text_factory = _read_text
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _read_text(stored: bytes) -> str:
+    """The text; one that is no UTF-8 does not end every read that meets it."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError as fault:
+        return NoText(fault)
 
 
 def _begin(connection: Connection) -> None:

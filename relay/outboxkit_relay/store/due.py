@@ -12,7 +12,7 @@ from sqlalchemy import and_, delete, exists, func, insert, or_, select, union_al
 
 from outboxkit import tables
 from outboxkit._sql import any_of, database_now
-from outboxkit.rows import NOTHING_PAUSED, PauseSet, Row, StopReason, WaitReason
+from outboxkit.rows import NOTHING_PAUSED, PauseSet, Row, StopReason, WaitReason, exact
 from outboxkit_relay.store import salvage
 from outboxkit_relay.store.stopped_keys import COPIED, row_columns
 
@@ -68,7 +68,19 @@ def due_rows(
 
 def _stored(connection: Connection, ids: Sequence[int]) -> list[Row]:
     rows = select(*row_columns()).where(_WAITING.c.id.in_(ids)).order_by(_WAITING.c.position)
-    return [Row.stored(*row) for row in connection.execute(rows)]
+    return [_exact(Row.stored(*row)) for row in connection.execute(rows)]
+
+
+def _exact(row: Row) -> Row:
+    """The row as it is stored: a file has text that is none, and text in columns of bytes."""
+    for told in (row.topic, row.type, row.kind):
+        exact(told)
+    key, payload, headers = map(_bytes, (row.key, row.payload, row.headers))
+    return row._replace(key=key, payload=payload or b"", headers=headers or b"")
+
+
+def _bytes(stored: str | bytes | None) -> bytes | None:
+    return exact(stored).encode() if isinstance(stored, str) else stored
 
 
 def _due(shards: Collection[int], without: Collection[str], paused: PauseSet, *, whenever: bool) -> Select[Any]:

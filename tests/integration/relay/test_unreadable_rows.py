@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import Engine, func, make_url, select, text
+from sqlalchemy import Engine, Table, func, make_url, select, text
 
 from outboxkit import tables
 from outboxkit.policy import Followers, RetryPolicy, full_jitter
@@ -21,9 +22,15 @@ QUICK = RelayConfig(retry=RetryPolicy(delayed=full_jitter("10ms", cap="20ms", at
 HOT, WAITING, LETTERS = tables.outbox_messages, tables.outbox_waiting, tables.dead_letters
 
 
-@pytest.fixture
-def engine(postgres: servers.Server) -> Iterator[Engine]:
-    """A database that keeps any bytes as text; a file does, too, but there the driver is told to read them anyway."""
+@pytest.fixture(params=["postgresql", "sqlite"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A database that keeps any bytes as text, as every file does."""
+    if request.param == "sqlite":
+        made = engine_for(f"sqlite:///{tmp_path / 'any.db'}")
+        yield made
+        made.dispose()
+        return
+    postgres: servers.Server = request.getfixturevalue("postgres")
     name = f"test_{uuid4().hex[:12]}"
     with connect(postgres.url) as connection:
         create = "CREATE DATABASE {} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
@@ -37,10 +44,26 @@ def engine(postgres: servers.Server) -> Iterator[Engine]:
 
 def spoil(engine: Engine, table: str, column: str, number: int) -> None:
     """Makes the text of one row's column bytes that are no text, as a program of another encoding does."""
+    if engine.dialect.name == "sqlite":
+        with engine.begin() as connection:
+            spoiled = (
+                f"UPDATE {table} SET {column} = CAST({column} AS TEXT) || CAST(x'FF' AS TEXT) WHERE payload = :payload"
+            )
+            connection.execute(text(spoiled), {"payload": b"%d" % number})
+        return
     url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url, client_encoding="SQL_ASCII", autocommit=True) as connection:
         to = sql.SQL("UPDATE {} SET {} = {} || chr(255) WHERE payload = %s")
         connection.execute(to.format(*map(sql.Identifier, (table, column, column))), (b"%d" % number,))
+
+
+def _let_wait(engine: Engine) -> None:
+    """Moves all rows to the waiting room, due now."""
+    with engine.begin() as connection:
+        columns = [column.name for column in WAITING.c if column.name in HOT.c and column.name != "position"]
+        chosen = select(*(HOT.c[name] for name in columns), HOT.c.position, text("'retry'"), func.current_timestamp())
+        connection.execute(WAITING.insert().from_select([*columns, "position", "reason", "due_at"], chosen))
+        connection.execute(HOT.delete())
 
 
 @pytest.mark.parametrize("column", ["topic", "type"])
@@ -68,11 +91,7 @@ def test_a_row_that_cannot_be_read_is_a_letter_and_every_good_one_goes_out(engin
 
 def test_a_waiting_row_that_cannot_be_read_is_a_letter_too(engine: Engine) -> None:
     write(engine, *(message(number, key=None) for number in range(4)))
-    with engine.begin() as connection:
-        columns = [column.name for column in WAITING.c if column.name in HOT.c and column.name != "position"]
-        chosen = select(*(HOT.c[name] for name in columns), HOT.c.position, text("'retry'"), func.current_timestamp())
-        connection.execute(WAITING.insert().from_select([*columns, "position", "reason", "due_at"], chosen))
-        connection.execute(HOT.delete())
+    _let_wait(engine)
     spoil(engine, "outbox_waiting", "type", 2)
     publisher = ScriptedPublisher()
 
@@ -81,3 +100,24 @@ def test_a_waiting_row_that_cannot_be_read_is_a_letter_too(engine: Engine) -> No
         until(lambda: count(engine, WAITING) == 0)
 
     assert sorted(int(row.payload) for row in publisher.accepted) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("table", [HOT, WAITING], ids=lambda table: str(table.name))
+def test_bytes_that_a_file_keeps_as_text_go_out_as_they_are_or_not_at_all(tmp_path: Path, table: Table) -> None:
+    engine = engine_for(f"sqlite:///{tmp_path / 'any.db'}")
+    write(engine, *(message(number, key=None) for number in range(3)))
+    if table is WAITING:
+        _let_wait(engine)
+    with engine.begin() as connection:
+        for number, stored in ((1, "e9"), (2, "c3a9")):  # an accented letter in two encodings
+            changed = f"UPDATE {table.name} SET payload = CAST(x'{stored}' AS TEXT) WHERE payload = :payload"
+            connection.execute(text(changed), {"payload": b"%d" % number})
+    publisher = ScriptedPublisher()
+
+    with relaying(engine, publisher, QUICK):
+        until(lambda: count(engine, HOT) == count(engine, WAITING) == 0)
+
+    assert sorted(row.payload for row in publisher.accepted) == [b"0", b"\xc3\xa9"]
+    with engine.connect() as connection:
+        assert [bytes(found) for found in connection.scalars(select(LETTERS.c.payload))] == [b"\xe9"]
+    engine.dispose()
