@@ -1,7 +1,7 @@
 """Preflight: whether a letter may be replayed, decided from facts that are read for many letters at once.
 
 What is refused is refused with a reason that says what to do. `force` takes the operator's word for what cannot be
-known; it never sends what cannot be read.
+known; it never sends what a schema shows to be unreadable.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 
 from outboxkit import inbox, schema_store, tables
 from outboxkit._sql import Instant, database_now
 from outboxkit.codecs import codec_named
-from outboxkit.dead_letters.letter import DeadLetter, Side, State
+from outboxkit.dead_letters.letter import DeadLetter, Side, Stage, State
 from outboxkit.errors import CodecError, DecodeError, SchemaError
 from outboxkit.events import EventType
 from outboxkit.policy import Failure, duration
@@ -35,6 +35,7 @@ MAX_REPLAYS: Final = 3  #: replays of one message before it takes ``force`` to g
 _INBOX_RETENTION: Final = timedelta(days=14)
 _ABSENCE: Final = timedelta(days=7)
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
+_READING: Final = (Stage.READ, Stage.DECODE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,8 @@ class Terms:
 
     Attributes:
         force: also what the inbox may have forgotten, what was replayed too often, what is being replayed now, what
-            has expired, and what is for a consumer that nobody has seen.
+            has expired, what is for a consumer that nobody has seen, and what the consumer that runs now could not
+            read.
         to: another consumer than the one that failed.
         resolve: schema text for a fingerprint that ``outbox_schemas`` does not know.
         inbox_retention: how long inboxes remember; text such as ``14d`` is read.
@@ -110,6 +112,7 @@ class _Preflight:
         self.handled = inbox.handled(connection, identities)
         self.parked = _parked(connection) if len(handled_ones) < len(letters) else set()
         self.gone = _gone(connection, names, terms.absence)
+        self.started = _started(connection)
         self.readers: dict[tuple[str, str], str | None] = {}
 
     def decide(self, letter: DeadLetter, payload: bytes | None) -> Decision:
@@ -157,7 +160,21 @@ class _Preflight:
             return f"the repaired payload is not valid: {fault}"
         if not self.terms.force and message.expires_at is not None and message.expires_at < self.now:
             return f"{letter.id} expired at {message.expires_at:%Y-%m-%d %H:%M:%S}; force it if it is still wanted"
+        if payload is None and (doubt := self._as_before(letter, message)):
+            return doubt
         return self._unreadable(letter, message)
+
+    def _as_before(self, letter: DeadLetter, message: Message) -> str:
+        """Says that what could not be read, and has no schema to check, would come to the same run again."""
+        if self.terms.force or self.terms.to or letter.stage not in _READING or self._reader(letter, message):
+            return ""
+        started = self.started.get(letter.consumer)
+        if letter.died_at is None or started is None or started > letter.died_at:
+            return ""
+        return (
+            f"{letter.consumer}, as it runs now, could not read {letter.id}: "
+            "stop it and start what can read it, repair the payload, or force it"
+        )
 
     def _invalid(self, message: Message) -> str:
         """Says why a repaired payload is not what its content type says; empty when it is."""
@@ -179,14 +196,18 @@ class _Preflight:
         return schema_store.schema_text(self.connection, name, self.terms.resolve)
 
     def _unreadable(self, letter: DeadLetter, message: Message) -> str:
+        reader = self._reader(letter, message)
+        fault = schema_store.unreadable(self.connection, reader, message, self.terms.resolve) if reader else ""
+        return f"{self.terms.to or letter.consumer} cannot read {message.type} yet: {fault}" if fault else ""
+
+    def _reader(self, letter: DeadLetter, message: Message) -> str | None:
+        """The schema that it will be read with, None when it is read without one."""
         if letter.side is Side.RELAY or "json" in message.content_type:
-            return ""
+            return None
         wanted = (self.terms.to or letter.consumer, message.type)
         if wanted not in self.readers:
             self.readers[wanted] = schema_store.current(self.connection, *wanted)
-        reader = self.readers[wanted]
-        fault = schema_store.unreadable(self.connection, reader, message, self.terms.resolve) if reader else ""
-        return f"{wanted[0]} cannot read {message.type} yet: {fault}" if fault else ""
+        return self.readers[wanted]
 
 
 # --- facts -------------------------------------------------------------------------------------------------------
@@ -215,6 +236,15 @@ def _gone(connection: Connection, names: set[str], absence: timedelta) -> dict[s
         for name in names
         if seen and seen.get(name, _NEVER) < recent
     }
+
+
+def _started(connection: Connection) -> dict[str, datetime]:
+    """The last start of each consumer that runs."""
+    consumers = tables.inbox_consumers.c
+    runs = and_(consumers.stopped_at.is_(None), consumers.expires_at > database_now())
+    latest = func.max(consumers.started_at, type_=Instant()).label("at")
+    rows = connection.execute(select(consumers.consumer, latest).where(runs).group_by(consumers.consumer))
+    return {row.consumer: row.at for row in rows}
 
 
 def _last(seen: datetime | None) -> str:

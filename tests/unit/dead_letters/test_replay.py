@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import timedelta
@@ -101,6 +102,35 @@ async def test_a_replay_is_refused_with_the_field_until_the_reader_is_repaired(w
 
     await world.run(shipping)
     assert shipping.counts == {"handled": 1, "ignored": 1}, "the first delivery was for everybody, the replay was not"
+
+
+@pytest.mark.parametrize("broken", [{"payload": b"{"}, {"id": ""}])
+async def test_what_could_not_be_read_is_refused_while_the_same_run_would_read_it_again(
+    world: ConsumerFixture, broken: dict[str, Any]
+) -> None:
+    """JSON has no schema to check. It may be readable as soon as nobody runs who could not read it."""
+    world.send(dataclasses.replace(order(5), **broken))
+    await world.run(consumer(world))
+    (letter,) = letters(world)
+    (allowed,) = replay(world, [letter.id], dry_run=True)
+
+    runs(world, started=timedelta(minutes=-1))
+    with pytest.raises(ReplayError, match=r"billing, as it runs now, could not read .*: stop it and start"):
+        replay(world, [letter.id])
+    (forced,) = replay(world, [letter.id], force=True, dry_run=True)
+    (repaired,) = replay(world, [letter.id], payload=b'{"number": 5}', dry_run=True)
+    (renamed,) = replay(world, [letter.id], to="shipping", force=True, dry_run=True)
+
+    runs(world, started=timedelta(seconds=1))
+    (started_again,) = replay(world, [letter.id])
+    assert {one.action for one in (allowed, forced, repaired, renamed, started_again)} == {"publish"}
+
+
+def runs(world: ConsumerFixture, *, started: timedelta) -> None:
+    """Says that a run of billing that began then is alive."""
+    values = {"started_at": database_now(started), "expires_at": database_now(timedelta(minutes=1))}
+    with world.engine.begin() as connection:
+        connection.execute(tables.inbox_consumers.insert().values(id=uuid4(), consumer="billing", host="a/1/b", **values))
 
 
 async def test_the_replayed_message_has_its_own_id_and_bytes_and_says_for_whom(world: ConsumerFixture) -> None:
