@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from datetime import timedelta
 
-__all__ = ["ago", "count", "safe", "text_of"]
+__all__ = ["ago", "count", "safe", "shortened", "text_of"]
 
+_ID_LENGTH: Final = 8  # characters of an id, when nothing more is needed
 _WHOLE_SECONDS: Final = 10  # from here on tenths say nothing
 _UNITS: Final = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s"))
 _MAX_MARKS: Final = 3  # combining marks on one letter: more pile up over other lines
@@ -50,6 +53,22 @@ def _escape(character: str) -> str:
 def text_of(data: bytes | None) -> str:
     """Returns bytes as people read and type them: text, with escapes for what is none; ``-`` for nothing."""
     return "-" if data is None else data.decode("utf-8", "backslashreplace")
+
+
+def shortened(ids: Iterable[str]) -> Mapping[str, str]:
+    """Returns each id's first characters, as many as tell those of one screen apart, and at least eight.
+
+    Ids of version 7 begin with the time: those of one second share more than eight.
+    """
+    known = sorted(set(ids))
+    length = max((_ID_LENGTH, *(_shared(*pair) + 1 for pair in pairwise(known))))
+    return {one: one[:length] for one in known}
+
+
+def _shared(one: str, other: str) -> int:
+    """Number of characters with which both begin."""
+    both = zip(one, other, strict=False)
+    return next((at for at, (first, second) in enumerate(both) if first != second), min(len(one), len(other)))
 
 
 def ago(age: timedelta) -> str:

@@ -49,11 +49,11 @@ class Report:
 
 @click.command()
 @click.option("--limit", default=_LIMIT, show_default=True, help="A message that is pending longer is stuck.")
-@click.option("--message", "message_id", metavar="ID", help="Where is this message? Exit code 3 when it is nowhere.")
+@click.option("--message", "message_id", metavar="ID", help="Where is this message? An id, or how it begins.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; of a message one place a line.")
 @click.pass_obj
 def command(invocation: Invocation, limit: str, message_id: str | None, *, as_json: bool) -> int:
-    """Is anything stuck? Exit code 3 when something is."""
+    """Is anything stuck? Exit code 3 when something is, or when the message that is asked for is nowhere."""
     patience = duration(limit)
     if message_id is not None:
         return _tell_of(invocation, message_id, as_json=as_json)
@@ -69,6 +69,9 @@ def command(invocation: Invocation, limit: str, message_id: str | None, *, as_js
 def _tell_of(invocation: Invocation, message_id: str, *, as_json: bool) -> int:
     with database.reading(invocation) as connection:
         places = find_message.find(connection, message_id)
+        if not places:
+            message_id = find_message.named(connection, message_id)
+            places = find_message.find(connection, message_id)
     for place in places:
         if as_json:
             output.print_json({"message": message_id, **place})

@@ -80,6 +80,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"ago": _ago, "n": lambda number: f"{number:,}", "text": words.text_of, "count": words.count}
+    found.filters["shortened"] = words.shortened
     found.filters |= {
         "seconds": lambda number: words.ago(timedelta(seconds=number)),
         "time": _time,

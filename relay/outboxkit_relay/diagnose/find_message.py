@@ -1,4 +1,7 @@
-"""``outboxkit status --message ID``: where is this message, and why is it still there?"""
+"""``outboxkit status --message ID``: where is this message, and why is it still there?
+
+People name a message by what a list printed: the first characters of its id, or of its letter's.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,25 @@ from uuid import UUID
 from sqlalchemy import Uuid, and_, literal, select
 
 from outboxkit import outbox, tables
+from outboxkit._sql import contains_bytes
+from outboxkit.errors import DecodeError, OutboxKitError
+from outboxkit.headers import from_wire, unpack_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import ColumnElement, Connection, Row
 
-__all__ = ["find", "made_at", "published"]
+__all__ = ["find", "id_of", "made_at", "named", "published"]
 
 _LEDGER: Final = tables.outbox_ledger.c
 _PAGE: Final = 100
 _MAX: Final = 20  # places: a replayed message has several
 _CLOCKS: Final = timedelta(minutes=5)  # the application's clock, which the id has, may be ahead of the database's
 _VERSION_WITH_TIME: Final = 7
+_SHORTEST_PREFIX: Final = 8  # characters, what lists print at least
+_ID_DIGITS: Final = 32
+_SHOWN: Final = 5  # of several ids
 
 
 def find(connection: Connection, message_id: str) -> list[dict[str, Any]]:
@@ -39,6 +48,61 @@ def find(connection: Connection, message_id: str) -> list[dict[str, Any]]:
         *_dead(connection, message_id),
         *published(connection, row_id),
     ]
+
+
+def named(connection: Connection, name: str) -> str:
+    """Returns the id of the message that a name means; the name itself when it is an id, or nothing begins so.
+
+    Transaction: reads only. Index used: those of `find`; of the inbox none.
+
+    Args:
+        connection: the caller's.
+        name: an id, or the first characters of a message's id or of a letter's, eight at least.
+
+    Raises:
+        OutboxKitError: several messages are meant.
+    """
+    if len(name) < _SHORTEST_PREFIX or "\0" in name:
+        return name
+    found: set[str] = set()
+    for one in _beginning(connection, name):
+        if one == name:
+            return name
+        found.add(one)
+    if len(found) > 1:
+        some = ", ".join(sorted(found)[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+        raise OutboxKitError(f"{name} names several messages: give more of the id ({some})")
+    return found.pop() if found else name
+
+
+def _beginning(connection: Connection, name: str) -> Iterator[str]:
+    """Yields ids of messages that begin so, or whose letter's id does, with repetitions."""
+    for text in (tables.dead_letters.c.message_id, tables.inbox_messages.c.message_id):
+        yield from connection.scalars(select(text).where(text.startswith(name, autoescape=True)).distinct().limit(_MAX))
+    headers = tables.inbox_waiting.c.headers
+    for packed in connection.scalars(select(headers).where(contains_bytes(headers, name.encode())).limit(_PAGE)):
+        if (found := id_of(packed)).startswith(name):
+            yield found
+    digits = name.replace("-", "").lower()
+    if len(digits) <= _ID_DIGITS and not set(digits) - set("0123456789abcdef"):
+        yield from _between(connection, *(UUID(digits.ljust(_ID_DIGITS, end)) for end in "0f"))
+
+
+def _between(connection: Connection, first: UUID, last: UUID) -> Iterator[str]:
+    letters = tables.dead_letters.c
+    yield from connection.scalars(select(letters.message_id).where(letters.id.between(first, last)).limit(_MAX))
+    for own in (tables.outbox_messages.c.message_id, tables.outbox_waiting.c.message_id):
+        yield from map(str, connection.scalars(select(own).where(own.between(first, last)).distinct().limit(_MAX)))
+    for row in _batches(connection, _window(first, last)):
+        yield from {str(one) for one in row.ids if first <= UUID(str(one)) <= last}
+
+
+def id_of(packed: bytes) -> str:
+    """Returns the id in packed headers; empty when they cannot be read."""
+    try:
+        return from_wire("", None, unpack_headers(bytes(packed)), b"").id
+    except DecodeError:
+        return ""
 
 
 def _unpublished(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
@@ -101,12 +165,8 @@ def published(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
 
     Transaction: reads only.
     """
-    this = literal(row_id, Uuid())
-    window = [_LEDGER.min_id <= this, _LEDGER.max_id >= this]
-    if (made := made_at(row_id)) is not None:
-        window.append(_LEDGER.published_at >= made - _CLOCKS)
     found: list[dict[str, Any]] = []
-    for row in _batches(connection, and_(*window)):
+    for row in _batches(connection, _window(row_id, row_id)):
         ids = [str(one) for one in row.ids]
         if str(row_id) in ids and len(found) < _MAX:
             at = ids.index(str(row_id))
@@ -114,6 +174,14 @@ def published(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
             place["relay"] = str(row.relay)
             found.append({**place, "partition": row.partitions[at], "offset": row.offsets[at]})
     return found
+
+
+def _window(first: UUID, last: UUID) -> ColumnElement[bool]:
+    """The batches that may hold an id from first to last."""
+    window = [_LEDGER.min_id <= literal(last, Uuid()), _LEDGER.max_id >= literal(first, Uuid())]
+    if (made := made_at(first)) is not None:
+        window.append(_LEDGER.published_at >= made - _CLOCKS)
+    return and_(*window)
 
 
 def _batches(connection: Connection, window: ColumnElement[bool]) -> Iterator[Row[Any]]:

@@ -11,8 +11,6 @@ from sqlalchemy import literal, select, tuple_
 from outboxkit import dead_letters, outbox, tables
 from outboxkit._sql import contains_bytes
 from outboxkit.dead_letters import DeadLetter, Filter, State, progress
-from outboxkit.errors import DecodeError
-from outboxkit.headers import from_wire, unpack_headers
 from outboxkit.inbox.rows import DEAD, OURS
 from outboxkit.rows import WaitReason
 from outboxkit_relay.diagnose import find_message
@@ -152,7 +150,7 @@ def _retried(connection: Connection, message_id: str) -> Iterator[Step]:
     columns = (room.consumer, room.topic, room.key, room.headers, room.origin, room.reason, room.due_at)
     found = select(*columns, room.attempts, room.error, room.first_failed_at)
     for row in connection.execute(found.where(contains_bytes(room.headers, message_id.encode())).limit(_MAX)):
-        if _id_of(row.headers) != message_id:
+        if find_message.id_of(row.headers) != message_id:
             continue
         facts = {"consumer": row.consumer, "origin": row.origin, "reason": row.reason, "attempts": row.attempts}
         if row.attempts:
@@ -171,13 +169,6 @@ def _in_the_room(row: Any) -> str:
         return f"{row.consumer} tries it again at {row.due_at}: {count(row.attempts, 'attempt')} so far, {row.error}"
     what = "it is dead and keeps its place" if row.reason == WaitReason.PARKED else "behind the head of its key"
     return f"at {row.consumer}: {what}"
-
-
-def _id_of(packed: bytes) -> str:
-    try:
-        return from_wire("", None, unpack_headers(bytes(packed)), b"").id
-    except DecodeError:
-        return ""
 
 
 # --- dead letters ------------------------------------------------------------------------------------------------

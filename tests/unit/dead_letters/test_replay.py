@@ -130,7 +130,9 @@ def runs(world: ConsumerFixture, *, started: timedelta) -> None:
     """Says that a run of billing that began then is alive."""
     values = {"started_at": database_now(started), "expires_at": database_now(timedelta(minutes=1))}
     with world.engine.begin() as connection:
-        connection.execute(tables.inbox_consumers.insert().values(id=uuid4(), consumer="billing", host="a/1/b", **values))
+        connection.execute(
+            tables.inbox_consumers.insert().values(id=uuid4(), consumer="billing", host="a/1/b", **values)
+        )
 
 
 async def test_the_replayed_message_has_its_own_id_and_bytes_and_says_for_whom(world: ConsumerFixture) -> None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from outboxkit_relay.cli.console import database, output
+from outboxkit_relay.diagnose import find_message
 from outboxkit_relay.diagnose.trace import Trace, trace
 from outboxkit_relay.exit_codes import Exit
+from outboxkit_relay.words import shortened
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_SHORT: Final = 8  # characters of an id, enough to tell a few apart
 _WORDS: Final = 9  # the longest name of a step
 
 
@@ -34,10 +35,13 @@ def command(invocation: Invocation, asked: str, limit: int, *, as_json: bool) ->
 
     One timeline over the outbox, the brokers' evidence, each consumer's inbox, retries, dead letters and replays, with
     all that the messages caused. Payloads are not shown. A key, a correlation id or a trace id is known while a message
-    is stored; what was published and handled is found by its id. Exit code 3 when nothing is known.
+    is stored; what was published and handled is found by its id. Of an id the first characters are enough, as lists
+    print them. Exit code 3 when nothing is known.
     """
     with database.reading(invocation) as connection:
         found = trace(connection, asked, limit=limit)
+        if not found.steps:
+            found = trace(connection, find_message.named(connection, asked), limit=limit)
     if as_json:
         for step in found.steps:
             at = None if step.at is None else step.at.isoformat()
@@ -56,19 +60,20 @@ def _show(found: Trace) -> None:
             err=True,
         )
         return
-    day = None
+    day, short = None, shortened(step.message_id for step in found.steps)
+    width = max(map(len, short.values()))
     for step in found.steps:
         if step.at is not None and step.at.date() != day:
             day = step.at.date()
             click.echo(f"{day} UTC")
-        _show_step(step)
+        _show_step(step, f"{short[step.message_id]:<{width}}")
     if not found.is_whole:
         click.echo("there are more messages: --limit shows them", err=True)
 
 
-def _show_step(step: Step) -> None:
+def _show_step(step: Step, short: str) -> None:
     at = "now" if step.at is None else _time(step.at)
-    name = f"  {at:<12}  {step.message_id[:_SHORT]:<{_SHORT}}  {step.what:<{_WORDS}}"
+    name = f"  {at:<12}  {short}  {step.what:<{_WORDS}}"
     output.field(output.safe(name), step.text, len(name))
 
 

@@ -20,6 +20,7 @@ from outboxkit.rows import WaitReason
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
 from outboxkit_relay.cli.console.operator import who
+from outboxkit_relay.diagnose import find_message
 from outboxkit_relay.exit_codes import Exit
 from outboxkit_relay.store import unpublished
 from outboxkit_relay.store.unpublished import PENDING, Unpublished
@@ -232,11 +233,14 @@ def _unknown(name: str) -> Result:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show(invocation: Invocation, message_id: str, *, reveal: bool, as_json: bool) -> Exit:
-    """Show one unpublished message: its place, its headers, the size of its payload."""
+    """Show one unpublished message: its place, its headers, the size of its payload.
+
+    Of its id the first characters are enough, as lists print them.
+    """
     with database.writing(invocation) if reveal else database.reading(invocation) as connection:
-        row = _stored(connection, message_id)
+        row = _stored(connection, message_id) or _stored(connection, find_message.named(connection, message_id))
         if row is not None and reveal:
-            entry = {"who": who(), "action": "messages.reveal", "target": message_id}
+            entry = {"who": who(), "action": "messages.reveal", "target": str(row.message_id)}
             connection.execute(tables.outbox_audit.insert().values(**entry))
     if row is None:
         click.echo(f"{output.safe(message_id)} is not in the outbox: `outboxkit trace` tells where it is", err=True)

@@ -16,6 +16,7 @@ from outboxkit.rows import Evidence, Part, Reading, Row
 from outboxkit_relay.core.protocol import FailedHead
 from outboxkit_relay.diagnose import find_message
 from outboxkit_relay.store import stopped_keys
+from outboxkit_relay.words import shortened
 from tests.integration.relay.world import message
 from tests.unit.relay.cli.conftest import Outboxkit
 
@@ -96,3 +97,60 @@ def test_an_id_of_version_7_tells_when_its_message_was_made() -> None:
     assert made is not None
     assert made == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
     assert find_message.made_at(uuid4()) is None
+
+
+IN_ONE_SECOND = [f"0190163d-8694-7{digit}00-8000-000000000001" for digit in "abc"]
+
+
+@pytest.mark.parametrize("place", ["outbox", "ledger", "letter", "inbox"])
+def test_a_message_is_named_by_what_a_list_prints_wherever_it_is(
+    outboxkit: Outboxkit, engine: Engine, place: str
+) -> None:
+    """Ids of one second begin alike: a list prints as much as tells them apart, and that leads to each of them."""
+    messages = [message(number, key="7", id=one) for number, one in enumerate(IN_ONE_SECOND)]
+    with engine.begin() as connection:
+        outbox.write(connection, messages)
+        rows = _rows(connection)
+        if place == "ledger":
+            evidence = Evidence(topic="orders", outcome="published", rows=rows, partitions=[0] * 3, offsets=[1, 2, 3])
+            outbox.remove(connection, uuid4(), [evidence])
+        if place == "letter":
+            for row in rows:
+                dead_letters.bury(connection, dead_letters.of_row(row, Failure.REJECTED, "no", 3))
+            connection.execute(tables.outbox_messages.delete())
+        if place == "inbox":
+            connection.execute(tables.outbox_messages.delete())
+            for one in IN_ONE_SECOND:
+                connection.execute(tables.inbox_messages.insert().values(consumer="billing", message_id=one))
+    short = shortened(IN_ONE_SECOND)[IN_ONE_SECOND[1]]
+    assert short == "0190163d-8694-7b"
+
+    traced = outboxkit("trace", short, "--json")
+    too_short = outboxkit("trace", short[:-1])
+
+    assert {json.loads(line)["message"] for line in traced.out.splitlines()} == {IN_ONE_SECOND[1]}
+    assert too_short.code == 1
+    assert "names several messages: give more of the id" in too_short.err
+    if place != "inbox":
+        assert outboxkit("status", "--message", short).out == outboxkit("status", "--message", IN_ONE_SECOND[1]).out
+    if place == "outbox":
+        assert f"message       {IN_ONE_SECOND[1]}\n" in outboxkit("messages", "show", short).out
+
+
+def test_a_letters_short_id_leads_to_its_message(outboxkit: Outboxkit, engine: Engine, rows: list[Row]) -> None:
+    letter = dead_letters.of_row(rows[0], Failure.REJECTED, "no", 3)
+    with engine.begin() as connection:
+        dead_letters.bury(connection, letter)
+
+    done = outboxkit("trace", str(letter.id)[:8])
+
+    assert f"letter {str(letter.id)[:8]}" in done.out
+
+
+def test_a_screen_tells_its_messages_apart(outboxkit: Outboxkit, engine: Engine) -> None:
+    with engine.begin() as connection:
+        outbox.write(connection, [message(n, key="7", id=one) for n, one in enumerate(IN_ONE_SECOND)])
+
+    done = outboxkit("trace", "7")
+
+    assert all(f"  {one[:16]}  " in done.out for one in IN_ONE_SECOND)
