@@ -177,32 +177,55 @@ def _in_the_room(row: Any) -> str:
 def _dead(connection: Connection, message_id: str) -> Iterator[Step]:
     letters = dead_letters.find(connection, Filter(state=None, message_id=message_id), limit=_MAX)
     for letter in letters:
-        yield from _of_letter(letter)
+        parent = dead_letters.get(connection, letter.parent_id) if letter.parent_id else None
+        original = parent if parent is not None and parent.message_id != message_id else None
+        if original is None:
+            yield from _died(letter)
+        else:
+            yield _repaired(letter, letter, f"made of {original.message_id or 'a message without an id'} by a repair")
+        yield from _sent_again(letter)
         yield from _replayed(connection, letter)
         yield from _decided(connection, letter)
+        for child in dead_letters.find(connection, Filter(state=None, parent_id=letter.id), limit=_MAX):
+            if child.message_id != message_id:
+                yield _repaired(letter, child, f"repaired as {child.message_id}")
 
 
-def _of_letter(letter: DeadLetter) -> Iterator[Step]:
+def _repaired(letter: DeadLetter, child: DeadLetter, text: str) -> Step:
+    """Tells of a repair: the repaired message has an id and a letter of its own, and no death yet."""
+    short, facts = str(letter.id)[:8], {"letter": str(letter.id), "repaired": child.message_id}
+    at = child.replaying_since or child.closed_at
+    return Step(at=at, message_id=letter.message_id, what="replay", text=f"{text} (letter {short})", facts=facts)
+
+
+def _died(letter: DeadLetter) -> Iterator[Step]:
     who, short = letter.consumer or "the relay", str(letter.id)[:8]
-    facts = {"letter": str(letter.id), "consumer": letter.consumer, "group": letter.group, "state": letter.state.value}
     error = letter.error if letter.error.startswith(letter.error_class) else f"{letter.error_class}: {letter.error}"
     again = f", replay {letter.generation} of it" if letter.generation else ""
-    told = [
-        (letter.first_failed_at, "failed", f"at {who}, in {letter.stage.value}"),
-        (
-            letter.died_at,
-            "died",
-            f"{who} gave up after {count(letter.attempts, 'attempt')}: {error} (letter {short}{again})",
-        ),
-        (letter.replaying_since, "replay", f"of the letter {short} to {letter.replay_to or who} queued"),
-        (letter.closed_at, "closed", f"the letter {short} is {letter.state.value}"),
-    ]
+    gave_up = f"{who} gave up after {count(letter.attempts, 'attempt')}: {error} (letter {short}{again})"
+    failed = (letter.first_failed_at, "failed", f"at {who}, in {letter.stage.value}")
+    yield from _steps(letter, failed, (letter.died_at, "died", gave_up))
+
+
+def _sent_again(letter: DeadLetter) -> Iterator[Step]:
+    who, short = letter.replay_to or letter.consumer or "the relay", str(letter.id)[:8]
+    state = f"the letter {short} is {letter.state.value}"
+    queued = (letter.replaying_since, "replay", f"of the letter {short} to {who} queued")
+    yield from _steps(letter, queued, (letter.closed_at, "closed", state))
+    if letter.state in (State.DEAD, State.REPLAYING):
+        yield Step(at=None, message_id=letter.message_id, what="waits", text=state, facts=_facts(letter))
+
+
+def _steps(letter: DeadLetter, *told: tuple[datetime | None, str, str]) -> Iterator[Step]:
+    """Yields those that have happened."""
     for at, what, text in told:
         if at is not None:
-            yield Step(at=at, message_id=letter.message_id, what=what, text=text, facts=facts)
-    if letter.state in (State.DEAD, State.REPLAYING):
-        text = f"the letter {short} is {letter.state.value}"
-        yield Step(at=None, message_id=letter.message_id, what="waits", text=text, facts=facts)
+            yield Step(at=at, message_id=letter.message_id, what=what, text=text, facts=_facts(letter))
+
+
+def _facts(letter: DeadLetter) -> dict[str, Any]:
+    state = letter.state.value
+    return {"letter": str(letter.id), "consumer": letter.consumer, "group": letter.group, "state": state}
 
 
 def _replayed(connection: Connection, letter: DeadLetter) -> Iterator[Step]:

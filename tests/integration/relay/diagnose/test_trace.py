@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from outboxkit import dead_letters, outbox, tables
 from outboxkit.brokers import Delivery
 from outboxkit.consumer import retries
-from outboxkit.dead_letters import Stage, Terms, plan
+from outboxkit.dead_letters import Filter, Stage, Terms, plan
 from outboxkit.headers import wire_headers
 from outboxkit.message import Message
 from outboxkit.policy import Failure
@@ -126,6 +126,23 @@ def test_it_is_asked_by_whatever_people_have(told: Told) -> None:
         assert told.paid.id in {message.id for message in found.messages}, asked
         assert "43" not in {(message.key or b"").decode() for message in found.messages}, asked
         assert "died" in _words(found, told.paid), asked
+
+
+def test_a_repaired_message_has_steps_of_its_own_and_the_old_one_names_it(engine: Engine) -> None:
+    old = _message(1)
+    with engine.begin() as connection:
+        letter = _bury(connection, old)
+        (decided,) = dead_letters.repair_and_replay(connection, {letter: b"{}"}, Terms(), by="ana", why="OPS-9")
+        assert decided.action == "publish"
+        (child,) = dead_letters.find(connection, Filter(state=None, parent_id=letter))
+
+        before, after = trace(connection, old.id), trace(connection, child.message_id)
+
+    assert f"repaired as {child.message_id} (letter {str(letter)[:8]})" in [step.text for step in before.steps]
+    words = _words(after, child.message)
+    assert not {"failed", "died"} & set(words)
+    assert {"replay", "waits"} <= set(words)
+    assert any(step.text.startswith(f"made of {old.id} by a repair") for step in after.steps)
 
 
 def test_times_go_forward_and_what_is_so_now_comes_last(told: Told) -> None:
