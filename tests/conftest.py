@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,7 @@ pytest.register_assert_rewrite(  # the suites that ship are tests, too: before a
     "outboxkit.testing.dialect_conformance",
 )
 
-from tests import servers  # noqa: E402
+from tests import canaries, servers  # noqa: E402
 from tests.servers.postgres import (  # noqa: E402
     Templates,
     create_database,
@@ -65,12 +65,21 @@ def pytest_report_collectionfinish(config: pytest.Config, start_path: Path, item
     return [_headline(kind) for kind in kinds]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """No test shows a secret, whatever it is about."""
+    report = yield
+    if report.when == "teardown":
+        canaries.fails_where_one_is_shown(item, report)
+    return report
+
+
 def _headline(kind: str) -> str:
     error = _found[kind].exception()
     if error is not None:
         return f"test server: {kind} MISSING, every test that needs it fails: {error}"
     server = _found[kind].result()
-    return f"test server: {server.name} {server.version} ({server.source}), {server.url}"
+    return f"test server: {server.name} {server.version} ({server.source}), {server.bootstrap}"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

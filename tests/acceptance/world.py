@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from outboxkit.brokers import open_subscriber
 from outboxkit_relay.cli.console import import_string
-from tests import servers
+from tests import canaries, servers
 from tests.acceptance.shop import TOPIC, Base, Order, billing
 from tests.deadlines import DEADLINE
 
@@ -168,6 +168,7 @@ class AcceptanceEnvironment:
             timeout=DEADLINE,
             check=False,
         )
+        assert not canaries.found_in(done.stdout, done.stderr)
         assert done.returncode in codes, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

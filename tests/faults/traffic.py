@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit.message import Message
-from tests import servers
+from tests import canaries, servers
 from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ, by_key, first_occurrences, numbers, ordinal
 
 LARGEST = 2_000  # bytes that a destination of `open_destination` takes
@@ -61,6 +61,7 @@ def message(topic: str, key: str, number: int, place: int, *, filler: str = "") 
         source="shop",
         content_type="application/json",
         occurred_at=datetime.now(UTC),
+        headers=(("x-person", canaries.HEADER.encode()),),
     )
 
 

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Connection, create_engine, make_url
 
+from tests import canaries
 from tests.servers import processes
 from tests.servers.local import LocalServer
 from tests.servers.server import Given, Server, Unavailable
@@ -68,7 +69,7 @@ def private(name: str) -> LocalServer:
     folder = processes.owned_folder(processes.session_folder() / name, user)
     (port,) = processes.free_ports(1)
     _initdb(programs, folder, user=user, port=port)
-    url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    url = f"postgresql+psycopg://postgres:{canaries.PASSWORD}@127.0.0.1:{port}/postgres"  # it trusts any
     return LocalServer(
         name="PostgreSQL",
         url=url,

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests import canaries
 from tests.deadlines import DEADLINE
 from tests.servers import processes
 from tests.servers.local import LocalServer
@@ -40,7 +41,7 @@ def local() -> LocalServer:
     seen = Path("/") / folder.relative_to(root) if root else folder
     environment = _environment(folder, seen, port=port, distribution=distribution, epmd=epmd)
     _start_epmd(folder, user, environment)
-    url = f"amqp://guest:guest@127.0.0.1:{port}/"
+    url = f"amqp://guest:{canaries.PASSWORD}@127.0.0.1:{port}/"
     server = LocalServer(
         name="RabbitMQ",
         url=url,
@@ -84,7 +85,7 @@ def _script() -> Path:
 
 def _environment(folder: Path, seen: Path, *, port: int, distribution: int, epmd: int) -> dict[str, str]:
     """Writes the settings into the folder; a node in a system of its own sees it under another name."""
-    (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\n")
+    (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\ndefault_pass = {canaries.PASSWORD}\n")
     (folder / "enabled_plugins").write_text("[].\n")
     (folder / "rabbitmq-env.conf").write_text("")  # an empty one keeps the system's own out
     for readable in folder.iterdir():

@@ -53,7 +53,10 @@ class Report:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; of a message one place a line.")
 @click.pass_obj
 def command(invocation: Invocation, limit: str, message_id: str | None, *, as_json: bool) -> int:
-    """Is anything stuck? Exit code 3 when something is, or when the message that is asked for is nowhere."""
+    """Is anything stuck? Exit code 3 when something is.
+
+    So it is when the message that is asked for is nowhere.
+    """
     patience = duration(limit)
     if message_id is not None:
         return _tell_of(invocation, message_id, as_json=as_json)

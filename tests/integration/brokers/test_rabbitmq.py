@@ -13,7 +13,7 @@ from outboxkit.brokers import Batch, Publisher, Subscription, open_publisher, op
 from outboxkit.errors import ConfigurationError, TransientBrokerError
 from outboxkit.policy import Failure
 from outboxkit.testing.broker_conformance import make_row
-from tests import servers
+from tests import canaries, servers
 from tests.integration.brokers.world import PATIENCE, SOON, bound, read
 
 NOBODY = "amqp://127.0.0.1:1/"
@@ -148,7 +148,9 @@ def test_confirms_that_do_not_come_are_indeterminate(
     publisher.close()
 
 
-@pytest.mark.parametrize("url", ["amqp://guest:c4n4ry@{host}/", "amqp://guest:guest@{host}/no-such-vhost-c4n4ry"])
+@pytest.mark.parametrize(
+    "url", ["amqp://guest:c4n4ry@{host}/", f"amqp://guest:{canaries.PASSWORD}@{{host}}/no-such-vhost-c4n4ry"]
+)
 async def test_a_refused_login_is_a_configuration_error_without_the_password(
     rabbitmq: servers.Server,
     url: str,

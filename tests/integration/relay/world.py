@@ -21,6 +21,7 @@ from outboxkit.policy import Failure, Order
 from outboxkit.rows import Row
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.daemon.relay import RelayDaemon
+from tests import canaries
 from tests.deadlines import DEADLINE
 
 __all__ = ["ScriptedPublisher", "count", "engine_for", "message", "relaying", "until", "write"]
@@ -106,6 +107,7 @@ def message(number: int, key: str | None = "k", topic: str = "orders", **changes
         "payload": str(number).encode(),
         "content_type": "application/json",
         "occurred_at": datetime.now(UTC),
+        "headers": (("x-person", canaries.HEADER.encode()),),
     }
     return Message(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from outboxkit import migrations
 from outboxkit.dialects import open_engine
 from outboxkit_relay import cli, redaction
+from tests import canaries
 from tests.sqlite_template import copied
 
 __all__ = ["Done", "Outboxkit"]
@@ -56,6 +57,7 @@ def outboxkit(capfd: pytest.CaptureFixture[str]) -> Outboxkit:
     def run(*arguments: str) -> Done:
         code = cli.run(arguments)
         out, err = capfd.readouterr()
+        assert not canaries.found_in(out, err)
         return Done(code, out, err)
 
     return run
