@@ -245,8 +245,8 @@ class Consumer:
         Guarantee: what was not acknowledged comes again; what was has its effect, waits or is a dead letter.
 
         Raises:
-            ConfigurationError: the tables are missing, the login was refused, a topic or queue is missing, or the
-                engine is in AUTOCOMMIT mode.
+            ConfigurationError: the tables are missing, the login was refused, a topic or queue is missing, the
+                engine is in AUTOCOMMIT mode, or the consumer was renamed.
         """
         subscriber = self.open_subscriber(broker, options) if isinstance(broker, str) else broker
         await Run(self.config, subscriber, stop or asyncio.Event()).work()

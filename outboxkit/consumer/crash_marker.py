@@ -30,7 +30,7 @@ from outboxkit.inbox.rename import new_name
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from sqlalchemy import Row
+    from sqlalchemy import Connection, Row
     from sqlalchemy.orm import Session
 
     from outboxkit.brokers import Delivery
@@ -103,10 +103,7 @@ def began(session: Session, owner: Owner, trouble: str | None) -> None:
     connection, name = session.connection(), owner.consumer
     old = and_(_starts.c.consumer == name, _starts.c.expires_at < database_now(-_REMEMBERED))
     connection.execute(delete(_starts).where(old))
-    if now := new_name(connection, name):
-        raise ConfigurationError(
-            f"{name} was renamed to {now}, which knows what {name} has handled: start it as {now}, or rename it back"
-        )
+    _refuse_old_name(connection, name)
     values = {"id": owner.ids[0], "consumer": owner.consumer, "host": owner.host, "trouble": trouble}
     connection.execute(insert_ignoring(connection, _starts).values(expires_at=database_now(owner.lease), **values))
 
@@ -115,9 +112,15 @@ def is_alive(session: Session, owner: Owner, *, in_hand: int, lag: int | None, t
     """Says that a run is alive, and how it stands; ``trouble`` is the text of a `CutOff`.
 
     Transaction: joins the caller's; does not commit. Writes: ``inbox_consumers``.
+
+    Raises:
+        ConfigurationError: the consumer was renamed while this process was frozen, or could not reach the database.
     """
+    connection = session.connection()
+    this = and_(_starts.c.id == owner.ids[0], _starts.c.consumer == owner.consumer)
     values = {"expires_at": database_now(owner.lease), "in_hand": in_hand, "lag": lag, "trouble": trouble}
-    session.connection().execute(update(_starts).where(_starts.c.id == owner.ids[0]).values(values))
+    if connection.execute(update(_starts).where(this).values(values)).rowcount == 0:
+        _refuse_old_name(connection, owner.consumer)
 
 
 def ended(session: Session, owner: Owner) -> None:
@@ -200,6 +203,13 @@ def clear(session: Session, owner: Owner, settled: Iterable[str]) -> None:
     """
     these = and_(_suspects.c.consumer == owner.consumer, _suspects.c.identity.in_(list(settled)))
     session.connection().execute(delete(_suspects).where(these))
+
+
+def _refuse_old_name(connection: Connection, name: str) -> None:
+    if now := new_name(connection, name):
+        raise ConfigurationError(
+            f"{name} was renamed to {now}, which knows what {name} has handled: start it as {now}, or rename it back"
+        )
 
 
 def _count_death(session: Session, consumer: str, names: Sequence[str]) -> None:

@@ -116,3 +116,18 @@ async def test_a_run_that_is_just_beginning_is_in_the_way(world: ConsumerFixture
 
     with pytest.raises(ConfigurationError, match=f"{beginning} runs on .*; nothing was renamed"):
         await answer
+
+
+async def test_a_run_that_was_frozen_while_its_consumer_was_renamed_ends_when_it_goes_on(
+    world: ConsumerFixture,
+) -> None:
+    run = asyncio.create_task(world.run(runs(world, "billing"), until=lambda: False))
+    expired = text("UPDATE inbox_consumers SET expires_at = now()")
+    while True:  # until it has begun
+        with world.engine.begin() as connection:
+            if connection.execute(expired).rowcount and not rename(connection, "billing", "new", by="ana").refusal:
+                break
+        await asyncio.sleep(0)
+
+    with pytest.raises(ConfigurationError, match="billing was renamed to new"):
+        await run
