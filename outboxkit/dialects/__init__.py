@@ -114,7 +114,7 @@ class Dialect(Protocol):
     @property
     def features(self) -> Features: ...
 
-    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str) -> Engine:
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str, creates: bool) -> Engine:
         """An engine for daemons: time-outs on statements, locks and connections; parameters hidden in errors.
 
         Args:
@@ -122,6 +122,7 @@ class Dialect(Protocol):
             patience: no statement, lock or connection attempt takes longer.
             pooled: whether the URL leads to a pooler in transaction mode: nothing may rest on a session of its own.
             schema: where the tables are; empty for what the URL and the login say.
+            creates: a database that is a file may be made by connecting to it.
 
         Raises:
             ConfigurationError: the database, or a pooler, has no such schemas.
@@ -181,7 +182,9 @@ def insert_ignoring(connection: Connection, table: Table) -> Insert:
     return dialect_of(connection).insert(table).on_conflict_do_nothing()
 
 
-def open_engine(url: str, *, patience: timedelta, pooled: bool = False, schema: str = "") -> Engine:
+def open_engine(
+    url: str, *, patience: timedelta, pooled: bool = False, schema: str = "", creates: bool = True
+) -> Engine:
     """A daemon's engine for a database URL; nothing is connected yet.
 
     Args:
@@ -189,6 +192,7 @@ def open_engine(url: str, *, patience: timedelta, pooled: bool = False, schema: 
         patience: no statement, lock or connection attempt takes longer.
         pooled: whether the URL leads to a pooler in transaction mode, such as PgBouncer.
         schema: where the tables are; empty for what the URL and the login say.
+        creates: whether connecting makes a file that is not there; otherwise it is refused.
 
     Raises:
         ConfigurationError: unparsable URL, unsupported database, or a missing extra.
@@ -203,7 +207,7 @@ def open_engine(url: str, *, patience: timedelta, pooled: bool = False, schema: 
         ) from None
     dialect = _dialect(parsed.get_backend_name())
     try:
-        return dialect.engine(parsed, patience, pooled=pooled, schema=schema)
+        return dialect.engine(parsed, patience, pooled=pooled, schema=schema, creates=creates)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"{parsed.get_backend_name()} needs the module {error.name}; install it: pip install 'outboxkit[postgres]'",

@@ -168,12 +168,13 @@ class PostgreSQL:
 
     features = Features(name="postgresql", concurrent_writers=True, notifies=True, arrays=True)
 
-    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str) -> Engine:
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str, creates: bool) -> Engine:
         """See `outboxkit.dialects.Dialect.engine`.
 
         A pooler refuses start-up options, and its sessions are anybody's: there each transaction sets what it needs,
         and nothing is prepared.
         """
+        del creates
         if pooled and schema:
             raise ConfigurationError(
                 f"database_schema = {schema!r} cannot be set through a pooler, whose sessions are anybody's: "

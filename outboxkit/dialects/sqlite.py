@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -80,7 +81,7 @@ class SQLite:
 
     features = Features(name="sqlite", concurrent_writers=False, notifies=False)
 
-    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str) -> Engine:
+    def engine(self, url: URL, patience: timedelta, *, pooled: bool, schema: str, creates: bool) -> Engine:
         """See `outboxkit.dialects.Dialect.engine`. There is no pooler for a file."""
         del pooled
         if schema:
@@ -92,6 +93,8 @@ class SQLite:
             hide_parameters=True,
             connect_args={"timeout": patience.total_seconds()},
         )
+        if not creates:
+            event.listen(engine, "do_connect", _take_an_existing_file)
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
         return engine
@@ -173,6 +176,13 @@ def _of(reading: Reading) -> Callable[[Part], ColumnElement[bool]]:
     return condition
 
 
+def _take_an_existing_file(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Changes what the driver is called with: by itself it makes an empty file where there is none."""
+    path = str(arguments[0])
+    if path != ":memory:" and not path.startswith("file:"):
+        arguments[0], options["uri"] = f"{Path(path).absolute().as_uri()}?mode=rw", True
+
+
 def _prepare(connection: Any, _record: object) -> None:
     # The driver must not begin transactions by itself: it would begin them too late and as readers.
     connection.isolation_level = None
@@ -224,6 +234,9 @@ def schemas(_connection: Connection) -> list[str]:
 def refusal(url: URL, error: DBAPIError) -> str:
     """See `outboxkit.dialects.refusal`."""
     name = "_".join(getattr(error.orig, "sqlite_errorname", "").split("_")[:2])  # without the extended part
+    path = Path(url.database or "")
+    if name == "SQLITE_CANTOPEN" and path.parent.is_dir() and not path.exists():
+        return f"there is no database file {path}: correct the URL, or let `outboxkit init` make it"
     return f"the database file {url.database} {_UNUSABLE[name]}" if name in _UNUSABLE else ""
 
 

@@ -132,8 +132,10 @@ def shape(connection: Connection) -> list[str]:
     Transaction: joins the caller's; only reads.
     """
     found = current(connection)
+    if found == 0:
+        return [tables.MISSING]
     if found != tables.VERSION:
-        return [f"the tables have version {found or 'none'}, expected {tables.VERSION}: run `outboxkit db upgrade`"]
+        return [f"the tables have version {found}, expected {tables.VERSION}: run `outboxkit db upgrade`"]
     inspector = inspect(connection)
     problems: list[str] = []
     for table in _TABLES:

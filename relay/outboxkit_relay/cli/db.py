@@ -31,7 +31,11 @@ def upgrade(invocation: Invocation, *, dry_run: bool) -> None:
 
     Running it again changes nothing. A database that is newer than this outboxkit is refused.
     """
-    with database.opened(invocation) as engine, database.connect(engine) as connection, connection.begin():
+    with (
+        database.opened(invocation, creates=True) as engine,
+        database.connect(engine) as connection,
+        connection.begin(),
+    ):
         before = migrations.current(connection)
         if not dry_run:
             if invocation.settings.database_schema:

@@ -42,7 +42,7 @@ def command(invocation: Invocation, topology: tuple[str, ...], topic: tuple[str,
 
 
 def _create_tables(invocation: Invocation, *, dry_run: bool) -> None:
-    with database.opened(invocation) as engine, database.connect(engine) as connection:
+    with database.opened(invocation, creates=True) as engine, database.connect(engine) as connection:
         if (schema := invocation.settings.database_schema) and not dry_run:
             migrations.create_schema(connection, schema)
         known = set(inspect(connection).get_table_names())

@@ -148,10 +148,12 @@ def build_relay(settings: Settings, *, once: bool = False) -> BuiltRelay:
         )
     with ExitStack() as resources:
         schema = settings.database_schema
-        engine = dialects.open_engine(settings.database(), patience=patience, pooled=settings.pooled, schema=schema)
+        engine = dialects.open_engine(
+            settings.database(), patience=patience, pooled=settings.pooled, schema=schema, creates=False
+        )
         resources.callback(engine.dispose)
         follow_rotation(engine, settings.database)
-        direct = dialects.open_engine(settings.direct_database(), patience=patience, schema=schema)
+        direct = dialects.open_engine(settings.direct_database(), patience=patience, schema=schema, creates=False)
         resources.callback(direct.dispose)
         follow_rotation(direct, settings.direct_database)
         publishers = Publishers({name: _publisher(settings, name) for name in names})

@@ -106,8 +106,10 @@ def _carried_out(check: Check, patient: Patient) -> list[Finding]:
 @contextmanager
 def _opened(settings: Settings, patience: timedelta) -> Iterator[tuple[Engine, Engine]]:
     schema = settings.database_schema
-    engine = dialects.open_engine(settings.database(), patience=patience, pooled=settings.pooled, schema=schema)
-    direct = dialects.open_engine(settings.direct_database(), patience=patience, schema=schema)
+    engine = dialects.open_engine(
+        settings.database(), patience=patience, pooled=settings.pooled, schema=schema, creates=False
+    )
+    direct = dialects.open_engine(settings.direct_database(), patience=patience, schema=schema, creates=False)
     try:
         yield engine, direct
     finally:

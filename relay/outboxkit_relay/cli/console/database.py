@@ -25,11 +25,15 @@ _PATIENCE: Final = timedelta(seconds=10)  # a person is waiting
 
 
 @contextmanager
-def opened(invocation: Invocation, *, patience: timedelta = _PATIENCE) -> Iterator[Engine]:
-    """An engine for as long as the block runs."""
+def opened(invocation: Invocation, *, patience: timedelta = _PATIENCE, creates: bool = False) -> Iterator[Engine]:
+    """An engine for as long as the block runs; ``creates`` says whether it may make a database that is a file."""
     settings = invocation.settings
     engine = dialects.open_engine(
-        settings.database(), patience=patience, pooled=settings.pooled, schema=settings.database_schema
+        settings.database(),
+        patience=patience,
+        pooled=settings.pooled,
+        schema=settings.database_schema,
+        creates=creates,
     )
     try:
         yield engine

@@ -42,8 +42,9 @@ def command(
 ) -> Exit:
     """Is this set-up right? Exit code 3 when it is not.
 
-    Examines the database, its tables, the brokers and the settings, and prints each finding with what mends it; nothing
-    when all is well. Nothing is changed. With APP (app:billing) also what that consumer reads.
+    Examines the database, its tables, the brokers and the settings, and prints each finding with what mends it; when
+    there is none, it says so on standard error. Nothing is changed. With APP (app:billing) also what that consumer
+    reads.
     """
     found = doctor(
         invocation.settings,
@@ -59,7 +60,8 @@ def command(
         else:
             _show(one)
     if not wrong and not as_json:
-        left = f"; {output.count(len(found), 'note')}: --notes shows them" if found and not notes else ""
+        them = "it" if len(found) == 1 else "them"
+        left = f"; {output.count(len(found), 'note')}: --notes shows {them}" if found and not notes else ""
         click.echo(f"nothing is wrong{left}", err=True)
     return Exit.PROBLEMS if wrong else Exit.OK
 

@@ -30,6 +30,31 @@ def test_init_creates_the_tables_once(outboxkit: Outboxkit, tmp_path: Path) -> N
     assert "created" not in second.out
 
 
+@pytest.mark.parametrize(
+    "command", ["status", "doctor", "trace 7", "dlq list", "prune", "db check", "relay run --once"]
+)
+def test_only_what_makes_tables_makes_a_database(outboxkit: Outboxkit, tmp_path: Path, command: str) -> None:
+    """A mistyped name is told, and leaves no empty file behind."""
+    done = outboxkit(*command.split())
+
+    assert done.code == (3 if command == "doctor" else 2)
+    assert f"there is no database file {tmp_path}/app.db: correct the URL" in done.out + done.err
+    assert not (tmp_path / "app.db").exists()
+
+
+def test_before_init_the_doctor_knows_one_cure(outboxkit: Outboxkit, tmp_path: Path) -> None:
+    (tmp_path / "app.db").touch()
+
+    done = outboxkit("doctor")
+
+    assert done.code == 3
+    assert done.out.splitlines() == [
+        "Problem  tables",
+        "  seen  the outbox tables are missing in this database",
+        "  fix   run `outboxkit init` (or your migration)",
+    ]
+
+
 def test_a_dry_run_of_init_creates_nothing(outboxkit: Outboxkit) -> None:
     done = outboxkit("init", "--dry-run", "--topic", "orders")
 
