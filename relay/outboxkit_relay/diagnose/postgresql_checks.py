@@ -177,8 +177,20 @@ def check_grants(patient: Patient) -> Iterator[Finding]:
         yield warning("foreign-grants", seen, fix)
 
 
+_MAY_ASK: Final = text(
+    "SELECT has_function_privilege(oid, 'EXECUTE') FROM pg_proc "
+    "WHERE proname = 'outboxkit_is_replay' AND pg_function_is_visible(oid)"
+)
+
+
 def check_row_security(patient: Patient) -> Iterator[Finding]:
-    """Whether the login sees all messages."""
+    """Whether the login sees all messages, and is told of replays that it does not see."""
+    has_hidden_letters = dialects.hidden(patient.connection, [tables.dead_letters.name])
+    if patient.role == "consumer" and has_hidden_letters and not patient.connection.scalar(_MAY_ASK):
+        seen = (
+            "dead letters of others are hidden from this login, which may not call outboxkit_is_replay: it cannot tell"
+        )
+        yield problem("replay-hidden", f"{seen} whom a replay is for, and handles none", "outboxkit db roles")
     for name in dialects.hidden(patient.connection):
         seen = f"row-level security hides rows of {name} from this login: what it does not see is not published"
         yield problem("row-security", seen, f"ALTER TABLE {name} DISABLE ROW LEVEL SECURITY, or GRANT it BYPASSRLS")
@@ -254,11 +266,11 @@ _TRIGGERS: Final = text(
     WHERE pg_table_is_visible(c.oid) AND c.relkind IN ('r', 'p') AND c.relname = ANY(:tables) ORDER BY 1, 2
     """
 )
-#: table -> its trigger of ours, the code of its finding, and what its absence means.
+#: table -> its trigger of ours, and what its absence means.
 _OWN_TRIGGERS: Final = {
-    "outbox_audit": ("outboxkit_audit", "audit-trigger", "operators can write any name and time there"),
-    "dead_letters": ("outboxkit_closed", "time-trigger", "who closes a letter says when, and may have it deleted"),
-    "outbox_sagas": ("outboxkit_updated", "time-trigger", "who ends a saga says when, and may have it deleted"),
+    "outbox_audit": ("outboxkit_audit", "operators can write any name and time there"),
+    "dead_letters": ("outboxkit_closed", "who closes a letter says when, and may have it deleted"),
+    "outbox_sagas": ("outboxkit_updated", "who ends a saga says when, and may have it deleted"),
 }
 
 
@@ -272,10 +284,13 @@ def check_triggers(patient: Patient) -> Iterator[Finding]:
         seen = f"the trigger {name} on outbox_messages may change or swallow messages, and slows each one down"
         yield warning("foreign-trigger", seen, f"DROP TRIGGER {name} ON outbox_messages")
     for relation, triggers in found.items():
-        name, code, means = _OWN_TRIGGERS[relation]
-        if not triggers.get(name):
-            seen = f"the trigger of {relation} is missing or disabled: {means}"
-            yield warning(code, seen, f"outboxkit db upgrade, or ALTER TABLE {relation} ENABLE TRIGGER {name}")
+        name, means = _OWN_TRIGGERS[relation]
+        if triggers.get(name):
+            continue
+        seen = f"the trigger of {relation} is missing or disabled: {means}"
+        fix = f"outboxkit db upgrade, or ALTER TABLE {relation} ENABLE TRIGGER {name}"
+        is_of_times = relation != "outbox_audit"
+        yield warning("time-trigger", seen, fix) if is_of_times else warning("audit-trigger", seen, fix)
 
 
 # --- what keeps vacuum from working ------------------------------------------------------------------------------

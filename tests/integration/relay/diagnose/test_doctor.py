@@ -18,6 +18,7 @@ from outboxkit import dead_letters, outbox, schema_store, tables
 from outboxkit._sql import database_now
 from outboxkit.findings import Finding, FindingSeverity
 from outboxkit.migrations import roles
+from outboxkit.migrations.row_policies import separate_consumers
 from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope, Target
 from outboxkit_relay.diagnose.doctor import doctor, examine
@@ -187,6 +188,26 @@ def test_a_healthy_database_is_met_with_silence_by_each_role(engine: Engine, dat
 
     assert _names(found) == set(), found
     assert {one.check for one in found} <= {"not-examined"}  # what the role may not see
+
+
+def test_a_consumer_that_could_not_tell_a_replay_for_others_is_named(engine: Engine, database_url: str) -> None:
+    prefix = f"t{uuid4().hex[:8]}_"
+    with engine.begin() as connection:
+        roles.create_roles(connection, prefix)
+        connection.exec_driver_sql(f"CREATE ROLE {prefix}billing IN ROLE {prefix}consumer")
+        separate_consumers(connection, {f"{prefix}billing": ["billing"]}, prefix)
+        _relay(connection, version=_version())
+    login = make_url(database_url).update_query_dict({"options": f"-c role={prefix}billing"})
+    settings = settings_of(login.render_as_string(hide_password=False))
+
+    assert _names(doctor(settings, patience=PATIENCE, role="consumer")) == set()
+    with engine.begin() as connection:  # as an older version has left it
+        connection.exec_driver_sql("DROP FUNCTION outboxkit_is_replay")
+    found = doctor(settings, patience=PATIENCE, role="consumer")
+
+    assert _names(found) == {"replay-hidden"}, found
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP ROLE {prefix}billing")
 
 
 # --- what needs more than a transaction --------------------------------------------------------------------------
