@@ -4,7 +4,7 @@ A map of the house, in the order in which a message passes through it:
 
 - `capture/` turns what an application emits into rows of its transaction; `events` and `context/` say what it inherits.
 - `message`, `headers` are what travels; `codecs/` turn events into bytes and back, `avro/` is a library of its own.
-- `outbox/`, `rows`, `tables/`, `_sql` are the stored side; `dialects/` how databases differ. `durations` count seconds.
+- `outbox/`, `rows`, `tables/`, `_sql`, `_legible` are the stored side; `dialects/` how databases differ; `durations`.
 - `outboxkit_relay` publishes what the outbox holds: `core/` decides, `store/` is its SQL, `daemon/` runs it, `observe/`
   tells how it is; `diagnose/` answers questions; `settings`, `sections`, `logs`, `words`, `redaction`, `exit_codes`;
   `cli/`, the page `dashboard/`, `demo/`: the proof.

@@ -18,6 +18,7 @@ __all__ = [
     "BEFORE_ALL",
     "LARGE",
     "NOTHING_PAUSED",
+    "NO_ID",
     "UNREADABLE",
     "CutOff",
     "Dependency",
@@ -39,6 +40,7 @@ __all__ = [
 LARGE: Final = 4096  #: bytes; payloads above are counted by their size, all others by their number
 BEFORE_ALL: Final = -(2**63)  #: below every position, those of rows that others have inserted, too
 UNREADABLE: Final = -(2**62)  #: stands for an instant outside of the years 1 to 9999: no clock ever shows it
+NO_ID: Final = bytes(16)  #: stands for an id that is no UUID, in a row whose time is `UNREADABLE`
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

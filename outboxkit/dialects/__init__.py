@@ -1,7 +1,7 @@
 """Dialects: what differs between databases, behind one contract.
 
 **Writing a dialect.** One module with ``dialect() -> Dialect``, ``refusal(url, error) -> str``, ``hidden(connection,
-names) -> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]``, ``stored_bytes(column)``,
+names) -> list[str]``, ``schema_of(connection) -> str``, ``schemas(connection) -> list[str]``,
 ``takes_no_writes(connection) -> str`` and ``lock_patience(connection, time)``, a context manager, and one entry point
 in the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It passes the dialect conformance suite of
 ``outboxkit.testing``. Everything that plain SQLAlchemy Core says for all databases stays out of here.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Connection, Engine, Table
+    from sqlalchemy import Connection, Engine, Table
     from sqlalchemy.dialects.postgresql import Insert
 
     from outboxkit.rows import Page, Reading
@@ -56,7 +56,6 @@ __all__ = [
     "schema_of",
     "schemas",
     "sqlstate_of",
-    "stored_bytes",
     "takes_no_writes",
     "trouble_of",
 ]
@@ -252,12 +251,6 @@ def schema_of(connection: Connection) -> str:
     return found
 
 
-def stored_bytes(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A text column as the bytes that are stored, whether they are text or not; any other column as it is."""
-    found: ColumnElement[Any] = _module(connection.dialect.name).stored_bytes(column)
-    return found
-
-
 def takes_no_writes(connection: Connection) -> str:
     """Says why this database takes no writes (``a standby``, ``read-only``); empty when it takes them."""
     found: str = _module(connection.dialect.name).takes_no_writes(connection)
@@ -327,9 +320,12 @@ def is_about_the_row(error: BaseException) -> bool:
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """True when a stored value cannot be brought out: bytes that are no text, a damaged page. Never an outage."""
-    if isinstance(error, UnicodeDecodeError):
-        return True
+    """True when a stored value cannot be brought out: it is none of its column's kind, or its page is damaged.
+
+    Never an outage.
+    """
+    if isinstance(error, ValueError | TypeError):  # of the driver, or of SQLAlchemy, that make an object of it
+        return not isinstance(error, ConfigurationError)
     found = error.orig if isinstance(error, DBAPIError) else error
     return getattr(found, "sqlstate", None) in _UNREADABLE_STATES
 

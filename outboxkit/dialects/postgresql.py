@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import URL, Engine, LargeBinary, String, create_engine, event, func, text
+from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Connection, Table
+    from sqlalchemy import Connection, Table
 
-__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "stored_bytes", "takes_no_writes"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "takes_no_writes"]
 
 _row: Final = functools.partial(tuple.__new__, Row)  # `Row._make` without its check, for each row of a page
 
@@ -383,12 +383,6 @@ def refusal(url: URL, error: DBAPIError) -> str:
     pooler = "startup parameter" in said  # only a pooler has an opinion on those
     hint = "this is a pooler: set database_direct_url, too" if pooler else "check user, password and database name"
     return f"the database refused the login to {url.render_as_string(hide_password=True)}: {said}; {hint}"
-
-
-def stored_bytes(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """See `outboxkit.dialects.stored_bytes`."""
-    # SQL_ASCII means: as they are. Any other encoding would be a conversion, which is what cannot be done.
-    return func.convert_to(column, "SQL_ASCII", type_=LargeBinary) if isinstance(column.type, String) else column
 
 
 @contextmanager

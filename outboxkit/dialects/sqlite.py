@@ -15,10 +15,9 @@ from sqlalchemy import (
     URL,
     ColumnElement,
     Engine,
-    LargeBinary,
+    String,
     and_,
     bindparam,
-    cast,
     create_engine,
     delete,
     event,
@@ -38,7 +37,7 @@ from outboxkit import tables
 from outboxkit._sql import microseconds_of
 from outboxkit.dialects import Features
 from outboxkit.errors import ConfigurationError
-from outboxkit.rows import LARGE, UNREADABLE, NoText, Page, Part, Reading, Row, exact
+from outboxkit.rows import LARGE, NO_ID, UNREADABLE, NoText, Page, Part, Reading, Row, exact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
     from sqlalchemy.exc import DBAPIError
 
-__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "stored_bytes", "takes_no_writes"]
+__all__ = ["dialect", "hidden", "lock_patience", "refusal", "schema_of", "schemas", "takes_no_writes"]
 
 _HOT: Final = tables.outbox_messages.c
 _MESSAGE: Final = (_HOT.message_id, _HOT.topic, _HOT.key, _HOT.type, _HOT.kind, _HOT.payload, _HOT.headers)
@@ -133,12 +132,10 @@ class SQLite:
         return timedelta(seconds=float(found[0])) if found else None
 
     def remove(self, connection: Connection, rows: Sequence[tuple[int, bytes]]) -> int:
-        """See `outboxkit.dialects.Dialect.remove`."""
-        pair = delete(tables.outbox_messages).where(
-            _HOT.position == bindparam("at"),
-            _HOT.message_id == bindparam("id"),
-        )
-        return connection.execute(pair, [{"at": position, "id": UUID(bytes=raw)} for position, raw in rows]).rowcount
+        """See `outboxkit.dialects.Dialect.remove`. An id is one in any form of it that `read` takes for one."""
+        id_as_read = func.lower(func.replace(_HOT.message_id, "-", "", type_=String()))
+        pair = delete(tables.outbox_messages).where(_HOT.position == bindparam("at"), id_as_read == bindparam("id"))
+        return connection.execute(pair, [{"at": position, "id": raw.hex()} for position, raw in rows]).rowcount
 
     def insert(self, table: Table) -> Insert:
         """See `outboxkit.dialects.Dialect.insert`."""
@@ -148,12 +145,20 @@ class SQLite:
 def _row(position: int, message_id: object, *values: Any) -> Row:
     """The row, whatever kinds of values it has; one whose id is none has no time either, so that it is not sent."""
     topic, key, kind_of_event, kind, payload, headers, recorded_us, expires_us = values
-    try:
-        raw_id = UUID(str(message_id)).bytes
-    except ValueError:
-        raw_id, recorded_us = bytes(16), UNREADABLE
+    raw_id = _id_of(str(message_id))
+    if raw_id is None:
+        raw_id, recorded_us = NO_ID, UNREADABLE
     texts = _text(topic), None if key is None else _bytes(key), _text(kind_of_event), _text(kind)
     return Row(position, raw_id, *texts, _bytes(payload), _bytes(headers), recorded_us, expires_us)
+
+
+def _id_of(text: str) -> bytes | None:
+    digits = text.replace("-", "").lower()  # as `remove` does
+    try:
+        found = UUID(digits)
+    except ValueError:
+        return None
+    return found.bytes if found.hex == digits else None
 
 
 def _text(value: object) -> str:
@@ -238,11 +243,6 @@ def refusal(url: URL, error: DBAPIError) -> str:
     if name == "SQLITE_CANTOPEN" and path.parent.is_dir() and not path.exists():
         return f"there is no database file {path}: correct the URL, or let `outboxkit init` make it"
     return f"the database file {url.database} {_UNUSABLE[name]}" if name in _UNUSABLE else ""
-
-
-def stored_bytes(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """See `outboxkit.dialects.stored_bytes`."""
-    return cast(column, LargeBinary)
 
 
 @contextmanager

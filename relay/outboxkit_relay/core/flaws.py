@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from outboxkit.headers import are_packed
-from outboxkit.rows import UNREADABLE, Row
+from outboxkit.rows import NO_ID, UNREADABLE, Row
 
 __all__ = ["NOT_ALLOWED", "flaw_of", "flaws_of"]
 
@@ -21,6 +21,8 @@ def flaw_of(row: Row) -> str:
     """The reason why the row can never be sent; empty when there is none."""
     if not row.topic:
         return "it has no topic"
+    if row.recorded_us == UNREADABLE and row.raw_id == NO_ID:
+        return "message_id is not a UUID"
     if row.recorded_us == UNREADABLE:
         return "recorded_at is not an instant between the years 1 and 9999"
     if row.expires_us == UNREADABLE:

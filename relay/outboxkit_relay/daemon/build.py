@@ -21,6 +21,7 @@ from sqlalchemy import event, make_url, select, union
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit import dialects, tables
+from outboxkit._legible import Lost, legible
 from outboxkit.brokers import open_publisher
 from outboxkit.errors import ConfigurationError, OutboxKitError
 from outboxkit.guards.circuit_breaker import CircuitRule
@@ -98,8 +99,9 @@ class BuiltRelay:
         """Destinations that have messages now and are allowed: what a start can check."""
         hot, waiting = tables.outbox_messages.c.topic, tables.outbox_waiting.c.topic
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            found = connection.execute(union(select(hot), select(waiting))).scalars().all()
-        return list(filter(self.config.allows, found))
+            every = union(select(hot), select(waiting)).subquery().c.topic
+            found = connection.execute(select(legible(every))).scalars().all()
+        return [topic for topic in found if not isinstance(topic, Lost) and self.config.allows(topic)]
 
     def _token(self) -> UUID | None:
         return self.daemon.stats.relay if self.daemon.stats else None

@@ -29,7 +29,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from outboxkit.dialects import is_about_the_row, trouble_of
+from outboxkit.dialects import is_about_the_row, is_unreadable, trouble_of
 from outboxkit.errors import OutboxKitError
 from outboxkit_relay.dashboard import failures, replays, views
 from outboxkit_relay.dashboard.access import FIELD, Access, Guard, Resolver, Visitor, is_token_of, level_of
@@ -182,6 +182,11 @@ def _fault(request: Request, error: Exception) -> Response:
 
 def _of_database(request: Request, error: Exception) -> Response:
     """A value that the database refuses is the visitor's; everything else keeps the page from being shown at all."""
+    if is_unreadable(error):
+        text = (
+            "A stored row cannot be read: bytes that are no text, or a damaged page. `outboxkit doctor` looks for it."
+        )
+        return rendered(request, "fault.html", text, status=HTTPStatus.INTERNAL_SERVER_ERROR)
     if trouble_of(error) is None and (isinstance(error, DataError) or is_about_the_row(error)):
         return _fault(request, Malformed("a value is too large, or too long, for the database"))
     return _away(request, error)

@@ -14,10 +14,12 @@ from uuid import UUID
 from sqlalchemy import Integer, and_, case, cast, func, literal, select
 
 from outboxkit import dead_letters, outbox, tables
+from outboxkit._legible import Lost, flaw_of, legible
 from outboxkit._sql import Instant, database_now, list_length, seconds_between
 from outboxkit.dead_letters import DeadLetter, Filter, Group, State
 from outboxkit.dead_letters.plan import Outcome
 from outboxkit_relay.dashboard.search import DEAD, PENDING, Search
+from outboxkit_relay.store.unpublished import place_of
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Select
@@ -58,6 +60,8 @@ class MessageRow:
     """A message in a list.
 
     Attributes:
+        id: empty when the row has none.
+        since: None when it has no instant.
         letter: the dead letter that it became.
         due_at: when it goes out, or is tried again.
     """
@@ -67,7 +71,7 @@ class MessageRow:
     topic: str
     type: str
     key: bytes | None
-    since: datetime
+    since: datetime | None
     due_at: datetime | None = None
     error: str = ""
     letter: UUID | None = None
@@ -98,9 +102,8 @@ def find(connection: Connection, wanted: Search, *, limit: int) -> Found:
 
 
 def _unpublished(table: Any, wanted: Search, limit: int) -> Select[Any]:
-    columns = [table.c[name] for name in _SHOWN]
-    if table is _WAITING:
-        columns += [_WAITING.c.reason, _WAITING.c.due_at, _WAITING.c.error]
+    (at,) = table.primary_key.columns
+    names = (*_SHOWN, "reason", "due_at", "error") if table is _WAITING else _SHOWN
     where = [
         table.c[name] == value for name in ("topic", "type", "key") if (value := getattr(wanted, name)) is not None
     ]
@@ -110,7 +113,9 @@ def _unpublished(table: Any, wanted: Search, limit: int) -> Select[Any]:
         where.append(table.c.recorded_at <= database_now(-wanted.age))
     if table is _WAITING and wanted.state is not None:
         where.append(_WAITING.c.reason == wanted.state)
-    return select(*columns).where(*where).order_by(table.primary_key.columns[0]).limit(limit + 1)
+    return (
+        select(at.label("at"), *(legible(table.c[name]) for name in names)).where(*where).order_by(at).limit(limit + 1)
+    )
 
 
 def _dead(connection: Connection, wanted: Search, limit: int) -> list[DeadLetter]:
@@ -126,16 +131,22 @@ def _dead(connection: Connection, wanted: Search, limit: int) -> list[DeadLetter
 
 
 def _row(row: Any, state: str) -> MessageRow:
+    told = row._asdict()
+    flaw = flaw_of(told)
     return MessageRow(
-        id=str(row.message_id),
+        id="" if isinstance(row.message_id, Lost) else str(row.message_id),
         state=state,
         topic=row.topic,
         type=row.type,
         key=row.key,
-        since=row.recorded_at,
-        due_at=getattr(row, "due_at", None),
-        error=getattr(row, "error", None) or "",
+        since=_instant(row.recorded_at),
+        due_at=_instant(told.get("due_at")),
+        error=f"{place_of(state, row.at)}: {flaw}" if flaw else told.get("error") or "",
     )
+
+
+def _instant(value: datetime | Lost | None) -> datetime | None:
+    return None if isinstance(value, Lost) else value
 
 
 def _of_letter(letter: DeadLetter) -> MessageRow:

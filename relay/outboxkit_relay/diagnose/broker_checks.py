@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select, union
 
 from outboxkit import tables
+from outboxkit._legible import Lost, legible
 from outboxkit.brokers import Expected, examine
 from outboxkit.findings import Finding
 from outboxkit.message import MessageLimits
@@ -56,7 +57,8 @@ def _topics(patient: Patient) -> set[str]:
     """Destinations that have messages now, and those that the settings name."""
     every = union(select(tables.outbox_messages.c.topic), select(tables.outbox_waiting.c.topic))
     named = {name for name in patient.settings.destinations if not _PATTERN & set(name)}
-    return {*patient.connection.execute(every).scalars(), *named}
+    topics = patient.connection.execute(select(legible(every.subquery().c.topic))).scalars()
+    return {*(topic for topic in topics if not isinstance(topic, Lost)), *named}
 
 
 def _used(patient: Patient) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Select, String, and_, cast, exists, func, literal, not_, or_, select, true, union_all
 
 from outboxkit import tables
+from outboxkit._legible import legible
 from outboxkit.dead_letters import Side, State
 from outboxkit.dialects import dialect_of
 from outboxkit.inbox.rows import OURS, REPLAY
@@ -82,7 +83,8 @@ def contradictions(connection: Connection) -> list[Contradiction]:
     """
     found = []
     for rule in RULES:
-        names = connection.execute(rule.query(ledger_ids(connection)).limit(_MAX)).scalars().all()
+        (name,) = rule.query(ledger_ids(connection)).limit(_MAX).subquery().c
+        names = connection.execute(select(legible(name))).scalars().all()
         if names:
             shown = tuple(_shown(name) for name in names[:_SHOWN])
             told = {"name": rule.name, "meaning": rule.meaning, "fix": rule.fix}

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import Uuid, and_, literal, select
 
 from outboxkit import outbox, tables
+from outboxkit._legible import Lost, legible
 from outboxkit._sql import contains_bytes
 from outboxkit.errors import DecodeError, OutboxKitError
 from outboxkit.headers import from_wire, unpack_headers
@@ -92,7 +93,8 @@ def _between(connection: Connection, first: UUID, last: UUID) -> Iterator[str]:
     letters = tables.dead_letters.c
     yield from connection.scalars(select(letters.message_id).where(letters.id.between(first, last)).limit(_MAX))
     for own in (tables.outbox_messages.c.message_id, tables.outbox_waiting.c.message_id):
-        yield from map(str, connection.scalars(select(own).where(own.between(first, last)).distinct().limit(_MAX)))
+        found = connection.scalars(select(legible(own)).where(own.between(first, last)).distinct().limit(_MAX))
+        yield from (str(one) for one in found if not isinstance(one, Lost))
     for row in _batches(connection, _window(first, last)):
         yield from {str(one) for one in row.ids if first <= UUID(str(one)) <= last}
 
@@ -107,16 +109,17 @@ def id_of(packed: bytes) -> str:
 
 def _unpublished(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
     hot = tables.outbox_messages.c
-    found = connection.execute(select(hot.topic, hot.type, hot.recorded_at).where(hot.message_id == row_id).limit(_MAX))
+    columns = map(legible, (hot.topic, hot.type, hot.recorded_at))
+    found = connection.execute(select(*columns).where(hot.message_id == row_id).limit(_MAX))
     return [{"place": "outbox", "topic": row.topic, "type": row.type, "since": _text(row.recorded_at)} for row in found]
 
 
 def _waiting(connection: Connection, row_id: UUID) -> list[dict[str, Any]]:
     waits, stopped = tables.outbox_waiting.c, tables.outbox_stopped_keys.c
     same_key = (waits.topic == stopped.topic) & (waits.key == stopped.key)
-    columns = (waits.topic, waits.type, waits.recorded_at, waits.reason, waits.attempts, waits.due_at, waits.error)
+    columns = (waits.topic, waits.type, waits.recorded_at, waits.reason, waits.due_at, waits.error)
     statement = (
-        select(*columns, stopped.reason.label("stop"))
+        select(*map(legible, columns), waits.attempts, stopped.reason.label("stop"))
         .select_from(tables.outbox_waiting)
         .outerjoin(tables.outbox_stopped_keys, same_key)
         .where(waits.message_id == row_id)
@@ -201,5 +204,5 @@ def made_at(row_id: UUID) -> datetime | None:
     return datetime.fromtimestamp((row_id.int >> 80) / 1000, UTC)
 
 
-def _text(at: datetime | None) -> str | None:
-    return None if at is None else at.isoformat()
+def _text(at: datetime | Lost | None) -> str | None:
+    return at.isoformat() if isinstance(at, datetime) else at

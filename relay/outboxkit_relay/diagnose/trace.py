@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Table, or_, select
 
 from outboxkit import outbox, tables
+from outboxkit._legible import Lost, legible
 from outboxkit._sql import contains_bytes
 from outboxkit.errors import DecodeError
 from outboxkit.headers import from_wire, unpack_headers
@@ -121,15 +122,15 @@ def _children(connection: Connection, parent: str) -> Iterator[Message]:
 def _stored(connection: Connection, condition: Condition) -> Iterator[tuple[str, Message]]:
     """Yields stored messages with the number of their letter, if they are one; what cannot be read is left out."""
     for table in _STORES:
-        letter = [table.c.id] if table is tables.dead_letters else []
-        own_id = [table.c.message_id] if "message_id" in table.c else []
-        times = [table.c.occurred_at] if "occurred_at" in table.c else []
-        columns: list[Any] = [table.c.topic, table.c.key, table.c.headers, *own_id, *letter, *times]
+        is_letter = table is tables.dead_letters
+        names = ("topic", "key", "headers", "message_id", "occurred_at", *(["id"] if is_letter else []))
+        columns: list[Any] = [legible(table.c[name]) for name in names if name in table.c]
         for row in connection.execute(select(*columns).where(condition(table)).limit(_MAX_ROWS)):
-            message = _read(row, str(row.message_id) if own_id else "")
-            if times and message.occurred_at is None:
-                message = replace(message, occurred_at=row.occurred_at)
-            yield str(row.id) if letter else "", message
+            found = row._asdict()
+            message, occurred_at = _read(row, str(found.get("message_id", ""))), found.get("occurred_at")
+            if message.occurred_at is None and not isinstance(occurred_at, Lost):
+                message = replace(message, occurred_at=occurred_at)
+            yield str(row.id) if is_letter else "", message
 
 
 def _read(row: Any, known_id: str) -> Message:

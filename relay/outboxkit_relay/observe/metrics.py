@@ -19,6 +19,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from outboxkit import tables
+from outboxkit._legible import legible
 from outboxkit._sql import database_now, microseconds_of
 from outboxkit.guards.circuit_breaker import CircuitState
 from outboxkit.policy import Failure
@@ -183,7 +184,7 @@ def _backlog(connection: Connection, known: Iterable[str]) -> Iterator[Metric]:
     recorded = microseconds_of(_HOT.recorded_at)
     oldest = func.min(func.nullif(recorded, UNREADABLE), type_=recorded.type)
     count = func.count().label("count")
-    by_topic = select(_HOT.topic, count, oldest).group_by(_HOT.topic).order_by(count.desc()).limit(MAX_TOPICS)
+    by_topic = select(legible(_HOT.topic), count, oldest).group_by(_HOT.topic).order_by(count.desc()).limit(MAX_TOPICS)
     rows = connection.execute(by_topic).all()
     none = {(topic,): 0.0 for topic in known}  # a series that is there from the start can be told from a missing one
     ages = none | {(topic,): max(0.0, (now - since) / 1e6) for topic, _, since in rows if since is not None}

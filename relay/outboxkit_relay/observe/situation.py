@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from outboxkit import dialects, tables
+from outboxkit._legible import legible
 from outboxkit._sql import database_now, microseconds_of
 from outboxkit.inbox import held
 from outboxkit.outbox import pauses
@@ -170,11 +171,11 @@ def _topics(connection: Connection, now: datetime) -> list[Topic]:
     found: dict[str, dict[str, Any]] = {}
     recorded, until = microseconds_of(_HOT.recorded_at), microseconds(now)
     oldest = func.min(func.nullif(recorded, UNREADABLE), type_=recorded.type)
-    pending = select(_HOT.topic, func.count(), oldest).group_by(_HOT.topic)
+    pending = select(legible(_HOT.topic), func.count(), oldest).group_by(_HOT.topic)
     for topic, count, since in connection.execute(pending):
         age = max(0.0, (until - since) / 1e6) if since is not None else 0.0
         found.setdefault(topic, {}).update(pending=count, oldest_seconds=age)
-    waiting = select(_WAITING.topic, _WAITING.reason, func.count()).group_by(_WAITING.topic, _WAITING.reason)
+    waiting = select(legible(_WAITING.topic), _WAITING.reason, func.count()).group_by(_WAITING.topic, _WAITING.reason)
     for topic, reason, count in connection.execute(waiting):
         found.setdefault(topic, {})[reason] = count
     stopped = select(_STOPPED.topic, _STOPPED.reason, func.count()).group_by(_STOPPED.topic, _STOPPED.reason)

@@ -9,11 +9,12 @@ import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, delete, exists, func, insert, or_, select, union_all
+from sqlalchemy.exc import DBAPIError
 
-from outboxkit import tables
+from outboxkit import dialects, tables
 from outboxkit._sql import any_of, database_now
 from outboxkit.rows import NOTHING_PAUSED, PauseSet, Row, StopReason, WaitReason, exact
-from outboxkit_relay.store import salvage
+from outboxkit_relay.store import burial, salvage
 from outboxkit_relay.store.stopped_keys import COPIED, row_columns
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def due_rows(
 
 def _stored(connection: Connection, ids: Sequence[int]) -> list[Row]:
     rows = select(*row_columns()).where(_WAITING.c.id.in_(ids)).order_by(_WAITING.c.position)
-    return [_exact(Row.stored(*row)) for row in connection.execute(rows)]
+    # All at once: of a file, a statement that a bad row interrupts would go on reading, and let nobody write meanwhile.
+    return [_exact(Row.stored(*row)) for row in connection.execute(rows).all()]
 
 
 def _exact(row: Row) -> Row:
@@ -129,7 +131,7 @@ def _not_paused(paused: PauseSet) -> list[Any]:
 def enqueue_scheduled(connection: Connection, shards: Collection[int], limit: int) -> int:
     """Moves scheduled messages that are due into the hot table: their order is their due time.
 
-    Transaction: the caller's, fenced.
+    Transaction: the caller's, fenced; uses savepoints.
     """
     due = [
         row.id
@@ -145,8 +147,29 @@ def enqueue_scheduled(connection: Connection, shards: Collection[int], limit: in
         )
     ]
     if due:
-        mine = _WAITING.c.id.in_(due)
-        rows = select(*(_WAITING.c[name] for name in COPIED)).where(mine).order_by(_WAITING.c.due_at, _WAITING.c.id)
-        connection.execute(insert(_HOT).from_select(COPIED, rows))
-        connection.execute(delete(_WAITING).where(mine))
+        _enqueue(connection, due)
     return len(due)
+
+
+def _enqueue(connection: Connection, ids: Sequence[int]) -> None:
+    """Moves scheduled rows; one that the outbox itself does not take becomes a dead letter, and holds up no other."""
+    try:
+        with connection.begin_nested():
+            _move(connection, ids)
+    except DBAPIError as error:
+        if not dialects.is_about_the_row(error):
+            raise
+        if len(ids) > 1:
+            half = len(ids) // 2
+            _enqueue(connection, ids[:half])
+            _enqueue(connection, ids[half:])
+            return
+        (row,), _ = salvage.rows_of(connection, ids, functools.partial(_stored, connection))
+        burial.bury_in_place(connection, row._replace(position=row.position or 0), error)
+
+
+def _move(connection: Connection, ids: Sequence[int]) -> None:
+    mine = _WAITING.c.id.in_(ids)
+    rows = select(*(_WAITING.c[name] for name in COPIED)).where(mine).order_by(_WAITING.c.due_at, _WAITING.c.id)
+    connection.execute(insert(_HOT).from_select(COPIED, rows))
+    connection.execute(delete(_WAITING).where(mine))

@@ -47,10 +47,11 @@ def mend(connection: Connection, shards: Collection[int]) -> int:
             mended = _bury_without_shard(connection) if _is_short(connection, _HOT) else 0
             if _is_short(connection, _WAITING):
                 mended += _wake_without_time(connection) + _stop_orphaned_keys(connection, shards)
-    except DBAPIError as error:
-        if not dialects.is_about_the_row(error):
+    except (DBAPIError, ValueError, TypeError) as error:
+        if not (dialects.is_about_the_row(error) or dialects.is_unreadable(error)):
             raise
-        _log.warning("rows.not_mended", extra={"error": type(error.orig).__name__})
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        _log.warning("rows.not_mended", extra={"error": type(cause).__name__})
         return 0
     if mended:
         _log.warning("rows.mended", extra={"rows": mended})

@@ -1,4 +1,4 @@
-"""Salvage: rows that the driver cannot read. Bytes that are no text, or a damaged page, must not stop the others.
+"""Salvage: rows that the driver cannot read. An id that is no UUID, or a damaged page, must not stop the others.
 
 A page that cannot be read is asked for again, half as long and again, until the fault is its first row. That one is
 read column by column; what cannot be had is left empty, and the row has a flaw: it becomes a dead letter in its turn.
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from outboxkit import dialects, outbox, tables
-from outboxkit.rows import UNREADABLE, Page, Row
+from outboxkit._legible import Lost, legible
+from outboxkit.rows import NO_ID, UNREADABLE, Page, Row
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Salvaged", "page_of", "rows_of"]
 
 _TEXTS: Final = ("topic", "type", "kind")
-_REFUSALS: Final = (DBAPIError, UnicodeDecodeError)
+_REFUSALS: Final = (DBAPIError, ValueError, TypeError)
 _BYTES: Final = ("key", "payload", "headers")
 
 
@@ -84,30 +84,28 @@ def rows_of(
 def _of_columns(connection: Connection, columns: Any, this: ColumnElement[bool]) -> tuple[Row, str]:
     """A row column by column, and why it cannot be sent. Its times are not asked for: so it goes by its position."""
     lost: list[str] = []
-    values: dict[str, Any] = {"key": None}
-    for name in (*_TEXTS, *_BYTES):
-        found = _bytes_of(connection, dialects.stored_bytes(connection, columns[name]), this)
-        try:
-            values[name] = found.decode() if name in _TEXTS and found is not None else found
-        except UnicodeDecodeError:
-            values[name] = found.decode("utf-8", "backslashreplace") if found else ""
-            lost.append(name)
-        if found is None and name != "key":
-            values[name] = "" if name in _TEXTS else b""
-            lost.append(name)
+    values: dict[str, Any] = {}
+    for name in ("message_id", *_TEXTS, *_BYTES):
+        found = _value_of(connection, legible(columns[name]), this)
+        if isinstance(found, Lost):
+            lost.append(f"{name} is no {found.kind}")
+        elif found is None and name != "key":
+            found = "" if name in _TEXTS else b""
+            lost.append(f"the page of {name} is damaged")
+        values[name] = found
+    del values["message_id"]  # it may be none
     position = connection.execute(select(columns.position).where(this)).scalar_one()
-    flaw = f"it cannot be read: {', '.join(lost) or 'one of its columns'} as stored is no text, or its page is damaged"
-    return Row(position=position, raw_id=UUID(int=0).bytes, recorded_us=UNREADABLE, expires_us=None, **values), flaw
+    flaw = f"it cannot be read: {', '.join(lost) or 'one of its columns is not what it should be'}"
+    return Row(position=position, raw_id=NO_ID, recorded_us=UNREADABLE, expires_us=None, **values), flaw
 
 
-def _bytes_of(connection: Connection, column: ColumnElement[Any], this: ColumnElement[bool]) -> bytes | None:
-    """The bytes of one column; None when it has none, or they cannot be had."""
+def _value_of(connection: Connection, column: ColumnElement[Any], this: ColumnElement[bool]) -> Any:
+    """The value of one column; None when it has none, or it cannot be had."""
     is_alone = dialects.commits_by_itself(connection)  # no transaction that a failed statement could spoil
     try:
         with nullcontext() if is_alone else connection.begin_nested():
-            found = connection.execute(select(column.label("stored")).where(this)).scalar_one_or_none()
+            return connection.execute(select(column).where(this)).scalar_one_or_none()
     except _REFUSALS as error:
         if not dialects.is_unreadable(error):
             raise
         return None
-    return None if found is None else bytes(found)

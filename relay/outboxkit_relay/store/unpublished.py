@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
-from sqlalchemy import Select, Table, and_, delete, func, insert, literal, select, union_all, update
+from sqlalchemy import LargeBinary, Select, Table, and_, delete, func, insert, literal, select, union_all, update
 
 from outboxkit import dead_letters, outbox, tables
+from outboxkit._legible import Lost, flaw_of, legible
 from outboxkit._sql import database_now
 from outboxkit.outbox import pauses
 from outboxkit.outbox.pauses import Scope
@@ -25,8 +27,6 @@ from outboxkit.rows import Row, WaitReason, shard_of
 from outboxkit_relay.store.stopped_keys import COPIED
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from sqlalchemy import ColumnElement, Connection
 
 __all__ = ["PENDING", "Unpublished", "discard", "find", "redirect"]
@@ -36,6 +36,7 @@ PENDING: Final = "pending"  #: the place of a message that is in the outbox itse
 _HOT: Final = tables.outbox_messages
 _WAITING: Final = tables.outbox_waiting
 _RELAYS: Final = tables.outbox_relays.c
+_READ: Final = [name for name in COPIED if not isinstance(_HOT.c[name].type, LargeBinary)]
 _LETTER: Final = ("position", "message_id", "topic", "key", "type", "kind", "payload", "headers")
 
 
@@ -44,13 +45,13 @@ class Unpublished:
     """A message that is not published, and whether it may be touched.
 
     Attributes:
-        id: of the message.
+        id: of the message; `outboxkit._legible.Lost` when the row has none.
         topic: where it would go.
         place: ``pending``, or why it waits.
         refusal: why it may not be touched; empty when it may.
     """
 
-    id: UUID
+    id: UUID | Lost
     topic: str
     place: str
     refusal: str
@@ -71,15 +72,22 @@ def find(
         limit: at most so many.
     """
     in_hand = _Hands(connection, rest)
+    rows = connection.execute(_query(ids, topic).limit(limit)).all()
     return [
-        Unpublished(
-            id=row.message_id,
-            topic=row.topic,
-            place=row.place,
-            refusal=_refusal(row.place, row.is_later, in_hand, row.topic),
-        )
-        for row in connection.execute(_query(ids, topic).limit(limit))
+        Unpublished(id=row.message_id, topic=row.topic, place=row.place, refusal=_why_not(row, in_hand)) for row in rows
     ]
+
+
+def place_of(state: str, at: int) -> str:
+    """Names a row by its table and its position there, for one that cannot be named by its id."""
+    return f"position {at} of outbox_messages" if state == PENDING else f"id {at} of outbox_waiting"
+
+
+def _why_not(row: Any, in_hand: Callable[[str], str]) -> str:
+    flaw = flaw_of(row._asdict())
+    if flaw:
+        return f"{place_of(row.place, row.at)}: {flaw}; a relay makes it a dead letter"
+    return _refusal(row.place, row.is_later, in_hand, row.topic)
 
 
 def _query(ids: Sequence[str], topic: str | None) -> Select[Any]:
@@ -87,20 +95,20 @@ def _query(ids: Sequence[str], topic: str | None) -> Select[Any]:
     fresh: Select[Any] = select(
         literal(0).label("room"),
         _HOT.c.position.label("at"),
-        _HOT.c.message_id,
-        _HOT.c.topic,
         literal(PENDING).label("place"),
         literal(value=False).label("is_later"),
+        *(_HOT.c[name] for name in _READ),
     )
     waits = _WAITING.c
     is_later = func.coalesce(waits.due_at > database_now(), literal(value=False))
     waiting: Select[Any] = select(
-        literal(1), waits.id, waits.message_id, waits.topic, waits.reason, is_later.label("is_later")
+        literal(1), waits.id, waits.reason, is_later.label("is_later"), *(waits[name] for name in _READ)
     )
     every: Any = union_all(fresh, waiting).subquery().c
     stored = list(map(outbox.stored_id, ids))
     wanted = every.message_id.in_(stored) if topic is None else every.topic == topic
-    return select(every).where(wanted).order_by(every.room, every.at)
+    shown = (legible(every[name]) for name in _READ)
+    return select(every.at, every.place, every.is_later, *shown).where(wanted).order_by(every.room, every.at)
 
 
 def _refusal(place: str, is_later: bool, in_hand: Callable[[str], str], topic: str) -> str:  # noqa: FBT001  a row's column
@@ -154,7 +162,7 @@ def _paused_since(connection: Connection, topic: str) -> datetime | None:
 # --- changes -----------------------------------------------------------------------------------------------------
 
 
-def redirect(connection: Connection, ids: Sequence[UUID], to: str, *, by: str, why: str) -> set[UUID]:
+def redirect(connection: Connection, ids: Sequence[UUID | Lost], to: str, *, by: str, why: str) -> set[UUID]:
     """Sends messages to another destination, in their order; returns those that were still there.
 
     Transaction: joins the caller's; does not commit. A relay that settles one of them at the same time waits.
@@ -178,7 +186,8 @@ def redirect(connection: Connection, ids: Sequence[UUID], to: str, *, by: str, w
     if moved:
         connection.execute(insert(_HOT), moved)
     later = []
-    for found in connection.execute(select(_WAITING.c.message_id, _WAITING.c.key).where(_mine(_WAITING, ids))).all():
+    columns = (_WAITING.c.message_id, legible(_WAITING.c.key))
+    for found in connection.execute(select(*columns).where(_mine(_WAITING, ids))).all():
         row = found._asdict()
         mine = _mine(_WAITING, [row["message_id"]])
         if connection.execute(update(_WAITING).where(mine).values(**there(row))).rowcount:
@@ -186,7 +195,7 @@ def redirect(connection: Connection, ids: Sequence[UUID], to: str, *, by: str, w
     return _told(connection, [*moved, *later], "messages.redirect", by=by, why=f"to {to}: {why}")
 
 
-def discard(connection: Connection, ids: Sequence[UUID], *, by: str, why: str) -> set[UUID]:
+def discard(connection: Connection, ids: Sequence[UUID | Lost], *, by: str, why: str) -> set[UUID]:
     """Gives messages up: each becomes a discarded dead letter, which keeps what it was.
 
     Transaction: joins the caller's; does not commit. A relay that settles one of them at the same time waits.
@@ -208,18 +217,22 @@ def discard(connection: Connection, ids: Sequence[UUID], *, by: str, why: str) -
     return _told(connection, found, "messages.discard", by=by, why=why)
 
 
-def _mine(table: Table, ids: Sequence[UUID]) -> ColumnElement[bool]:
+def _mine(table: Table, ids: Sequence[UUID | Lost]) -> ColumnElement[bool]:
     """These messages; of the waiting room only what is scheduled for later."""
-    these: ColumnElement[bool] = table.c.message_id.in_(list(ids))
+    these: ColumnElement[bool] = table.c.message_id.in_([one for one in ids if isinstance(one, UUID)])
     if table is _HOT:
         return these
     return and_(these, _WAITING.c.reason == WaitReason.SCHEDULED, _WAITING.c.due_at > database_now())
 
 
-def _taken(connection: Connection, table: Table, ids: Sequence[UUID], names: Sequence[str]) -> list[dict[str, Any]]:
+def _taken(
+    connection: Connection, table: Table, ids: Sequence[UUID | Lost], names: Sequence[str]
+) -> list[dict[str, Any]]:
     """Deletes the rows of these messages; returns what was there, in their order."""
     (at,) = table.primary_key.columns
-    statement = delete(table).where(_mine(table, ids)).returning(at.label("at"), *(table.c[name] for name in names))
+    statement = (
+        delete(table).where(_mine(table, ids)).returning(at.label("at"), *(legible(table.c[name]) for name in names))
+    )
     rows = sorted(map(dict, connection.execute(statement).mappings()), key=lambda row: row["at"])
     return [{name: row[name] for name in names} for row in rows]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, func, insert, select, text
 
-from outboxkit import dead_letters, outbox, tables
+from outboxkit import dead_letters, migrations, outbox, tables
 from outboxkit.brokers import memory, open_publisher
 from outboxkit.headers import pack_headers
 from outboxkit.outbox import pauses
@@ -28,6 +29,7 @@ from tests.integration.relay.world import (
     until,
     write,
 )
+from tests.sqlite_template import copied
 
 HOT, WAITING, LETTERS = tables.outbox_messages, tables.outbox_waiting, tables.dead_letters
 QUICK = RetryPolicy(delayed=full_jitter("10ms", cap="20ms", attempts=1))
@@ -156,6 +158,64 @@ def test_a_waiting_row_that_can_never_be_sent_is_a_dead_letter_too(engine: Engin
         until(lambda: len(publisher.accepted) == 1)
 
     assert count(engine, WAITING) == 0
+
+
+@pytest.mark.parametrize(
+    "as_another", ["upper(message_id)", "substr(message_id, 1, 8) || '-' || substr(message_id, 9)"]
+)
+def test_an_id_that_a_file_holds_in_another_form_is_one(tmp_path: Path, as_another: str) -> None:
+    """It went out, and stayed: the next relay sent it again."""
+    engine = engine_for(copied(tmp_path / "forms.db", migrations.upgrade))
+    write(engine, message(1), message(2))
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE outbox_messages SET message_id = {as_another} WHERE position = 1"))
+    publisher = ScriptedPublisher()
+
+    with relaying(engine, publisher):
+        until(lambda: count(engine, HOT) == 0)
+
+    engine.dispose()
+    assert [row.payload for row in publisher.accepted] == [b"1", b"2"]
+
+
+def test_an_id_that_is_none_is_told_as_that_wherever_the_row_waits(tmp_path: Path) -> None:
+    engine = engine_for(copied(tmp_path / "ids.db", migrations.upgrade))
+    write(engine, message(1), message(2, key="other"), message(3, key="third"))
+    waits = {"reason": "retry", "due_at": text("CURRENT_TIMESTAMP"), "position": -1}
+    _write_bad(engine, _stored(key=None), table=WAITING, **waits)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE outbox_messages SET message_id = 'zz' WHERE position = 1"))
+        connection.execute(text("UPDATE outbox_waiting SET message_id = 'zz'"))
+        connection.execute(text("UPDATE outbox_messages SET message_id = 'zz', shard = 999 WHERE position = 2"))
+    publisher = ScriptedPublisher()
+
+    with relaying(engine, publisher, RelayConfig(retry=QUICK)):
+        until(lambda: count(engine, LETTERS) == 2 and [row.payload for row in publisher.accepted] == [b"3"])
+
+    with engine.connect() as connection:
+        errors = connection.execute(select(LETTERS.c.error)).scalars().all()
+    engine.dispose()
+    assert all("message_id" in error and "UUID" in error for error in errors), errors
+
+
+def test_a_scheduled_row_that_the_outbox_does_not_take_is_a_letter_and_holds_up_no_other(engine: Engine) -> None:
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("ALTER TABLE outbox_waiting DROP CONSTRAINT outbox_waiting_expires_at_check"))
+    now = text("CURRENT_TIMESTAMP")
+    for number in range(5):
+        row = _stored(key=b"k", payload=b"%d" % number)
+        bad = {"expires_at": _instant(engine, "infinity")} if number in {1, 2} else {}
+        _write_bad(engine, row | bad, table=WAITING, reason="scheduled", due_at=now)
+    engine.dispose()  # of a file, these connections check nothing
+    publisher = ScriptedPublisher()
+
+    with relaying(engine, publisher, RelayConfig(retry=QUICK)):
+        until(lambda: count(engine, WAITING) == 0 and len(publisher.accepted) == 3)
+
+    assert [row.payload for row in publisher.accepted] == [b"0", b"3", b"4"]
+    with engine.connect() as connection:
+        assert sorted(connection.scalars(select(LETTERS.c.payload))) == [b"1", b"2"]
 
 
 def test_a_retry_without_a_time_and_a_key_that_nobody_stopped_go_out(engine: Engine) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -13,7 +14,15 @@ from sqlalchemy import Engine, Table, func, make_url, select, text
 
 from outboxkit import tables
 from outboxkit.policy import Followers, RetryPolicy, full_jitter
+from outboxkit_relay import Relay, settings
 from outboxkit_relay.core.state import RelayConfig
+from outboxkit_relay.dashboard import reading
+from outboxkit_relay.dashboard.search import Search
+from outboxkit_relay.diagnose import find_message
+from outboxkit_relay.diagnose.contradictions import contradictions
+from outboxkit_relay.diagnose.trace import trace
+from outboxkit_relay.observe import situation
+from outboxkit_relay.store import unpublished
 from tests import servers
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 from tests.servers.postgres import connect, drop_database
@@ -87,6 +96,50 @@ def test_a_row_that_cannot_be_read_is_a_letter_and_every_good_one_goes_out(engin
         ).all()
     assert sorted(int(row.payload) for row in found) == list(bad)
     assert all(row.failure == "invalid" and column in row.error and "\\xff" in row[3] for row in found), found
+
+
+@pytest.mark.parametrize("column", ["topic", "type"])
+def test_whoever_looks_sees_the_good_rows_and_where_the_bad_ones_stand(engine: Engine, column: str) -> None:
+    """The command line and the page ask by these."""
+    write(engine, *(message(number, key="k") for number in range(3)))
+    spoil(engine, "outbox_messages", column, 1)
+
+    with engine.connect() as connection:
+        good = [str(one) for one in connection.scalars(select(HOT.c.message_id).where(HOT.c.payload != b"1"))]
+        bad = str(connection.scalar(select(HOT.c.message_id).where(HOT.c.payload == b"1")))
+        listed = reading.find(connection, Search(), limit=9).rows
+        found = unpublished.find(connection, ids=[*good, bad], rest=timedelta(0), limit=9)
+        topics = situation.look(connection, timedelta(seconds=30)).topics
+        messages = trace(connection, "k").messages
+        places = find_message.find(connection, bad)
+        assert contradictions(connection) == []
+
+    told = f"position 2 of outbox_messages: {column} is no text"
+    assert {one.id: one.error for one in listed} == {**dict.fromkeys(good, ""), bad: told}
+    assert {str(one.id): one.refusal for one in found} == {
+        **dict.fromkeys(good, ""),
+        bad: f"{told}; a relay makes it a dead letter",
+    }
+    assert sum(one.pending for one in topics) == 3
+    assert {one.id for one in messages} == {*good, bad}
+    assert "\\xff" in str(places[0][column])
+    with engine.begin() as connection:
+        moved = unpublished.redirect(connection, [UUID(one) for one in good], "mails", by="ana", why="x")
+        given_up = unpublished.discard(connection, [UUID(one) for one in good], by="ana", why="x")
+    assert [str(one) for one in (*sorted(moved), *sorted(given_up))] == sorted(good) * 2
+
+
+def test_a_relay_starts_where_a_destination_is_no_text(engine: Engine, tmp_path: Path) -> None:
+    write(engine, message(1, key="a"), message(2, key="b"))
+    spoil(engine, "outbox_messages", "topic", 1)
+    file = tmp_path / "outboxkit.toml"
+    url = engine.url.render_as_string(hide_password=False)
+    file.write_text(f'database_url = "{url}"\nbroker_url = "memory://{uuid4().hex}"\n')
+
+    with Relay(settings.load(file)):
+        until(lambda: count(engine, HOT) == 0)
+
+    assert count(engine, LETTERS) == 1
 
 
 def test_a_waiting_row_that_cannot_be_read_is_a_letter_too(engine: Engine) -> None:

@@ -13,6 +13,7 @@ import click
 from sqlalchemy import literal, select, union_all
 
 from outboxkit import outbox, tables
+from outboxkit._legible import Lost, flaw_of, legible
 from outboxkit.errors import DecodeError
 from outboxkit.headers import unpack_headers
 from outboxkit.outbox import pauses
@@ -61,7 +62,7 @@ def list_messages(invocation: Invocation, /, limit: int, *, as_json: bool, **wan
     now = datetime.now(UTC)
     if as_json:
         for row in rows:
-            output.print_json({**output.plain(row._asdict()), "key": output.text_of(row.key)})
+            output.print_json({**output.plain(_told(row)), "key": output.text_of(row.key)})
     elif rows:
         headers = ("ID", "STATE", "TOPIC", "TYPE", "KEY", "AGE", "DUE", "ERROR")
         output.table(headers, [_row(row, now) for row in rows], whole=("ID",))
@@ -106,13 +107,17 @@ def _cancelled(name: str, outcome: str, *, is_done: bool) -> Result:
 
 def _query(wanted: dict[str, str | None], limit: int) -> Any:
     fresh = select(
-        *(_HOT[name] for name in _COLUMNS),
+        *(_HOT[name] for name in (*_COLUMNS, "position")),
         literal(PENDING).label("state"),
         literal(None, _WAITING.due_at.type).label("due_at"),
         literal("").label("error"),
     )
     waiting = select(
-        *(_WAITING[name] for name in _COLUMNS), _WAITING.reason.label("state"), _WAITING.due_at, _WAITING.error
+        *(_WAITING[name] for name in _COLUMNS),
+        _WAITING.id,
+        _WAITING.reason.label("state"),
+        _WAITING.due_at,
+        _WAITING.error,
     )
     every: Any = union_all(fresh, waiting).subquery().c
     values = {
@@ -122,13 +127,29 @@ def _query(wanted: dict[str, str | None], limit: int) -> Any:
         every.key: None if wanted["key"] is None else pauses.unescaped(wanted["key"]),
     }
     where = [column == value for column, value in values.items() if value is not None]
-    return select(every).where(*where).order_by(every.recorded_at, every.message_id).limit(limit)
+    shown = [every.position, *(legible(column) for column in every if column is not every.position)]
+    return select(*shown).where(*where).order_by(every.recorded_at, every.message_id).limit(limit)
+
+
+def _told(row: Row[Any]) -> dict[str, Any]:
+    """The columns of a row; of one that cannot be sent as it is, the error says where it stands and why."""
+    told = row._asdict()
+    position, flaw = told.pop("position"), flaw_of(told)
+    place = unpublished.place_of(row.state, position)
+    return told | {"error": f"{place}: {flaw}" if flaw else told["error"]}
 
 
 def _row(row: Row[Any], now: datetime) -> tuple[object, ...]:
-    due = "-" if row.due_at is None else "now" if row.due_at <= now else f"in {output.ago(row.due_at - now)}"
-    age = output.ago(now - row.recorded_at)
-    return (row.message_id, row.state, row.topic, row.type, output.text_of(row.key), age, due, row.error or "-")
+    told = _told(row)
+    names = (told[name] for name in ("message_id", "state", "topic", "type"))
+    age = "-" if isinstance(row.recorded_at, Lost) else output.ago(now - row.recorded_at)
+    return (*names, output.text_of(row.key), age, _due(row.due_at, now), told["error"] or "-")
+
+
+def _due(at: datetime | Lost | None, now: datetime) -> str:
+    if at is None or isinstance(at, Lost):
+        return "-"
+    return "now" if at <= now else f"in {output.ago(at - now)}"
 
 
 # --- what is pending ---------------------------------------------------------------------------------------------
@@ -196,12 +217,12 @@ def _mend(invocation: Invocation, verb: _Verb, ids: Sequence[str], options: dict
     if topic is not None and not found:
         click.echo(f"no unpublished message goes to {output.safe(topic)}: nothing to do", err=True)
         return Exit.OK
-    wanted = [one.id for one in found if not one.refusal]
+    wanted = {one.id for one in found if not one.refusal}
     unknown = [one for one in dict.fromkeys(ids) if outbox.stored_id(one) not in {each.id for each in found}]
 
     def apply() -> list[Result]:
         with database.writing(invocation) as connection:
-            allowed = [one.id for one in look(connection) if not one.refusal and one.id in set(wanted)]
+            allowed = [one.id for one in look(connection) if not one.refusal and one.id in wanted]
             done = verb.change(connection, allowed, by=who(), why=why)
         return [*(_mended(one, verb.outcome, done=one.id in done) for one in found), *map(_unknown, unknown)]
 
@@ -218,8 +239,9 @@ def _mend(invocation: Invocation, verb: _Verb, ids: Sequence[str], options: dict
 
 def _mended(one: Unpublished, outcome: str, *, done: bool) -> Result:
     reason = "" if done else one.refusal or "it was published meanwhile"
-    facts = {"id": str(one.id), "topic": one.topic, "state": one.place}
-    return Result(name=str(one.id), outcome=outcome if done else "refused", done=done, reason=reason, facts=facts)
+    name = str(one.id)
+    facts = {"id": name, "topic": one.topic, "state": one.place}
+    return Result(name=name, outcome=outcome if done else "refused", done=done, reason=reason, facts=facts)
 
 
 def _unknown(name: str) -> Result:
@@ -257,9 +279,8 @@ def show(invocation: Invocation, message_id: str, *, reveal: bool, as_json: bool
 
 def _stored(connection: Connection, message_id: str) -> Row[Any] | None:
     for table in (tables.outbox_messages, tables.outbox_waiting):
-        found = connection.execute(
-            select(table).where(table.c.message_id == outbox.stored_id(message_id)).limit(1)
-        ).first()
+        mine = table.c.message_id == outbox.stored_id(message_id)
+        found = connection.execute(select(*map(legible, table.c)).where(mine).limit(1)).first()
         if found is not None:
             return found
     return None
