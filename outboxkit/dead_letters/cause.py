@@ -48,19 +48,18 @@ def place_of(error: BaseException) -> str:
 
 
 def details_of(error: BaseException, *, keep_text: bool = False) -> dict[str, Any]:
-    """Returns the chain of an error and the place of every frame, and what a database error names.
+    """Returns the chain of an error, the place of every frame and of those that are the application's, and what a
+    database error names.
 
     Args:
         error: the error.
         keep_text: also keep the texts of foreign errors, which may quote data.
     """
-    chain = list(_chain(error))
+    chain, frames = list(_chain(error)), _frames(error)[-_MAX_FRAMES:]
     found: dict[str, Any] = {
         "chain": [type(one).__qualname__ for one in chain],
-        "places": [
-            f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} in {frame.name}"
-            for frame in _frames(error)[-_MAX_FRAMES:]
-        ],
+        "places": list(map(_place, frames)),
+        "own": [_place(frame) for frame in frames if _is_own(frame)],
         **_of_database(chain),
     }
     return found | ({"texts": [str(one)[:2000] for one in chain]} if keep_text else {})
@@ -97,9 +96,17 @@ def _frames(error: BaseException) -> list[FrameSummary]:
     return list(walked)
 
 
+def _place(frame: FrameSummary) -> str:
+    return f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} in {frame.name}"
+
+
+def _is_own(frame: FrameSummary) -> bool:
+    return not frame.filename.startswith(_OTHERS)
+
+
 def _own_frame(error: BaseException) -> FrameSummary | None:
     frames = _frames(error)
-    own = [frame for frame in frames if not frame.filename.startswith(_OTHERS)] or frames
+    own = list(filter(_is_own, frames)) or frames
     return own[-1] if own else None
 
 

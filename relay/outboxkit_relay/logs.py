@@ -101,5 +101,14 @@ def _text_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> s
 
 
 def _quoted(value: object) -> str:
-    text = str(value)
+    text = _words(value)
     return json.dumps(text, ensure_ascii=False) if " " in text or not text else text
+
+
+def _words(value: object) -> str:
+    """The value as people write it; in JSON it has its kind."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

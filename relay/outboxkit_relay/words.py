@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
+from datetime import UTC
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
-__all__ = ["ago", "count", "safe", "shortened", "text_of"]
+__all__ = ["ago", "count", "instant", "safe", "shortened", "text_of"]
 
 _ID_LENGTH: Final = 8  # characters of an id, when nothing more is needed
 _WHOLE_SECONDS: Final = 10  # from here on tenths say nothing
@@ -69,6 +70,11 @@ def _shared(one: str, other: str) -> int:
     """Number of characters with which both begin."""
     both = zip(one, other, strict=False)
     return next((at for at, (first, second) in enumerate(both) if first != second), min(len(one), len(other)))
+
+
+def instant(at: datetime | None) -> str:
+    """Returns an instant as people read it: ``2026-11-30 12:00:07 UTC``; ``-`` for none."""
+    return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def ago(age: timedelta) -> str:

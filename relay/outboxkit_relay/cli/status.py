@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -29,6 +29,7 @@ __all__ = ["Report", "command", "look"]
 
 _LETTERS: Final = tables.dead_letters.c
 _LIMIT: Final = "30s"
+_TIMES: Final = ("since", "due_at")  # of a place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +80,15 @@ def _tell_of(invocation: Invocation, message_id: str, *, as_json: bool) -> int:
         if as_json:
             output.print_json({"message": message_id, **place})
         else:
-            named = [f"{name} {value}" for name, value in place.items() if name != "place" and value not in (None, "")]
+            named = [f"{name} {_read(name, value)}" for name, value in place.items() if value not in (None, "")][1:]
             click.echo(output.safe(f"{place['place']}: {', '.join(named)}"))
     if not places:
         click.echo(f"{output.safe(message_id)} is nowhere: it was never committed, or no longer kept", err=True)
     return Exit.OK if places else Exit.PROBLEMS
+
+
+def _read(name: str, value: Any) -> object:
+    return output.instant(datetime.fromisoformat(value)) if name in _TIMES else value
 
 
 def look(connection: Connection, patience: timedelta) -> Report:

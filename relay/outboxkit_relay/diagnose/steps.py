@@ -14,7 +14,7 @@ from outboxkit.dead_letters import DeadLetter, Filter, State, progress
 from outboxkit.inbox.rows import DEAD, OURS
 from outboxkit.rows import WaitReason
 from outboxkit_relay.diagnose import find_message
-from outboxkit_relay.words import count
+from outboxkit_relay.words import count, instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -94,7 +94,7 @@ def _on_the_way_out(connection: Connection, message_id: str) -> Iterator[Step]:
             yield _published(message_id, place)
         elif place["place"] == "outbox":
             alive = "" if progress.is_relay_alive(connection) else ": no relay is alive"
-            text = f"in the outbox for {place['topic']}, recorded {place['since']}{alive}"
+            text = f"in the outbox for {place['topic']}, recorded {_read(place['since'])}{alive}"
             yield Step(at=None, message_id=message_id, what="waits", text=text, facts=place)
         elif place["place"] == "waiting":
             yield Step(at=None, message_id=message_id, what="waits", text=_waiting(place), facts=place)
@@ -112,10 +112,15 @@ def _published(message_id: str, place: dict[str, Any]) -> Step:
 
 def _waiting(place: dict[str, Any]) -> str:
     if place["reason"] == "scheduled":
-        return f"scheduled for {place['due_at']}, to {place['topic']}"
+        return f"scheduled for {_read(place['due_at'])}, to {place['topic']}"
     if place["reason"] == "follower":
         return f"behind the failed head of its key in {place['topic']} (the key is {place['key']})"
-    return f"tried {count(place['attempts'], 'time')} to {place['topic']}, again at {place['due_at']}: {place['error']}"
+    tried = f"tried {count(place['attempts'], 'time')} to {place['topic']}"
+    return f"{tried}, again at {_read(place['due_at'])}: {place['error']}"
+
+
+def _read(at: str | None) -> str:
+    return "-" if at is None else instant(datetime.fromisoformat(at))
 
 
 # --- the consumers' side -----------------------------------------------------------------------------------------
@@ -166,7 +171,8 @@ def _retried(connection: Connection, message_id: str) -> Iterator[Step]:
 
 def _in_the_room(row: Any) -> str:
     if row.reason == WaitReason.RETRY:
-        return f"{row.consumer} tries it again at {row.due_at}: {count(row.attempts, 'attempt')} so far, {row.error}"
+        so_far = f"{count(row.attempts, 'attempt')} so far, {row.error}"
+        return f"{row.consumer} tries it again at {instant(row.due_at)}: {so_far}"
     what = "it is dead and keeps its place" if row.reason == WaitReason.PARKED else "behind the head of its key"
     return f"at {row.consumer}: {what}"
 

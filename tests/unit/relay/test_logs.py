@@ -136,6 +136,16 @@ def test_text_is_for_people() -> None:
     assert stream.getvalue()[9:] == 'warning broker.away error="no answer" failures=2\n'
 
 
+def test_text_shows_no_syntax_of_python() -> None:
+    stream, log = _lines("text")
+
+    values = {"topics": ("orders", "stock"), "counts": {"handled": 3, "dead": 1}, "lag": None, "once": True, "in": []}
+    log.info("consumer.stopped", extra=values)
+
+    told = 'topics="orders, stock" counts="handled 3, dead 1" lag=- once=true in=""'
+    assert stream.getvalue()[9:] == f"info    consumer.stopped {told}\n"
+
+
 @pytest.fixture(autouse=True)
 def _own_logging() -> Any:
     root = logging.getLogger()

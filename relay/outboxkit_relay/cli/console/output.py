@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from outboxkit_relay.words import ago, count, safe, text_of
+from outboxkit.errors import ConfigurationError
+from outboxkit_relay.words import ago, count, instant, safe, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ __all__ = [
     "confirmed",
     "count",
     "field",
+    "instant",
     "lines",
     "plain",
     "print_json",
@@ -126,12 +128,12 @@ def confirmed(question: str, *, yes: bool) -> bool:
     """Tells whether the person says yes; never asks where nobody can answer.
 
     Raises:
-        click.UsageError: standard input is no terminal, and ``--yes`` is not given.
+        ConfigurationError: standard input is no terminal, and ``--yes`` is not given.
     """
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{safe(question)} Nobody can answer here: standard input is no terminal. Add --yes.")
+        raise ConfigurationError(f"{safe(question)} Nobody can answer here: standard input is no terminal. Add --yes.")
     return click.confirm(safe(question), err=True)
 
 

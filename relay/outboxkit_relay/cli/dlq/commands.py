@@ -123,13 +123,7 @@ def explain(invocation: Invocation, name: str) -> None:
         family = dead_letters.family(connection, letter)
         open_because = progress.why_open(connection, letter)
     show.show(letter, None, open_because)
-    details = letter.details or {}
-    for number, class_name in enumerate(details.get("chain", ())):
-        output.field("error" if not number else "caused by", class_name)
-    for text in details.get("texts", ()):
-        output.field("text", text)
-    for place in details.get("places", ()):
-        output.field("place", place)
+    show.show_cause(letter)
     if len(family) > 1:
         click.echo()
         show.show_list(family, {})

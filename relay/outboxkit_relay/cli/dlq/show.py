@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-__all__ = ["as_json", "late", "show", "show_groups", "show_list"]
+__all__ = ["as_json", "late", "show", "show_cause", "show_groups", "show_list"]
 
 _OUR_HEADERS: Final = ("ce_", "outboxkit-", "content-type")
 _COLUMNS: Final = ("ID", "STATE", "CONSUMER", "TYPE", "KEY", "ERROR", "DIED")
@@ -75,10 +75,12 @@ def show(letter: DeadLetter, content: str | None, open_because: str = "") -> Non
     if open_because:
         since = letter.replaying_since or datetime.now(UTC)
         output.field("replaying", f"for {output.ago(datetime.now(UTC) - since)}: {open_because}")
-    output.field("message", f"{letter.message_id}  {letter.type}  key {output.text_of(letter.key)}")
+    known = f"{letter.message_id or '(no id)'}  {letter.type or '(no type)'}"
+    output.field("message", f"{known}  key {'(none)' if letter.key is None else output.text_of(letter.key)}")
     output.field("from", f"{letter.origin or letter.topic}")
     output.field(
-        "gave up", f"{who}, after {letter.attempts} attempt{'s' * (letter.attempts != 1)}, at {_time(letter.died_at)}"
+        "gave up",
+        f"{who}, after {letter.attempts} attempt{'s' * (letter.attempts != 1)}, at {output.instant(letter.died_at)}",
     )
     output.field("failure", f"{letter.failure.value} in {letter.stage.value}: {letter.error_class}")
     output.field("error", letter.error)
@@ -93,6 +95,23 @@ def show(letter: DeadLetter, content: str | None, open_because: str = "") -> Non
             output.field(name, letter.details[name])
     output.field("group", letter.group)
     _show_content(letter, content)
+
+
+def show_cause(letter: DeadLetter) -> None:
+    """Prints the chain of errors and the places where it broke, those in the application's own code first."""
+    details = letter.details or {}
+    if not details.get("chain"):
+        return
+    for number, class_name in enumerate(details["chain"]):
+        output.field("error" if not number else "caused by", class_name)
+    for text in details.get("texts", ("masked, it may quote data: Consumer(keep_error_text=True) keeps it",)):
+        output.field("text", text)
+    own = details.get("own", ())
+    for place in own:
+        output.field("your code", place)
+    for place in details.get("places", ()):
+        if place not in own:
+            output.field("place", place)
 
 
 def _show_content(letter: DeadLetter, content: str | None) -> None:
@@ -145,7 +164,3 @@ def _masked(payload: bytes | None) -> str:
     if payload is None:
         return "(none: a tombstone)"
     return f"{len(payload):,} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}…; --reveal shows it"
-
-
-def _time(instant: datetime | None) -> str:
-    return instant.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if instant else "-"

@@ -273,7 +273,8 @@ def show(invocation: Invocation, message_id: str, *, reveal: bool, as_json: bool
         return Exit.OK
     for name, value in told.items():
         for line in [f"{key}: {text}" for key, text in value.items()] if isinstance(value, dict) else [value]:
-            output.field(name.replace("_", " "), "-" if line is None else line)
+            shown = output.instant(line) if isinstance(line, datetime) else line
+            output.field(name.replace("_", " "), "-" if shown is None else shown)
     return Exit.OK
 
 
@@ -299,8 +300,8 @@ def _described(row: Row[Any], *, reveal: bool) -> dict[str, Any]:
         "topic": row.topic,
         "key": output.text_of(row.key),
         "type": row.type,
-        "recorded_at": str(row.recorded_at),
-        **output.plain({name: value for name, value in waiting.items() if value is not None}),
+        "recorded_at": row.recorded_at,
+        **{name: value for name, value in waiting.items() if value is not None},
         "headers": {name: output.text_of(value) for name, value in headers if reveal or name.startswith(_OUR_HEADERS)},
         "payload": output.text_of(payload) if reveal else f"{len(payload):,} bytes; --reveal shows it",
     }

@@ -51,4 +51,5 @@ def test_without_a_terminal_and_without_yes_nothing_is_asked(outboxkit: Outboxki
     assert done.returncode == 2
     assert "Skip the key 7 of orders (2 messages behind)?" in done.stderr
     assert "Add --yes" in done.stderr
+    assert "Usage:" not in done.stderr
     assert requests_of(engine) == {b"7": None}

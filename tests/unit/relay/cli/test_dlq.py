@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from outboxkit import tables
+from outboxkit.dead_letters.cause import details_of
 from tests.unit.relay.cli.builders import audit_of, bury, state_of
 from tests.unit.relay.cli.conftest import Outboxkit
 
@@ -73,6 +74,29 @@ def test_show_masks_what_is_personal(outboxkit: Outboxkit, engine: Engine) -> No
         assert "4711" not in done.out
         assert "CANARY-HEADER" not in done.out
     assert audit_of(engine) == []
+
+
+def test_explain_begins_with_the_own_code_and_says_that_the_text_is_masked(
+    outboxkit: Outboxkit, engine: Engine
+) -> None:
+    try:
+        json.loads("{CANARY")
+    except ValueError as error:
+        details = details_of(error)
+    found = bury(engine)
+    letters = tables.dead_letters
+    with engine.begin() as connection:
+        connection.execute(letters.update().where(letters.c.id == found.id).values(details=details))
+
+    done = outboxkit("dlq", "explain", str(found.id))
+
+    lines = [line.partition("  ") for line in done.out.splitlines()]
+    places = [(name, text.strip()) for name, _, text in lines if name in ("your code", "place")]
+    assert [name for name, _ in places] == ["your code", *["place"] * (len(places) - 1)]
+    assert "test_dlq.py" in places[0][1]
+    assert "json/decoder.py" in places[-1][1]
+    assert "text          masked, it may quote data: Consumer(keep_error_text=True) keeps it" in done.out
+    assert "CANARY" not in done.out
 
 
 def test_reveal_shows_it_escaped_and_says_so_in_the_audit_log(outboxkit: Outboxkit, engine: Engine) -> None:

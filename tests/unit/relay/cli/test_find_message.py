@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -81,6 +82,22 @@ def test_what_waits_tells_why(outboxkit: Outboxkit, engine: Engine, rows: list[R
 
     assert (place["place"], place["reason"], place["key"], place["attempts"]) == ("waiting", "retry", "retry", 2)
     assert place["error"] == "rejected: no: thanks"
+
+
+def test_times_are_written_in_one_way(outboxkit: Outboxkit, engine: Engine, rows: list[Row]) -> None:
+    with engine.begin() as connection:
+        held = {"failure": "rejected", "text": "no", "attempts": 2, "delay": timedelta(hours=1)}
+        stopped_keys.stop_key(connection, FailedHead(row=rows[0], **held))  # type: ignore[arg-type]
+
+    texts = [
+        outboxkit(*command, str(rows[number].id)).out
+        for number in (0, 1)
+        for command in (("status", "--message"), ("trace",), ("messages", "show"))
+    ]
+
+    for text in texts:
+        assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text)
+        assert not re.search(r"\d\dT\d\d|\+00:00", text)
 
 
 @pytest.mark.parametrize("name", [str(uuid4()), "never seen", "0190163d-8694-739b-aea5-966c26f8ad91"])

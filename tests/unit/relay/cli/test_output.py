@@ -10,6 +10,7 @@ from datetime import timedelta
 import click
 import pytest
 
+from outboxkit.errors import ConfigurationError
 from outboxkit_relay.cli.console import output
 
 
@@ -104,7 +105,7 @@ def test_an_age_is_said_as_people_say_it(seconds: float, text: str) -> None:
 def test_nobody_is_asked_where_nobody_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
 
-    with pytest.raises(click.UsageError, match="--yes"):
+    with pytest.raises(ConfigurationError, match="--yes"):
         output.confirmed("Replay 3 messages?", yes=False)
 
 
