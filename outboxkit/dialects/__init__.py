@@ -9,6 +9,7 @@ in the group ``outboxkit.dialects`` named as SQLAlchemy names the dialect. It pa
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import sqlite3
@@ -381,5 +382,7 @@ def _dialect(name: str) -> Dialect:
 def _module(name: str) -> Any:
     known = {point.name: point.value for point in entry_points(group=_GROUP)}
     if name not in known:
-        raise ConfigurationError(f"the database {name!r} is not supported; expected one of {', '.join(sorted(known))}")
+        close = difflib.get_close_matches(name, known, 1)
+        meant = f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(sorted(known))}"
+        raise ConfigurationError(f"the database {name!r} is not supported{meant}")
     return importlib.import_module(known[name])

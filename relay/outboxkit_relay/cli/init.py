@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 from sqlalchemy import inspect
 
 from outboxkit import dialects, migrations, tables
 from outboxkit.brokers import Subscription, open_subscriber
+from outboxkit_relay import redaction
 from outboxkit_relay.cli.console import database, import_string
 
 if TYPE_CHECKING:
     from outboxkit_relay.cli.main import Invocation
 
 __all__ = ["command"]
+
+_SOON: Final = 1.0  # seconds; a person who waits longer is told for what
 
 
 @click.command()
@@ -61,8 +64,12 @@ def _create_tables(invocation: Invocation, *, dry_run: bool) -> None:
 
 
 async def _declare(invocation: Invocation, subscription: Subscription) -> list[str]:
-    subscriber = open_subscriber(invocation.settings.broker_address(), subscription, invocation.settings.broker)
+    url = invocation.settings.broker_address()
+    subscriber = open_subscriber(url, subscription, invocation.settings.broker)
+    declared = asyncio.ensure_future(subscriber.declare(subscription))
     try:
-        return list(await subscriber.declare(subscription))
+        if not (await asyncio.wait([declared], timeout=_SOON))[0]:
+            click.echo(f"waiting for the broker at {redaction.redacted(url)}", err=True)
+        return list(await declared)
     finally:
         await subscriber.close()

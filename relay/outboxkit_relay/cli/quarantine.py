@@ -17,6 +17,7 @@ from outboxkit.inbox.held import HeldKey
 from outboxkit.rows import Request, StopReason
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
+from outboxkit_relay.cli.console.known_consumers import nothing_found
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.store import stopped_keys
 from outboxkit_relay.store.stopped_keys import KeyStop
@@ -55,12 +56,13 @@ def list_stops(invocation: Invocation, topic: str | None, consumer: str | None, 
     """List stopped keys and why their heads failed."""
     with database.reading(invocation) as connection:
         found, total = _keys_of(consumer).list(connection, topic, limit)
+        nothing = "" if found else nothing_found(connection, consumer, "no stopped keys")
     if as_json:
         for stop in found:
             output.print_json({**output.plain(asdict(stop)), "key": output.text_of(stop.key)})
         return
     if not found:
-        click.echo("no stopped keys", err=True)
+        click.echo(nothing, err=True)
         return
     now = datetime.now(UTC)
     output.table(_COLUMNS, [_row(stop, now) for stop in found], whole=("TOPIC", "KEY"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -11,7 +12,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
-from outboxkit.dialects import DatabaseTrouble, is_about_the_row, is_missing_table, trouble_of
+from outboxkit.dialects import DatabaseTrouble, is_about_the_row, is_missing_table, open_engine, trouble_of
+from outboxkit.errors import ConfigurationError
 
 
 def answered(state: str) -> DBAPIError:
@@ -86,3 +88,15 @@ def test_a_full_pool_is_busy_and_everything_else_is_no_trouble_of_the_database()
     assert trouble_of(ValueError("mine")) is None
     assert not is_about_the_row(ValueError("mine"))
     assert not is_missing_table(ValueError("mine"))
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("postgres://me@there/x", "did you mean postgresql?"),
+        ("mysql://me@there/x", "expected one of postgresql, sqlite"),
+    ],
+)
+def test_a_database_that_is_not_supported_is_told_with_what_is_meant(url: str, advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice.replace("?", r"\?")):
+        open_engine(url, patience=timedelta(seconds=1))

@@ -139,7 +139,13 @@ def test_text_is_for_people() -> None:
 def test_text_shows_no_syntax_of_python() -> None:
     stream, log = _lines("text")
 
-    values = {"topics": ("orders", "stock"), "counts": {"handled": 3, "dead": 1}, "lag": None, "once": True, "in": []}
+    values: dict[str, object] = {
+        "topics": ("orders", "stock"),
+        "counts": {"handled": 3, "dead": 1},
+        "lag": None,
+        "once": True,
+        "in": [],
+    }
     log.info("consumer.stopped", extra=values)
 
     told = 'topics="orders, stock" counts="handled 3, dead 1" lag=- once=true in=""'

@@ -30,6 +30,8 @@ def command(invocation: Invocation, *, as_json: bool) -> Exit:
     Counts each message once, in one snapshot: pending, waiting, dead, published, as far back as `retention.ledger`
     keeps evidence. Then looks for states that no run of outboxkit leaves behind: rows that were edited by hand, mixed
     restores, defects. It reads all of the ledger: give it a quiet hour.
+
+    Of an inbox, open are messages that are claimed and not handled: their replay is under way.
     """
     with database.snapshot(invocation, patience=_PATIENCE) as connection:
         found = audit(connection)

@@ -11,6 +11,7 @@ from outboxkit import dead_letters
 from outboxkit.dead_letters import DeadLetter, Side, State, progress
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
+from outboxkit_relay.cli.console.known_consumers import nothing_found
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.cli.dlq import repair, replays, select, show, transfer
 from outboxkit_relay.store import operator_requests
@@ -45,12 +46,13 @@ def list_letters(invocation: Invocation, choice: select.Choice, *, as_json: bool
     with database.reading(invocation) as connection:
         found, total = select.chosen(connection, choice), select.how_many(connection, choice)
         reasons = show.late(connection, found)
+        nothing = "" if found else nothing_found(connection, choice.which.consumer, "no dead letters")
     if as_json:
         for letter in found:
             output.print_json({**show.as_json(letter), "open_because": reasons.get(letter.id)})
         return
     if not found:
-        click.echo("no dead letters", err=True)
+        click.echo(nothing, err=True)
         return
     show.show_list(found, reasons)
     if total > len(found):
@@ -68,13 +70,14 @@ def list_groups(invocation: Invocation, choice: select.Choice, *, as_json: bool)
     """
     with database.reading(invocation) as connection:
         found = dead_letters.groups(connection, choice.which, limit=choice.limit)
+        nothing = "" if found else nothing_found(connection, choice.which.consumer, "no dead letters")
     if as_json:
         for group in found:
             output.print_json(output.plain({name: getattr(group, name) for name in group.__slots__}))
     elif found:
         show.show_groups(found)
     else:
-        click.echo("no dead letters", err=True)
+        click.echo(nothing, err=True)
 
 
 @command.command("note")
@@ -142,9 +145,9 @@ def discard(invocation: Invocation, /, choice: select.Choice, *, why: str, **opt
     choice.require_some("discard")
     with database.reading(invocation) as connection:
         found = select.chosen(connection, choice)
-    if not found:
-        click.echo("no dead letters match: nothing to do", err=True)
-        return 0
+        if not found:
+            click.echo(nothing_found(connection, choice.which.consumer, select.NOTHING), err=True)
+            return 0
     dead = [letter for letter in found if letter.state is State.DEAD]
 
     def apply() -> list[Result]:

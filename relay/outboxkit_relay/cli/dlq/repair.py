@@ -16,6 +16,7 @@ from outboxkit.dead_letters import DeadLetter, Decision, Terms, repair
 from outboxkit.errors import OutboxKitError
 from outboxkit_relay.cli.console import database, import_string, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply
+from outboxkit_relay.cli.console.known_consumers import nothing_found
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.cli.dlq import select
 from outboxkit_relay.cli.dlq.replays import resolver
@@ -75,9 +76,9 @@ def repair_many(
         found = select.chosen(connection, choice)
         find_schema = partial(schema_store.schema_text, connection, resolve=resolver(invocation.settings))
         contents = {letter.id: _repaired(letter, call, find_schema) for letter in found}
-    if not found:
-        click.echo("no dead letters match: nothing to do", err=True)
-        return 0
+        if not found:
+            click.echo(nothing_found(connection, choice.which.consumer, select.NOTHING), err=True)
+            return 0
     payloads = {letter_id: content for letter_id, content in contents.items() if isinstance(content, bytes)}
     faults = {letter_id: content for letter_id, content in contents.items() if isinstance(content, str)}
     wanted = _Repair(found, payloads, faults, why or f"{function} {choice.text}".strip())

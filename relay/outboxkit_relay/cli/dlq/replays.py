@@ -19,6 +19,7 @@ from outboxkit.dead_letters.plan import Draft, Health, Item, Replay
 from outboxkit.errors import OutboxKitError
 from outboxkit_relay.cli.console import database, output
 from outboxkit_relay.cli.console.change import Change, Result, asking, confirm_and_apply, exit_code, tell
+from outboxkit_relay.cli.console.known_consumers import nothing_found
 from outboxkit_relay.cli.console.operator import who
 from outboxkit_relay.cli.dlq import select
 from outboxkit_relay.cli.dlq.pace import paced, queue
@@ -67,9 +68,9 @@ def replay(invocation: Invocation, /, choice: select.Choice, pace: Pace, **optio
             return _repaired(invocation, (which, payload, why), terms, options)
         drafted = plan.draft(connection, which, terms, limit=limit)
         question = f"Replay {_goals(connection, drafted)}?"
-    if not drafted.letters:
-        click.echo("no dead letters match: nothing to do", err=True)
-        return Exit.OK
+        if not drafted.letters:
+            click.echo(nothing_found(connection, choice.which.consumer, select.NOTHING), err=True)
+            return Exit.OK
     change = Change(
         expected=[_expected(decision) for decision in drafted.decisions],
         question=question,

@@ -21,8 +21,9 @@ from outboxkit.policy import Failure, duration
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
-__all__ = ["Choice", "choosing", "chosen", "how_many", "named", "numbered"]
+__all__ = ["NOTHING", "Choice", "choosing", "chosen", "how_many", "named", "numbered"]
 
+NOTHING: Final = "no dead letters match: nothing to do"
 _ID_DIGITS: Final = 32
 _SHORTEST_PREFIX: Final = 4
 _FILTERS: Final = ("state", "side", "consumer", "type_name", "topic", "key", "group", "failure", "error_class", "since")

@@ -1,15 +1,18 @@
-"""Questions, where somebody sits at a terminal and where nobody does."""
+"""Questions, where somebody sits at a terminal and where nobody does; and what a person waits for."""
 
 from __future__ import annotations
 
 import os
 import pty
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
+from outboxkit_relay.settings import environment
 from tests.deadlines import DEADLINE
 from tests.unit.relay.cli.builders import bury, requests_of, state_of, stop_key
 from tests.unit.relay.cli.conftest import Outboxkit
@@ -53,3 +56,20 @@ def test_without_a_terminal_and_without_yes_nothing_is_asked(outboxkit: Outboxki
     assert "Add --yes" in done.stderr
     assert "Usage:" not in done.stderr
     assert requests_of(engine) == {b"7": None}
+
+
+def test_init_says_that_it_waits_for_the_broker(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        settings = environment(database_url=f"sqlite:///{tmp_path}/app.db", broker_url=f"amqp://me:CANARY-4711@{at}")
+        command = [sys.executable, "-m", "outboxkit_relay", "init", "--topic", "orders"]
+        with subprocess.Popen(
+            command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as init:
+            assert init.stderr is not None
+            said = init.stderr.readline()
+            init.kill()
+
+    assert said.startswith("waiting for the broker at amqp://me:")
+    assert said.endswith(f"@{at}\n")
+    assert "CANARY" not in said

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, select
 
 from outboxkit import tables
+from outboxkit._sql import database_now
 from outboxkit.dead_letters.cause import details_of
 from tests.unit.relay.cli.builders import audit_of, bury, state_of
 from tests.unit.relay.cli.conftest import Outboxkit
@@ -60,6 +61,23 @@ def test_a_letter_that_is_damaged_does_not_hide_the_others(outboxkit: Outboxkit,
 
     assert {json.loads(line)["id"] for line in listed.out.splitlines()} == {str(damaged.id), str(whole.id)}
     assert "(unreadable)" in shown.out
+
+
+@pytest.mark.parametrize(
+    "command", ["dlq list", "dlq groups", "dlq replay --yes", "dlq discard --yes --why x", "quarantine list"]
+)
+def test_a_consumer_that_nobody_knows_is_told_as_that(outboxkit: Outboxkit, engine: Engine, command: str) -> None:
+    start = {"id": uuid4(), "consumer": "billing", "host": "a/1/b", "expires_at": database_now()}
+    with engine.begin() as connection:
+        connection.execute(tables.inbox_consumers.insert().values(**start))
+
+    known = outboxkit(*command.split(), "--consumer", "billing")
+    mistyped = outboxkit(*command.split(), "--consumer", "biling")
+    strange = outboxkit(*command.split(), "--consumer", "x\x1b[2J")
+
+    assert "is known as" not in known.err
+    assert mistyped.err.endswith(": no consumer is known as biling; did you mean billing?\n")
+    assert strange.err.endswith(": no consumer is known as x\\x1b[2J\n")
 
 
 def test_show_masks_what_is_personal(outboxkit: Outboxkit, engine: Engine) -> None:

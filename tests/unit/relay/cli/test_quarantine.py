@@ -175,7 +175,7 @@ def test_the_list_of_a_consumer_shows_its_keys_and_not_those_of_relays(outboxkit
     assert "KeyError at bill.py:4 in bill \\x1b[2J" in lines[0]
     assert "CANARY" not in done.out
     assert (first["consumer"], first["key"], first["followers"]) == ("billing", "7", 2)
-    assert outboxkit("quarantine", "list", "--consumer", "shipping").err == "no stopped keys\n"
+    assert outboxkit("quarantine", "list", "--consumer", "shipping").err.startswith("no stopped keys")
 
 
 @pytest.mark.parametrize("verb", ["release", "skip"])
