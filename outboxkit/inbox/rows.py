@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,10 +15,11 @@ from outboxkit._failpoints import failpoint
 from outboxkit._sql import ClaimedHere, database_now
 from outboxkit.dialects import commits_by_itself, dialect_named
 from outboxkit.errors import ConfigurationError, OutboxKitError
+from outboxkit.inbox.prepared import Prepared
 from outboxkit.message import content_hash
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Connection, Executable
+    from sqlalchemy import ColumnElement, Connection, UpdateBase
     from sqlalchemy.orm import Session, SessionTransaction
 
     from outboxkit.message import Message
@@ -114,11 +114,13 @@ THIS: Final = and_(
 )
 _MARK: Final = ClaimedHere(bindparam("unfinished", type_=_row.outcome.type))
 _KNOWN: Final = select(_row.content_hash, _row.outcome, _MARK.label("mine")).where(THIS)
-_FINISH: Final = (
-    tables.inbox_messages
-    .update()
-    .where(THIS, _row.outcome == _MARK)
-    .values(outcome=bindparam("final", type_=_row.outcome.type))
+_FINISH: Final = Prepared(
+    lambda _dialect: (
+        tables.inbox_messages
+        .update()
+        .where(THIS, _row.outcome == _MARK)
+        .values(outcome=bindparam("final", type_=_row.outcome.type))
+    )
 )
 _TAKE_OVER: Final = (
     tables.inbox_messages
@@ -128,13 +130,14 @@ _TAKE_OVER: Final = (
 )
 
 
-@functools.lru_cache(maxsize=8)
-def _claim(dialect: str) -> Executable:
-    """The INSERT of a claim. RETURNING tells what was inserted; psycopg's rowcount does not."""
+def _claim(dialect: str) -> UpdateBase:
+    """The INSERT of a claim."""
     columns = {"consumer": "of_consumer", "source": "of_source", "message_id": "of_id", "content_hash": "digest"}
     values = {name: bindparam(given, type_=_row[name].type) for name, given in columns.items()}
-    insert = dialect_named(dialect).insert(tables.inbox_messages).on_conflict_do_nothing()
-    return insert.values(**values, outcome=_MARK).returning(_row.message_id)
+    return dialect_named(dialect).insert(tables.inbox_messages).on_conflict_do_nothing().values(**values, outcome=_MARK)
+
+
+_CLAIM: Final = Prepared(_claim)
 
 
 def standing() -> ColumnElement[str]:
@@ -163,9 +166,8 @@ def admit(session: Session, entry: Entry) -> Admission:
     connection = session.connection()
     refuse_autocommit(connection, entry.consumer)
     bound: dict[str, object] = {**entry.bound, "unfinished": mark_of(session, connection)}
-    claim = _claim(connection.dialect.name)
     for _ in range(_MAX_TRIES):
-        if connection.execute(claim, bound | {"digest": entry.digest}).first() is not None:
+        if _CLAIM.run(connection, bound | {"digest": entry.digest}) == 1:
             failpoint("inbox.inserted")
             return Admission(Admitted.FIRST)
         if (found := connection.execute(_KNOWN, bound).first()) is not None:
@@ -212,7 +214,7 @@ def finish(session: Session, entry: Entry, outcome: bytes | None) -> None:
     connection = session.connection()
     final = None if outcome is None else bounded(outcome)
     bound = {**entry.bound, "unfinished": mark_of(session, connection), "final": final}
-    if connection.execute(_FINISH, bound).rowcount != 1:
+    if _FINISH.run(connection, bound) != 1:
         raise OutboxKitError(
             f"{entry.consumer}: the inbox row of {entry.message_id!r} is gone before the commit: {MUST_NOT}"
         )

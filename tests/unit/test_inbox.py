@@ -114,3 +114,13 @@ def test_finish_without_a_row_is_an_error(world: ConsumerFixture) -> None:
 
     with world.plain() as session, pytest.raises(OutboxKitError):
         finish(session)
+
+
+def test_names_of_schemas_are_translated_as_in_every_statement_of_the_session(world: ConsumerFixture) -> None:
+    engine = world.engine.execution_options(schema_translate_map={None: "elsewhere"})
+    with (
+        pytest.raises(ConfigurationError, match="tables"),
+        Session(engine) as session,
+        inbox.claim(session, message_id="m", consumer="billing"),
+    ):
+        raise AssertionError("not into the tables of another schema")
