@@ -34,6 +34,7 @@ Client = TypeVar("Client")
 DEFAULT_LIMIT: Final = 1_048_588  # Kafka's default for max.message.bytes
 _DESCRIBE_SECONDS: Final = 5.0
 _IDS_SECONDS: Final = 1.0  # an acknowledgement may wait behind it
+_EMBEDDED_PARTITIONS: Final = 4  # whatever is asked of the embedded cluster
 _CREATE_SECONDS: Final = 15.0
 _KNOCK_SECONDS: Final = 0.5
 _LOOK_AGAIN_SECONDS: Final = 0.02
@@ -135,7 +136,7 @@ class Topics:
         for name in missing:
             self._create(name)
         self._await(missing)
-        made = f"created with {self._settings.partitions} partitions"
+        made = f"created with {_EMBEDDED_PARTITIONS if self._is_mock else self._settings.partitions} partitions"
         return [f"topic {name} {made if name in missing else 'exists'}" for name in wanted]
 
     def _await(self, names: set[str]) -> None:

@@ -44,7 +44,7 @@ def test_it_serves_other_processes_by_the_url_in_its_file_and_leaves_nothing(tmp
 
     assert said == f"serving {url} until Ctrl-C; export OUTBOXKIT_BROKER_URL_FILE={file}\n"
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("topic orders created")
+    assert done.stdout.splitlines()[-1] == "topic orders created with 4 partitions"
     assert (broker.returncode, file.exists()) == (0, False)
 
 

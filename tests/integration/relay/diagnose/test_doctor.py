@@ -345,6 +345,6 @@ def test_a_database_that_is_no_right_place_is_named(postgres: servers.Server, tm
     closed = doctor(settings_of("postgresql+psycopg://ana@127.0.0.1:1/app"), patience=PATIENCE)
 
     assert _names(empty) == {"encoding", "tables"}
-    assert next(one.fix for one in empty if one.check == "tables") == "run `outboxkit db upgrade`"
+    assert next(one.fix for one in empty if one.check == "tables") == "run `outboxkit init` (or your migration)"
     assert _names(missing) == _names(closed) == {"database"}
     assert "cannot be reached" in closed[0].seen
