@@ -4,6 +4,9 @@ A row of the outbox may be in a relay's hands, and then at the broker. It is not
 relay reports that the destination does not exist, or once its destination has been paused for long enough. Only then is
 a row taken, which a relay that settles it at the same time waits for: each message goes to one destination, unless a
 relay died after it had sent it and before it could settle it.
+
+A report is as old as the relay's last try, and is written a second later: whoever creates the destination while its
+messages are sent elsewhere pauses it first, or some may go to both.
 """
 
 from __future__ import annotations
@@ -146,7 +149,10 @@ def _in_hand(connection: Connection, topic: str, rest: timedelta) -> str:
 
 
 def _is_missing(state: str | None, topic: str) -> bool:
-    """True if this relay reports that there is no such destination; another version may write its report otherwise."""
+    """True if this relay reports that there was no such destination when it tried last.
+
+    Another version may write its report otherwise.
+    """
     try:
         told = json.loads(state or "[]")
         return any((one["topic"], one["failure"]) == (topic, Failure.UNKNOWN_TOPIC) for one in told)
