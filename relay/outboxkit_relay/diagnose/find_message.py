@@ -205,4 +205,4 @@ def made_at(row_id: UUID) -> datetime | None:
 
 
 def _text(at: datetime | Lost | None) -> str | None:
-    return at.isoformat() if isinstance(at, datetime) else at
+    return at.isoformat() if isinstance(at, datetime) else None
