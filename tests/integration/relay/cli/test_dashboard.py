@@ -91,7 +91,9 @@ def test_what_is_done_there_is_in_the_audit_log_under_the_name_of_who_started_it
     assert (entry.action, entry.why) == ("control.pause", "night")
 
 
-def test_a_database_without_tables_is_told_at_the_start(outboxkit: Outboxkit) -> None:
+def test_a_database_without_tables_is_told_at_the_start(outboxkit: Outboxkit, tmp_path: Path) -> None:
+    (tmp_path / "app.db").touch()
+
     done = outboxkit("dashboard", "--port", "0")
 
     assert done.code == 2
