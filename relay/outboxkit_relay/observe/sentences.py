@@ -31,11 +31,9 @@ _WITHOUT: Final = {
     Dependency.DATABASE: "start the database, or mend the way to it: the consumer tries again by itself",
     Dependency.REGISTRY: "start the registry, or mend the way to it: the consumer tries again by itself",
 }
-_FIRST: Final = (
-    "it waits for its first partitions or queues; "
-    "Kafka takes those of a killed consumer back after its session.timeout.ms, 45 s by default"
-)
+_AFTER_A_KILL: Final = "; Kafka takes those of a killed consumer back after its session.timeout.ms, 45 s by default"
 _LOOK: Final = "look at the log of the relay"
+_USUAL_START: Final = timedelta(seconds=10)
 _MINUTE: Final = timedelta(minutes=2)
 _HOUR: Final = timedelta(hours=2)
 
@@ -51,7 +49,8 @@ def sentence(found: Unavailable, now: datetime) -> str:
 def sentence_of_consumer(name: str, found: CutOff, now: datetime) -> str:
     """One line for a person: ``billing: RabbitMQ at … is away; for 40 s; start the broker, …``."""
     if found.is_new and not found.reason:
-        return f"{name}: starting for {rounded(now - found.since)}; {_FIRST}"
+        cause = _AFTER_A_KILL if now - found.since > _USUAL_START else ""
+        return f"{name}: starting for {rounded(now - found.since)}; it waits for its first partitions or queues{cause}"
     is_starting = "starting; " if found.is_new else ""
     return f"{name}: {is_starting}{found.reason}; for {rounded(now - found.since)}; {_WITHOUT[found.of]}"
 
