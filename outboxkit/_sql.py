@@ -41,6 +41,7 @@ __all__ = [
     "CurrentXid",
     "Instant",
     "Xid8",
+    "any_bound",
     "any_of",
     "array_literal",
     "byte_length",
@@ -254,6 +255,11 @@ def _sqlite_any_of(element: _AnyOf, compiler: Any, **options: Any) -> str:
 def any_of(column: ColumnElement[int], numbers: Collection[int]) -> ColumnElement[bool]:
     """``column IN numbers`` with one bound value: a list of as many values would be compiled again and again."""
     return _AnyOf(column, bindparam(None, sorted(numbers), Array(SmallInteger())))
+
+
+def any_bound(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """As `any_of`, for a list that is bound under this name later: the statement is made once."""
+    return _AnyOf(column, bindparam(name, type_=ARRAY(column.type).with_variant(JSON(), "sqlite")))
 
 
 class _ListLength(FunctionElement[int]):

@@ -11,20 +11,21 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from sqlalchemy import LargeBinary, and_, bindparam, func, or_, select, tuple_
+from sqlalchemy import and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from outboxkit import tables
 from outboxkit._failpoints import failpoint
-from outboxkit._sql import ClaimedHere, database_now
+from outboxkit._sql import database_now
 from outboxkit.dialects import commits_by_itself, insert_ignoring, naming_missing_tables
-from outboxkit.errors import ConfigurationError, InboxConflict, OutboxKitError
+from outboxkit.errors import ConfigurationError, InboxConflict
 from outboxkit.inbox import rows
+from outboxkit.inbox.batch import admit_batch, finish_batch
 from outboxkit.inbox.rows import MAX_ID_BYTES, MAX_OUTCOME_BYTES, Admission, Admitted
 from outboxkit.message import content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
     from types import TracebackType
 
     from sqlalchemy import Connection
@@ -38,7 +39,6 @@ __all__ = [
     "Admission",
     "Admitted",
     "Claim",
-    "ClaimedHere",
     "Claiming",
     "admit",
     "admit_batch",
@@ -68,61 +68,6 @@ def admit(session: Session, consumer: str, message: Message) -> Admission:
         ConfigurationError: the connection is in AUTOCOMMIT mode, or the tables are missing.
     """
     return rows.admit(session, rows.entry_of(consumer, message))
-
-
-def admit_batch(session: Session, consumer: str, messages: Sequence[Message]) -> list[bool] | None:
-    """Claims several messages by one statement, in the order of their ids; True for each that nobody handled.
-
-    Transaction: joins the caller's; does not commit. None means that one of them must be looked at alone (other content
-    under a known id, or an unfinished claim): then the transaction must be rolled back.
-    Guarantee: as `admit`, and no deadlock between two batches that share messages.
-
-    Writes: ``inbox_messages``. Reads: the same, by primary key. Locks: the inserted rows.
-    """
-    entries = [rows.entry_of(consumer, message) for message in messages]
-    unique = {entry.key: entry for entry in reversed(entries)}
-    if any(unique[entry.key].digest != entry.digest for entry in entries):
-        return None
-    connection, inbox = session.connection(), tables.inbox_messages
-    rows.refuse_autocommit(connection, consumer)
-    names = ("consumer", "source", "message_id")
-    wanted = [dict(zip(names, key, strict=True)) | {"content_hash": unique[key].digest} for key in sorted(unique)]
-    insert = insert_ignoring(connection, inbox).values(outcome=_mark(session, connection))
-    found = connection.execute(insert.returning(inbox.c.source, inbox.c.message_id), wanted)
-    inserted = {(consumer, source, message_id) for source, message_id in found}
-    if not all(rows.is_duplicate(connection, unique[key]) for key in unique.keys() - inserted):
-        return None
-    firsts = []
-    for entry in entries:
-        firsts.append(entry.key in inserted)
-        inserted.discard(entry.key)  # a second one of this batch is a duplicate
-    return firsts
-
-
-def finish_batch(session: Session, consumer: str, outcomes: Sequence[tuple[Message, bytes | None]]) -> None:
-    """Stores the outcomes of messages that `admit_batch` claimed: the last statements before the commit.
-
-    Transaction: joins the caller's; does not commit.
-    Guarantee: as `finish`.
-
-    Raises:
-        OutboxKitError: a row is gone or no longer ours, because a handler rolled back or committed by itself.
-    """
-    connection, inbox = session.connection(), tables.inbox_messages
-    plain = sorted(rows.entry_of(consumer, message).key for message, outcome in outcomes if outcome is None)
-    identity = tuple_(inbox.c.consumer, inbox.c.source, inbox.c.message_id)
-    for start in range(0, len(plain), rows.KEYS_AT_ONCE):
-        keys = plain[start : start + rows.KEYS_AT_ONCE]
-        mine = and_(identity.in_(keys), inbox.c.outcome == _mark(session, connection))
-        if connection.execute(inbox.update().where(mine).values(outcome=None)).rowcount != len(keys):
-            raise OutboxKitError(f"{consumer}: inbox rows of this batch are gone before the commit: {rows.MUST_NOT}")
-    for message, outcome in outcomes:
-        if outcome is not None:
-            rows.finish(session, rows.entry_of(consumer, message), outcome)
-
-
-def _mark(session: Session, connection: Connection) -> ClaimedHere:
-    return ClaimedHere(bindparam("unfinished", rows.mark_of(session, connection), LargeBinary))
 
 
 def fault_of(message_id: str, source: str) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEAD",
     "KEYS_AT_ONCE",
+    "MARK",
     "MAX_ID_BYTES",
     "MAX_OUTCOME_BYTES",
     "MUST_NOT",
@@ -112,13 +113,13 @@ THIS: Final = and_(
     _row.source == bindparam("of_source"),
     _row.message_id == bindparam("of_id"),
 )
-_MARK: Final = ClaimedHere(bindparam("unfinished", type_=_row.outcome.type))
-_KNOWN: Final = select(_row.content_hash, _row.outcome, _MARK.label("mine")).where(THIS)
+MARK: Final = ClaimedHere(bindparam("unfinished", type_=_row.outcome.type))
+_KNOWN: Final = select(_row.content_hash, _row.outcome, MARK.label("mine")).where(THIS)
 _FINISH: Final = Prepared(
     lambda _dialect: (
         tables.inbox_messages
         .update()
-        .where(THIS, _row.outcome == _MARK)
+        .where(THIS, _row.outcome == MARK)
         .values(outcome=bindparam("final", type_=_row.outcome.type))
     )
 )
@@ -126,7 +127,7 @@ _TAKE_OVER: Final = (
     tables.inbox_messages
     .update()
     .where(THIS, _row.outcome == bindparam("found", type_=_row.outcome.type))
-    .values(outcome=_MARK, handled_at=database_now())  # the inbox remembers from the effect on, not from its death
+    .values(outcome=MARK, handled_at=database_now())  # the inbox remembers from the effect on, not from its death
 )
 
 
@@ -134,7 +135,7 @@ def _claim(dialect: str) -> UpdateBase:
     """The INSERT of a claim."""
     columns = {"consumer": "of_consumer", "source": "of_source", "message_id": "of_id", "content_hash": "digest"}
     values = {name: bindparam(given, type_=_row[name].type) for name, given in columns.items()}
-    return dialect_named(dialect).insert(tables.inbox_messages).on_conflict_do_nothing().values(**values, outcome=_MARK)
+    return dialect_named(dialect).insert(tables.inbox_messages).on_conflict_do_nothing().values(**values, outcome=MARK)
 
 
 _CLAIM: Final = Prepared(_claim)
