@@ -222,20 +222,23 @@ def _target(form: Form) -> Target:
 
 def resume_saga(setup: Setup, form: Form, by: str) -> str:
     """Sends the current command of an instance again."""
-    with setup.engine.begin() as connection:
-        saga.resume(connection, form["saga"], form["key"], by=by, why=form.get("why", ""))
-    return _to_saga(form)
+    return _step_in(setup, form, partial(saga.resume, by=by), lambda one: not one.has_ended)
 
 
 def compensate(setup: Setup, form: Form, by: str) -> str:
     """Undoes what an instance has done so far."""
+    return _step_in(setup, form, partial(saga.compensate, by=by), lambda one: one.status is saga.Status.RUNNING)
+
+
+def _step_in(setup: Setup, form: Form, ask: Callable[..., None], helps: Callable[[Any], bool]) -> str:
+    """Asks for what still helps: a saga may have ended since its page was loaded."""
+    name, key = form["saga"], form["key"]
     with setup.engine.begin() as connection:
-        saga.compensate(connection, form["saga"], form["key"], by=by, why=form.get("why", ""))
-    return _to_saga(form)
-
-
-def _to_saga(form: Form) -> str:
-    return "/sagas/show?" + urlencode({"saga": form["saga"], "key": form["key"], "done": "asked"})
+        found = saga.get(connection, name, key)
+        is_late = found is not None and not helps(found.instance)
+        if not is_late:
+            ask(connection, name, key, why=form.get("why", ""))
+    return "/sagas/show?" + urlencode({"saga": name, "key": key, "done": "moved" if is_late else "asked"})
 
 
 def cancel(setup: Setup, form: Form, by: str) -> str:

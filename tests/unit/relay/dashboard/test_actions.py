@@ -356,6 +356,24 @@ def test_a_saga_is_asked_to_go_on_and_to_undo(browser: Browser) -> None:
     assert browser.client.get("/sagas/show?saga=checkout&key=none").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("status", "action"), [("completed", "resume-saga"), ("completed", "compensate"), ("compensating", "compensate")]
+)
+def test_a_saga_that_has_gone_on_since_its_page_was_loaded_is_left_as_it_is(
+    browser: Browser, status: str, action: str
+) -> None:
+    form = browser.fields("/sagas/show?saga=checkout&key=order-7", "resume-saga")
+    with browser.engine.begin() as connection:
+        connection.execute(update(tables.outbox_sagas).values(status=status))
+    before = rows(browser.engine, tables.outbox_messages)
+
+    answer = browser.send(action, **form, why="x")
+
+    assert "no longer as it was shown" in answer.text
+    assert rows(browser.engine, tables.outbox_messages) == before
+    assert not told(browser.engine, f"saga.{action.removesuffix('-saga')}")
+
+
 def test_a_scheduled_message_is_cancelled(browser: Browser) -> None:
     form = browser.fields("/messages?q=state:scheduled", "cancel")
 
