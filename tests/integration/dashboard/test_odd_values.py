@@ -19,7 +19,7 @@ def furnished(engine: Engine) -> Engine:
 
 
 def test_no_value_of_an_address_a_field_or_a_header_is_an_outage(furnished: Engine) -> None:
-    assert outages(furnished, every=1 if PROFILE == "full" else 11) == []
+    assert outages(furnished, every=1 if PROFILE == "full" else 23) == []
 
 
 @pytest.mark.parametrize(
