@@ -222,6 +222,12 @@ def test_a_letter_is_repaired_checked_and_sent_under_a_new_id(browser: Browser) 
     assert str(child["id"]) in browser.get(path)
 
 
+def test_a_letter_shows_which_places_are_the_applications_own(browser: Browser) -> None:
+    page = browser.get(f"/letters/{letter_of(browser.engine)}")
+
+    assert re.search(r"world\.py:\d+ in _(charge|pick|refund)  your code", page)
+
+
 def test_a_letter_is_discarded_with_a_reason_and_what_is_behind_it_goes_on(browser: Browser) -> None:
     engine, letter = browser.engine, letter_of(browser.engine)
     with engine.begin() as connection:
