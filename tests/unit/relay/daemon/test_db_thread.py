@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, NullPool, create_engine
 
 from outboxkit_relay.daemon.db_thread import DatabaseThread
 from tests.deadlines import DEADLINE
@@ -29,7 +29,7 @@ class Reports:
 
 @contextmanager
 def working(reports: Reports) -> Iterator[DatabaseThread]:
-    engine = create_engine("sqlite://")
+    engine = create_engine("sqlite://", poolclass=NullPool)  # its connection ends in the thread that made it
     with DatabaseThread("test", engine.connect, reports) as worker:
         yield worker
     engine.dispose()
