@@ -259,7 +259,7 @@ def any_of(column: ColumnElement[int], numbers: Collection[int]) -> ColumnElemen
 
 def any_bound(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     """As `any_of`, for a list that is bound under this name later: the statement is made once."""
-    return _AnyOf(column, bindparam(name, type_=ARRAY(column.type).with_variant(JSON(), "sqlite")))
+    return _AnyOf(column, bindparam(name, type_=Array(column.type)))
 
 
 class _ListLength(FunctionElement[int]):

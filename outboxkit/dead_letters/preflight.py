@@ -21,6 +21,7 @@ from outboxkit.codecs import codec_named
 from outboxkit.dead_letters.letter import DeadLetter, Side, Stage, State
 from outboxkit.errors import CodecError, DecodeError, SchemaError
 from outboxkit.events import EventType
+from outboxkit.inbox.rename import IS_START
 from outboxkit.policy import Failure, duration
 from outboxkit.rows import StopReason
 
@@ -225,7 +226,7 @@ def _gone(connection: Connection, names: set[str], absence: timedelta) -> dict[s
     """Says for each consumer that nobody has seen so. Where no start is recorded at all, nothing is known."""
     consumers = tables.inbox_consumers.c
     latest = func.max(consumers.expires_at, type_=Instant())
-    lately = select(consumers.consumer, latest.label("seen")).where(consumers.renamed_to.is_(None))
+    lately = select(consumers.consumer, latest.label("seen")).where(IS_START)
     rows = connection.execute(lately.group_by(consumers.consumer)).all()
     seen: dict[str, datetime] = {row.consumer: row.seen for row in rows}
     recent = connection.execute(select(database_now(-absence))).scalar_one()

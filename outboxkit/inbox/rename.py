@@ -3,9 +3,9 @@
 A new name alone is a new consumer: it reads everything again, and everything takes effect again. With its rows a name
 takes along what it has handled, what waits, its dead letters and the schemas that it reads with.
 
-Each name has a place in ``inbox_consumers``: a row whose id is made of the name. A run that begins holds it until its
-start is committed, a renaming holds those of both names; so each of them waits for the other, and sees what it did. The
-old name's place stays, and says what the consumer is called now.
+A name is locked by a row of its own in ``inbox_consumers``, whose id is made of it. A run that begins holds that row
+until its start is committed, a renaming holds those of both names; so each of them waits for the other, and sees what
+it did. The old name's row stays, and says what the consumer is called now.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from outboxkit.errors import ConfigurationError
 if TYPE_CHECKING:
     from sqlalchemy import Column, Connection
 
-__all__ = ["Renaming", "look", "new_name", "rename"]
+__all__ = ["IS_START", "Renaming", "look", "new_name", "rename"]
 
-_ROOM: Final = tables.inbox_consumers
-_RUNS: Final = _ROOM.c
+_STARTS: Final = tables.inbox_consumers
+_RUNS: Final = _STARTS.c
+#: Of a row in ``inbox_consumers``: a process has started. The others keep a name that nobody may use any more.
+IS_START: Final = _RUNS.renamed_to.is_(None)
 _LETTERS: Final = tables.dead_letters.c
 _PATIENCE: Final = timedelta(seconds=10)  # with runs that begin; that takes milliseconds
 _REPLAYING: Final = "replaying"
@@ -88,16 +90,16 @@ def rename(connection: Connection, old: str, new: str, *, by: str, why: str = ""
     found = look(connection, old, new)
     if found.refusal:
         return found
-    _take_places(connection, old, new)
+    _lock_names(connection, old, new)
     if objection := _refusal(connection, old, new, found.rows):
         raise ConfigurationError(f"{objection}; nothing was renamed")
     known = tables.outbox_schemas  # it says again at its start what it reads with
     connection.execute(delete(known).where(known.c.consumer == new))
     for column in _columns():
-        this = (column == old, _RUNS.id != _place(old)) if column.table is _ROOM else (column == old,)
+        this = (column == old, _RUNS.id != _name_id(old)) if column.table is _STARTS else (column == old,)
         connection.execute(update(column.table).where(*this).values({column.name: new}))
-    connection.execute(update(_ROOM).where(_RUNS.id == _place(old)).values(renamed_to=new))
-    connection.execute(delete(_ROOM).where(_RUNS.id == _place(new)))
+    connection.execute(update(_STARTS).where(_RUNS.id == _name_id(old)).values(renamed_to=new))
+    connection.execute(delete(_STARTS).where(_RUNS.id == _name_id(new)))
     target = f"consumer {old} to {new}"
     entry = {"who": by, "action": "consumer.rename", "target": target, "why": why}
     connection.execute(insert(tables.outbox_audit).values(**entry))
@@ -110,31 +112,31 @@ def new_name(connection: Connection, consumer: str) -> str:
     Transaction: joins the caller's, which records the start of a run and is committed at once. Waits for a renaming
     of this name, and for others that begin.
     """
-    taken = insert_ignoring(connection, _ROOM).values(**_place_row(consumer)).returning(_RUNS.id)
+    taken = insert_ignoring(connection, _STARTS).values(**_name_row(consumer)).returning(_RUNS.id)
     if connection.execute(taken).first() is None:
-        return connection.scalar(select(_RUNS.renamed_to).where(_RUNS.id == _place(consumer))) or ""
-    connection.execute(delete(_ROOM).where(_RUNS.id == _place(consumer)))
+        return connection.scalar(select(_RUNS.renamed_to).where(_RUNS.id == _name_id(consumer))) or ""
+    connection.execute(delete(_STARTS).where(_RUNS.id == _name_id(consumer)))
     return ""
 
 
-# --- places ------------------------------------------------------------------------------------------------------
+# --- names -------------------------------------------------------------------------------------------------------
 
 
-def _place(name: str) -> UUID:
+def _name_id(name: str) -> UUID:
     return uuid5(NAMESPACE_URL, f"urn:outboxkit:consumer:{name}")
 
 
-def _place_row(name: str) -> dict[str, object]:
+def _name_row(name: str) -> dict[str, object]:
     now = database_now()
-    return {"id": _place(name), "consumer": name, "host": "", "expires_at": now, "stopped_at": now}
+    return {"id": _name_id(name), "consumer": name, "host": "", "expires_at": now, "stopped_at": now}
 
 
-def _take_places(connection: Connection, *names: str) -> None:
-    """In one order, so that two renamings do not wait crosswise; a place that an earlier renaming has left is freed."""
+def _lock_names(connection: Connection, *names: str) -> None:
+    """In one order, so that two renamings do not wait crosswise; the row of an earlier renaming is replaced."""
     with lock_patience(connection, _PATIENCE):
         for name in sorted(names):
-            connection.execute(delete(_ROOM).where(_RUNS.id == _place(name)))
-            connection.execute(insert_ignoring(connection, _ROOM).values(**_place_row(name)))
+            connection.execute(delete(_STARTS).where(_RUNS.id == _name_id(name)))
+            connection.execute(insert_ignoring(connection, _STARTS).values(**_name_row(name)))
 
 
 # --- objections --------------------------------------------------------------------------------------------------
@@ -152,12 +154,12 @@ def _rows(connection: Connection, name: str) -> dict[str, int]:
         for column in _columns()
         if column.name == "consumer"
     }
-    places = select(func.count()).where(_RUNS.id == _place(name))
-    return found | {_ROOM.name: found[_ROOM.name] - connection.scalars(places).one()}
+    locks = select(func.count()).where(_RUNS.id == _name_id(name))
+    return found | {_STARTS.name: found[_STARTS.name] - connection.scalars(locks).one()}
 
 
 def _refusal(connection: Connection, old: str, new: str, rows: Mapping[str, int]) -> str:
-    if now := connection.scalar(select(_RUNS.renamed_to).where(_RUNS.id == _place(old))):
+    if now := connection.scalar(select(_RUNS.renamed_to).where(_RUNS.id == _name_id(old))):
         return f"{old} was renamed to {now}"
     if not any(rows.values()):
         return f"nothing is known of {old}"

@@ -23,13 +23,12 @@ _SILENCE_SECONDS: Final = 2.5  # without a confirm while some are owed: then the
 _ANSWER_SECONDS: Final = 2.0
 _CANCEL_SECONDS: Final = 0.1
 _BLINK_SECONDS: Final = 0.01  # a look at what is known; no time at all would never see it
-
-
-#: Whether it is a command -> words for a message whose destination is of the other kind.
+#: Kind of a message -> words for one whose name is only of the other kind.
 _MISTAKEN: Final = {
-    True: "a command needs a queue of this name, and there is only an exchange, which takes events",
-    False: "an event needs an exchange of this name, and there is only a queue, which takes commands",
+    Kind.COMMAND: "a command needs a queue of this name, and there is only an exchange, which takes events",
+    Kind.EVENT: "an event needs an exchange of this name, and there is only a queue, which takes commands",
 }
+_OTHER: Final = {Kind.COMMAND: Kind.EVENT, Kind.EVENT: Kind.COMMAND}
 
 
 class Owner(Protocol):
@@ -60,7 +59,7 @@ class DestinationTask:
         self._destination = destination
         self._connection: Connection | None = None
         self._channel: ConfirmChannel | None = None
-        self._kinds: set[bool] = set()  # which the channel was opened for: events (False), commands (True)
+        self._kinds: set[Kind] = set()  # that were asked for since the channel was opened, and found
         self._telling: set[asyncio.Task[None]] = set()
         self._asked_at = 0.0
         self._task = asyncio.create_task(self._serve())
@@ -71,19 +70,19 @@ class DestinationTask:
             if pending.left == 0:
                 continue  # refused while it waited
             try:
-                channel = await self._open_channel(command=_is_command(pending))
+                channel = await self._open_channel(_kind_of(pending))
                 await channel.send(pending, self._owner.settings.max_message_bytes)
             except ChannelError as trouble:
                 await self._refuse(pending, trouble)
             except Exception as defect:  # noqa: BLE001  a dead task would stop the destination in silence
                 self._owner.failed(self._destination, defect)
 
-    async def _open_channel(self, *, command: bool) -> ConfirmChannel:
+    async def _open_channel(self, kind: Kind) -> ConfirmChannel:
         connection = await self._owner.connection()
         await until_ready(connection, self._owner.settings.blocked_seconds)
         channel = None if self._channel is None or self._channel.is_closed else self._channel
-        if channel is None or command not in self._kinds:
-            trouble = await _trouble_with_kind(connection, self._destination, command=command)
+        if channel is None or kind not in self._kinds:
+            trouble = await _trouble_with_kind(connection, self._destination, kind)
             if trouble:
                 raise trouble
         if channel is None:
@@ -92,26 +91,27 @@ class DestinationTask:
             except TROUBLE as error:
                 raise trouble_of(error, "the channel") from error
             self._connection, self._kinds = connection, set()
-        self._kinds.add(command)
+        self._kinds.add(kind)
         return channel
 
     async def _refuse(self, pending: Pending, trouble: ChannelError) -> None:
         """Refuses a batch and what waits behind it; only the batch when the name is right for the other kind."""
-        if trouble.failure is Failure.UNKNOWN_TOPIC and await self._takes(command=not _is_command(pending)):
-            self._owner.book.refuse(pending, Failure.REJECTED, _MISTAKEN[_is_command(pending)])
+        kind = _kind_of(pending)
+        if trouble.failure is Failure.UNKNOWN_TOPIC and await self._takes(_OTHER[kind]):
+            self._owner.book.refuse(pending, Failure.REJECTED, _MISTAKEN[kind])
         else:
             self._refuse_unsent(trouble)
 
-    async def _takes(self, *, command: bool) -> bool:
+    async def _takes(self, kind: Kind) -> bool:
         """Whether it takes messages of a kind, as far as the broker answers."""
         try:
             connection = await self._owner.connection()
         except ChannelError:
             return False
-        return await _trouble_with_kind(connection, self._destination, command=command) is None
+        return await _trouble_with_kind(connection, self._destination, kind) is None
 
     def complete(self, pending: Pending) -> None:
-        if pending.has(Failure.UNROUTABLE) and _is_command(pending):
+        if pending.has(Failure.UNROUTABLE) and _kind_of(pending) is Kind.COMMAND:
             telling = asyncio.create_task(self._tell_mistaken(pending))
             self._telling.add(telling)  # the loop itself does not hold it
             telling.add_done_callback(self._telling.discard)
@@ -121,9 +121,9 @@ class DestinationTask:
     async def _tell_mistaken(self, pending: Pending) -> None:
         """Ends a batch of commands of which no queue has taken all: that hinders no events of the same name."""
         try:
-            self._kinds.discard(True)  # the next command asks first
-            if await self._takes(command=False):
-                pending.restate(Failure.UNROUTABLE, Failure.REJECTED, _MISTAKEN[True])
+            self._kinds.discard(Kind.COMMAND)  # the next command asks first
+            if await self._takes(Kind.EVENT):
+                pending.restate(Failure.UNROUTABLE, Failure.REJECTED, _MISTAKEN[Kind.COMMAND])
         finally:
             self._owner.book.finish(pending)
 
@@ -176,25 +176,23 @@ class DestinationTask:
             self._task.result()
 
 
-def _is_command(pending: Pending) -> bool:
-    """The relay makes a batch of one kind."""
-    return pending.batch.rows[0].kind == Kind.COMMAND
+def _kind_of(pending: Pending) -> Kind:
+    """The kind of the first row: the relay makes a batch of one kind. Whatever is no command goes to the exchange."""
+    return Kind.COMMAND if pending.batch.rows[0].kind == Kind.COMMAND else Kind.EVENT
 
 
 async def trouble_with(connection: Connection, name: str) -> ChannelError | None:
     """Returns what is wrong with a destination: an exchange, or a queue when it takes commands."""
-    return await _trouble_with_kind(connection, name, command=False) and await _trouble_with_kind(
-        connection,
-        name,
-        command=True,
+    return await _trouble_with_kind(connection, name, Kind.EVENT) and await _trouble_with_kind(
+        connection, name, Kind.COMMAND
     )
 
 
-async def _trouble_with_kind(connection: Connection, name: str, *, command: bool) -> ChannelError | None:
+async def _trouble_with_kind(connection: Connection, name: str, kind: Kind) -> ChannelError | None:
     # On a channel of its own: a missing exchange closes the channel, with everything that is in flight on it.
     try:
         async with asyncio.timeout(_PROBE_SECONDS), connection.channel(publisher_confirms=False) as probe:
-            await (probe.get_queue(name) if command else probe.get_exchange(name))
+            await (probe.get_queue(name) if kind is Kind.COMMAND else probe.get_exchange(name))
     except TROUBLE as error:
-        return trouble_of(error, f"the {'queue' if command else 'exchange'} {name}")
+        return trouble_of(error, f"the {'queue' if kind is Kind.COMMAND else 'exchange'} {name}")
     return None

@@ -18,6 +18,7 @@ from outboxkit._legible import Lost, flaw_of, legible
 from outboxkit._sql import Instant, database_now, list_length, seconds_between
 from outboxkit.dead_letters import DeadLetter, Filter, Group, State
 from outboxkit.dead_letters.plan import Outcome
+from outboxkit.inbox.rename import IS_START
 from outboxkit_relay.dashboard.search import DEAD, PENDING, Search
 from outboxkit_relay.store.unpublished import place_of
 
@@ -268,7 +269,7 @@ def consumers(connection: Connection, now: datetime) -> list[ConsumerRow]:
             func.sum(case((runs, starts.lag))).label("lag"),
             func.max(case((runs, starts.trouble))).label("trouble"),
         )
-        .where(starts.expires_at > now - timedelta(days=1), starts.renamed_to.is_(None))
+        .where(starts.expires_at > now - timedelta(days=1), IS_START)
         .group_by(starts.consumer)
         .order_by(starts.consumer)
     )

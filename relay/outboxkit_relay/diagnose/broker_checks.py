@@ -12,6 +12,7 @@ from outboxkit import tables
 from outboxkit._legible import Lost, legible
 from outboxkit.brokers import Expected, examine
 from outboxkit.findings import Finding
+from outboxkit.inbox.rename import IS_START
 from outboxkit.message import MessageLimits
 from outboxkit_relay.sections import DestinationSettings
 
@@ -72,9 +73,7 @@ def _used(patient: Patient) -> dict[str, int]:
 
 def _consumers(patient: Patient) -> tuple[str, ...]:
     starts = tables.inbox_consumers.c
-    started = patient.connection.execute(
-        select(starts.consumer).where(starts.renamed_to.is_(None)).distinct()
-    ).scalars()
+    started = patient.connection.scalars(select(starts.consumer).where(IS_START).distinct())
     return tuple(sorted({*started, *(one.consumer for one in patient.subscriptions if one.consumer)}))
 
 

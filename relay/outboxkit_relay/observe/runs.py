@@ -12,6 +12,7 @@ from sqlalchemy import case, func, select, union_all
 
 from outboxkit import tables
 from outboxkit._sql import database_now, microseconds_of
+from outboxkit.inbox.rename import IS_START
 from outboxkit.inbox.rows import Standing, standing
 from outboxkit.rows import UNREADABLE, CutOff, WaitReason, microseconds
 from outboxkit_relay.observe.sentences import rounded, sentence_of_consumer
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ConsumerStatus", "Run", "RunState", "consumers", "problems"]
 
 _RUNS: Final = tables.inbox_consumers
-_IS_RUN: Final = _RUNS.c.renamed_to.is_(None)
 _ROOM: Final = tables.inbox_waiting
 _HANDLED: Final = tables.inbox_messages.c
 _MISSED: Final = timedelta(days=1)  # a run that vanished longer ago is history
@@ -108,7 +108,7 @@ def consumers(connection: Connection, now: datetime, *, handled: bool = True) ->
     """
     marks, room = tables.inbox_batches.c, _ROOM.c
     known = (marks.consumer, room.consumer, *((_HANDLED.consumer,) if handled else ()))
-    started = select(_RUNS.c.consumer).where(_IS_RUN)
+    started = select(_RUNS.c.consumer).where(IS_START)
     names = union_all(started, *(select(column) for column in known)).subquery()
     found, waiting = _runs(connection, now), _waiting(connection, now)
     statuses = []
@@ -196,7 +196,7 @@ def _waiting(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]
 
 def _runs(connection: Connection, now: datetime) -> dict[str, list[Run]]:
     found: dict[str, list[Run]] = {}
-    for row in connection.execute(select(_RUNS).where(_IS_RUN).order_by(_RUNS.c.consumer, _RUNS.c.started_at)):
+    for row in connection.execute(select(_RUNS).where(IS_START).order_by(_RUNS.c.consumer, _RUNS.c.started_at)):
         cut_off = CutOff.from_text(row.trouble, row.started_at)
         run = Run(
             host=row.host,

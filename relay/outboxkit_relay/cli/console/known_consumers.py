@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from outboxkit import dead_letters, tables
 from outboxkit.dead_letters import Filter
+from outboxkit.inbox.rename import IS_START
 from outboxkit_relay.words import safe
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def nothing_found(connection: Connection, consumer: str | None, nothing: str) ->
     Transaction: joins the caller's; reads only.
     """
     starts = tables.inbox_consumers.c
-    known = set(connection.scalars(select(starts.consumer).distinct()))
+    known = set(connection.scalars(select(starts.consumer).where(IS_START).distinct()))
     if consumer is None or consumer in known or dead_letters.count(connection, Filter(state=None, consumer=consumer)):
         return nothing
     close = difflib.get_close_matches(consumer, known, 1)
