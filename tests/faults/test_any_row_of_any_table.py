@@ -22,6 +22,7 @@ from outboxkit_relay.exit_codes import Exit
 from tests import servers
 from tests.acceptance.world import AcceptanceEnvironment, by_key, first_occurrences, numbers, ordinal
 from tests.conftest import PROFILE
+from tests.database_roles import drop_roles
 from tests.deadlines import DEADLINE
 from tests.faults.traffic import LEFT, message, open_destination
 
@@ -63,10 +64,7 @@ def _application(database_url: str) -> Iterator[Engine]:
     finally:
         engine.dispose()
         with owner.begin() as connection:
-            for role in (*GRANTS, "migrator"):
-                connection.exec_driver_sql(f"REASSIGN OWNED BY {prefix}{role} TO CURRENT_USER")
-                connection.exec_driver_sql(f"DROP OWNED BY {prefix}{role}")
-                connection.exec_driver_sql(f"DROP ROLE {prefix}{role}")
+            drop_roles(connection, prefix)
         owner.dispose()
 
 

@@ -23,6 +23,7 @@ from outboxkit.migrations.roles import (
     create_roles,
     is_hidden,
 )
+from tests.database_roles import drop_roles
 from tests.integration.capture.model import Noted
 
 pytestmark = pytest.mark.sqlalchemy_lines
@@ -36,10 +37,7 @@ def roles(postgres_engine: Engine) -> Iterator[str]:
         create_roles(connection, prefix)
     yield prefix
     with postgres_engine.begin() as connection:
-        for role in (*GRANTS, "migrator"):
-            connection.exec_driver_sql(f"REASSIGN OWNED BY {prefix}{role} TO CURRENT_USER")
-            connection.exec_driver_sql(f"DROP OWNED BY {prefix}{role}")
-            connection.exec_driver_sql(f"DROP ROLE {prefix}{role}")
+        drop_roles(connection, prefix)
 
 
 def may(connection: Connection, statement: str) -> bool:

@@ -14,9 +14,10 @@ from sqlalchemy.exc import ProgrammingError
 from outboxkit import tables
 from outboxkit.dead_letters import Terms, repair_and_replay
 from outboxkit.headers import LETTER, REPLAY_FOR
-from outboxkit.migrations.roles import GRANTS, create_roles
+from outboxkit.migrations.roles import create_roles
 from outboxkit.migrations.row_policies import separate_consumers
 from tests.consumer_fixture import ConsumerFixture, consumer, handles, letters, order
+from tests.database_roles import drop_roles
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 ROWS: dict[str, dict[str, Any]] = {
@@ -46,9 +47,7 @@ def roles(postgres_engine: Engine) -> Iterator[str]:
         create_roles(connection, prefix)  # again: it keeps the separation
     yield prefix
     with postgres_engine.begin() as connection:
-        for role in (*GRANTS, "migrator", *logins):
-            for statement in ("REASSIGN OWNED BY {} TO CURRENT_USER", "DROP OWNED BY {}", "DROP ROLE {}"):
-                connection.exec_driver_sql(statement.format(prefix + role))
+        drop_roles(connection, prefix, *logins)
 
 
 def row(table: Table, consumer: str) -> dict[str, Any]:

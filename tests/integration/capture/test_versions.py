@@ -23,10 +23,11 @@ from outboxkit.errors import (
     SchemaNotFound,
 )
 from outboxkit.events import Rollout, event, event_type
-from outboxkit.migrations.roles import GRANTS, create_roles
+from outboxkit.migrations.roles import create_roles
 from outboxkit.registries.confluent import ConfluentRegistry
 from outboxkit.registries.memory import MemoryRegistry
 from outboxkit.testing.emitted import EmittedMessages
+from tests.database_roles import drop_roles
 from tests.integration.capture.model import Noted
 from tests.integration.capture.world import CaptureDatabase
 
@@ -304,10 +305,7 @@ def test_an_application_role_may_declare(database_url: str) -> None:
         declare(connection, [ShippedV1], registry=registry)
         connection.exec_driver_sql("RESET ROLE")
         found = connection.execute(tables.outbox_schemas.select()).all()
-        for role in (*GRANTS, "migrator"):
-            connection.exec_driver_sql(f"REASSIGN OWNED BY {prefix}{role} TO CURRENT_USER")
-            connection.exec_driver_sql(f"DROP OWNED BY {prefix}{role}")
-            connection.exec_driver_sql(f"DROP ROLE {prefix}{role}")
+        drop_roles(connection, prefix)
     engine.dispose()
 
     assert [row.fingerprint for row in found] == [DIGESTS[0]]

@@ -11,11 +11,12 @@ from sqlalchemy import Engine, event, text, update
 from sqlalchemy.exc import DataError, ProgrammingError
 
 from outboxkit import outbox, tables
-from outboxkit.migrations.roles import GRANTS, create_roles
+from outboxkit.migrations.roles import create_roles
 from outboxkit.policy import Failure, Order, RetryPolicy, full_jitter
 from outboxkit_relay.core.state import RelayConfig
 from outboxkit_relay.settings import Retention
 from outboxkit_relay.store import retention
+from tests.database_roles import drop_roles
 from tests.integration.relay.world import ScriptedPublisher, count, engine_for, message, relaying, until, write
 
 KEPT = Retention()
@@ -31,10 +32,7 @@ def owner(database_url: str) -> Iterator[tuple[Engine, str]]:
         create_roles(connection, prefix)
     yield engine, prefix
     with engine.begin() as connection:
-        for role in (*GRANTS, "migrator"):
-            connection.exec_driver_sql(f"REASSIGN OWNED BY {prefix}{role} TO CURRENT_USER")
-            connection.exec_driver_sql(f"DROP OWNED BY {prefix}{role}")
-            connection.exec_driver_sql(f"DROP ROLE {prefix}{role}")
+        drop_roles(connection, prefix)
     engine.dispose()
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 
 from outboxkit import tables
 from outboxkit.migrations.roles import GRANTS, missing_roles
+from tests.database_roles import drop_roles
 from tests.integration.relay.world import count, engine_for
 from tests.unit.relay.cli.conftest import Outboxkit
 
@@ -26,9 +27,7 @@ def prefix(engine: Engine) -> Iterator[str]:
     prefix = f"{engine.url.database}_"
     yield prefix
     with engine.begin() as connection:
-        for role in (*GRANTS, "migrator"):
-            for statement in ("REASSIGN OWNED BY {} TO CURRENT_USER", "DROP OWNED BY {}", "DROP ROLE {}"):
-                connection.execute(text(statement.format(prefix + role)))
+        drop_roles(connection, prefix)
 
 
 def test_the_roles_are_created_once_and_renewed_afterwards(outboxkit: Outboxkit, engine: Engine, prefix: str) -> None:
