@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Column, Connection, Engine, Table, create_engine, delete, insert, text, update
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from outboxkit import migrations, outbox, tables
+from outboxkit import outbox, tables
 from outboxkit.headers import pack_headers
 from outboxkit.migrations.roles import COLUMNS, GRANTS, create_roles
 from outboxkit_relay.exit_codes import Exit
@@ -24,7 +24,7 @@ from tests.acceptance.world import AcceptanceEnvironment, by_key, first_occurren
 from tests.conftest import PROFILE
 from tests.database_roles import drop_roles
 from tests.deadlines import DEADLINE
-from tests.faults.traffic import LEFT, message, open_destination
+from tests.faults.traffic import LEFT, message, open_destination, with_both_brokers
 
 FULL: Final = PROFILE == "full"
 TRIES: Final = 200_000 if FULL else 600
@@ -119,15 +119,9 @@ def _try(rng: random.Random, connection: Connection, topics: list[str], tried: C
 def test_whatever_an_application_writes_good_messages_go_out_in_order_and_the_status_is_true(
     database_url: str, kafka: servers.Server, rabbitmq: servers.Server, tmp_path: Path
 ) -> None:
-    for broker in (kafka, rabbitmq):
-        broker.heal()
-    world, name = AcceptanceEnvironment(database_url, kafka.url, tmp_path), uuid4().hex
-    with world.engine.begin() as connection:
-        migrations.upgrade(connection)
+    world, name = with_both_brokers(database_url, kafka, rabbitmq, tmp_path), uuid4().hex
     readers = {f"a-{name}": open_destination(kafka, f"a-{name}")}
     readers |= {f"bank.{name}": open_destination(rabbitmq, f"bank.{name}")}
-    world.environment["OUTBOXKIT_BROKERS__BANK__URL"] = rabbitmq.url
-    world.environment["OUTBOXKIT_DESTINATIONS"] = '{"bank.*": {"broker": "bank"}}'
     world.environment["OUTBOXKIT_RELAY__ON_DEAD"] = "skip"
     topics = [*readers, f"bank.none-{name}", "impossible name", "x" * 250]
     rng, tried = random.Random(4711), Counter[str]()

@@ -7,10 +7,10 @@ from uuid import uuid4
 
 from sqlalchemy import text
 
-from outboxkit import migrations, outbox
+from outboxkit import outbox
 from tests import servers
 from tests.acceptance.world import AcceptanceEnvironment, by_key, first_occurrences, numbers, ordinal
-from tests.faults.traffic import LEFT, message, open_destination
+from tests.faults.traffic import LEFT, message, open_destination, with_both_brokers
 
 KEYS, PORTION = 5, 100
 
@@ -18,15 +18,9 @@ KEYS, PORTION = 5, 100
 def test_kafka_and_rabbitmq_are_fed_from_one_outbox_and_one_that_dies_holds_the_other_up_in_nothing(
     database_url: str, kafka: servers.Server, rabbitmq: servers.Server, tmp_path: Path
 ) -> None:
-    for broker in (kafka, rabbitmq):
-        broker.heal()
-    world, name = AcceptanceEnvironment(database_url, kafka.url, tmp_path), uuid4().hex
-    with world.engine.begin() as connection:
-        migrations.upgrade(connection)
+    world, name = with_both_brokers(database_url, kafka, rabbitmq, tmp_path), uuid4().hex
     readers = {topic: open_destination(kafka, topic) for topic in (f"a-{name}", f"b-{name}")}
     readers |= {topic: open_destination(rabbitmq, topic) for topic in (f"bank.a-{name}", f"bank.b-{name}")}
-    world.environment["OUTBOXKIT_BROKERS__BANK__URL"] = rabbitmq.url
-    world.environment["OUTBOXKIT_DESTINATIONS"] = '{"bank.*": {"broker": "bank"}}'
     relay = world.start("relay", "run")
     try:
         _write(world, list(readers), 0)

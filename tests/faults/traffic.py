@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import uuid4
 
 import pika
@@ -11,6 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from outboxkit import migrations
 from outboxkit.message import Message
 from tests import canaries, servers
 from tests.acceptance.world import AcceptanceEnvironment, Kafka, RabbitMQ, by_key, first_occurrences, numbers, ordinal
@@ -40,6 +42,20 @@ def open_destination(broker: servers.Server, topic: str) -> Kafka | RabbitMQ:
     reader = RabbitMQ(broker, topic, f"audit.{topic}")
     reader.prepare()
     return reader
+
+
+def with_both_brokers(
+    database_url: str, kafka: servers.Server, rabbitmq: servers.Server, folder: Path
+) -> AcceptanceEnvironment:
+    """Tables, and settings by which topics named ``bank.*`` go to RabbitMQ and all others to Kafka."""
+    for broker in (kafka, rabbitmq):
+        broker.heal()
+    world = AcceptanceEnvironment(database_url, kafka.url, folder)
+    with world.engine.begin() as connection:
+        migrations.upgrade(connection)
+    world.environment["OUTBOXKIT_BROKERS__BANK__URL"] = rabbitmq.url
+    world.environment["OUTBOXKIT_DESTINATIONS"] = '{"bank.*": {"broker": "bank"}}'
+    return world
 
 
 def declare_exchange(broker: servers.Server, topic: str) -> None:
