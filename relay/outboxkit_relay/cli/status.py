@@ -80,8 +80,9 @@ def _tell_of(invocation: Invocation, message_id: str, *, as_json: bool) -> int:
         if as_json:
             output.print_json({"message": message_id, **place})
         else:
-            named = [f"{name} {_read(name, value)}" for name, value in place.items() if value not in (None, "")][1:]
-            click.echo(output.safe(f"{place['place']}: {', '.join(named)}"))
+            facts = {name: value for name, value in place.items() if name != "place" and value not in (None, "")}
+            named = ", ".join(f"{name} {_read(name, value)}" for name, value in facts.items())
+            click.echo(output.safe(f"{place['place']}: {named}"))
     if not places:
         click.echo(f"{output.safe(message_id)} is nowhere: it was never committed, or no longer kept", err=True)
     return Exit.OK if places else Exit.PROBLEMS

@@ -289,8 +289,10 @@ def check_triggers(patient: Patient) -> Iterator[Finding]:
             continue
         seen = f"the trigger of {relation} is missing or disabled: {means}"
         fix = f"outboxkit db upgrade, or ALTER TABLE {relation} ENABLE TRIGGER {name}"
-        is_of_times = relation != "outbox_audit"
-        yield warning("time-trigger", seen, fix) if is_of_times else warning("audit-trigger", seen, fix)
+        if relation == "outbox_audit":
+            yield warning("audit-trigger", seen, fix)
+        else:
+            yield warning("time-trigger", seen, fix)
 
 
 # --- what keeps vacuum from working ------------------------------------------------------------------------------
